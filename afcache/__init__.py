@@ -1,0 +1,68 @@
+"""AFCache: an error-controlled feature cache for diffusion transformers, as pure functions over an immutable state.
+
+import afcache
+
+pipe = afcache.compile_pipeline(pipe)
+image = pipe("a cat holding a sign", num_inference_steps=28).images[0]
+print(afcache.report(pipe))
+afcache.restore_pipeline(pipe)
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from afcache._version import __version__
+
+if TYPE_CHECKING:
+    from afcache.assets import load_mini_flux, mini_flux_folder
+    from afcache.config import PRESETS, CacheConfig
+    from afcache.metrics import psnr, ssim
+    from afcache.pipeline import compile_pipeline, restore_pipeline, uncached
+    from afcache.reporting import Report, report
+    from afcache.state import CacheState, check_state, init_state
+
+# Imported on first use: diffusers takes seconds to import, and `afcache --help` needs none of it.
+_HOMES = {
+    "PRESETS": "config",
+    "CacheConfig": "config",
+    "CacheState": "state",
+    "Report": "reporting",
+    "check_state": "state",
+    "compile_pipeline": "pipeline",
+    "init_state": "state",
+    "load_mini_flux": "assets",
+    "mini_flux_folder": "assets",
+    "psnr": "metrics",
+    "report": "reporting",
+    "restore_pipeline": "pipeline",
+    "ssim": "metrics",
+    "uncached": "pipeline",
+}
+
+__all__ = [
+    "PRESETS",
+    "CacheConfig",
+    "CacheState",
+    "Report",
+    "__version__",
+    "check_state",
+    "compile_pipeline",
+    "init_state",
+    "load_mini_flux",
+    "mini_flux_folder",
+    "psnr",
+    "report",
+    "restore_pipeline",
+    "ssim",
+    "uncached",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'afcache' has no attribute {name!r}; it offers {', '.join(__all__)}.")
+    return getattr(importlib.import_module(f"afcache.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,61 @@
+"""Axis glossary, shape aliases, and the `typed` decorator.
+
+| axis | meaning |
+|---|---|
+| `batch` | samples of one transformer call |
+| `img_seq`, `txt_seq`, `seq` | image tokens, text tokens, both (text first, as in FLUX) |
+| `heads`, `head_dim`, `dim` | attention heads, their width, the model's width |
+| `channels` | width of a latent token: what the transformer takes and returns |
+| `nodes` | refreshes that the history remembers, newest first |
+
+This file and those that use `typed` do without `from __future__ import annotations`: the checker needs real objects.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any, ParamSpec, TypeVar
+
+import torch
+from beartype import beartype
+from jaxtyping import Bool, Float, Int, jaxtyped
+from torch import Tensor
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+# A module of the host library, used by its attribute names; `functional` imports no host library.
+HostModule = Any
+
+Features = Float[Tensor, "batch img_seq dim"]
+TextFeatures = Float[Tensor, "batch txt_seq dim"]
+Velocity = Float[Tensor, "batch img_seq channels"]
+History = Float[Tensor, "nodes batch img_seq dim"]
+Nodes = Float[Tensor, "nodes batch"]
+Row = Float[Tensor, "nodes batch"]
+PerSample = Float[Tensor, " batch"]
+Counts = Int[Tensor, " batch"]
+Flags = Bool[Tensor, " batch"]
+Scalar = Float[Tensor, ""]
+Index = Int[Tensor, ""]
+Flag = Bool[Tensor, ""]
+Heads = Float[Tensor, "batch heads seq head_dim"]
+
+
+def typed(function: Callable[P, R]) -> Callable[P, R]:
+    """Check shapes and types in eager mode; call the raw function under torch.compile and torch.export.
+
+    Checked functions do not trace, so the two are kept side by side.
+
+    Raises:
+        jaxtyping.TypeCheckError: an argument or the result does not fit its annotation (eager mode only).
+
+    """
+    checked = jaxtyped(typechecker=beartype)(function)
+
+    @functools.wraps(function)
+    def dispatch(*args: P.args, **kwargs: P.kwargs) -> R:
+        if torch.compiler.is_compiling():
+            return function(*args, **kwargs)
+        return checked(*args, **kwargs)
+
+    return dispatch

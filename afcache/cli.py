@@ -1,0 +1,147 @@
+"""The command line: `afcache generate` and `afcache info`."""
+
+import argparse
+import importlib.metadata
+import logging
+import platform
+import sys
+import warnings
+from pathlib import Path
+from typing import Any, NoReturn
+
+from afcache._version import __version__
+
+_DTYPES = ("float32", "bfloat16", "float16")
+_ERROR_STATUS = 2
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser whose errors are one line."""
+
+    def error(self, message: str) -> NoReturn:
+        print(f"afcache: error: {message} (see '{self.prog} --help')", file=sys.stderr)
+        sys.exit(_ERROR_STATUS)
+
+
+def _positive_int(text: str) -> int:
+    try:
+        value = int(text)
+    except ValueError:
+        value = 0
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number >= 1, got {text!r}")
+    return value
+
+
+def _seed(text: str) -> int:
+    try:
+        value = int(text)
+    except ValueError:
+        value = -1
+    if not 0 <= value < 2**63:
+        raise argparse.ArgumentTypeError(f"must be a whole number from 0 to 2^63 - 1, got {text!r}")
+    return value
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Make the parser."""
+    parser = _Parser(prog="afcache", description="Adaptive feature cache for diffusion transformers.")
+    parser.add_argument("--version", action="version", version=f"afcache {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, parser_class=_Parser)
+    generate = commands.add_parser("generate", help="draw images", description="Draw images, with the cache.")
+    add = generate.add_argument
+    add("--prompt", action="append", metavar="TEXT", help="what to draw; may be repeated (mini-FLUX has defaults)")
+    add("--model", metavar="FOLDER_OR_HUB_ID", help="a FLUX.1 pipeline (default: mini-FLUX, which ships with the package)")
+    add("--steps", type=_positive_int, default=28, help="denoising steps (default 28)")
+    add("--seed", type=_seed, default=0, help="seed of the first image (default 0)")
+    add("--guidance-scale", type=float, help="distilled guidance, for models with a guidance embedding (default 3.5)")
+    add("--true-cfg-scale", type=float, default=1.0, help="classifier-free guidance; above 1 doubles the work (default 1)")
+    add("--negative-prompt", metavar="TEXT", help="used when --true-cfg-scale is above 1 (default: the empty prompt)")
+    add("--height", type=_positive_int, help="pixels (default: the model's own)")
+    add("--width", type=_positive_int, help="pixels (default: the model's own)")
+    add("--max-sequence-length", type=_positive_int, help="text tokens (default: the model's own, else 512)")
+    add("--num-images", type=_positive_int, default=1, help="images per prompt, with seeds counting up (default 1)")
+    careful = generate.add_mutually_exclusive_group()
+    careful.add_argument("--preset", choices=("quality", "balanced", "fast"), help="how careful (default balanced)")
+    careful.add_argument("--tolerance", type=float, help="error budget between refreshes; 0 computes every step")
+    careful.add_argument("--no-cache", action="store_true", help="run the pipeline as it is")
+    add("--no-compile", action="store_true", help="do not compile: starts at once, runs slower")
+    add("--dtype", choices=_DTYPES, help="default: bfloat16 on CUDA, float32 elsewhere and for mini-FLUX")
+    add("--device", help="cpu, cuda, cuda:1, ... (default: cuda if there is one)")
+    add("--output", type=Path, default=Path("outputs"), metavar="DIR", help="where to write (default outputs)")
+    add("--compare", action="store_true", help="also run uncached, and show pictures, gain and difference side by side")
+    info = commands.add_parser("info", help="show versions and what can be used here")
+    info.set_defaults(dtype=None)
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line; return the exit status.
+
+    Expected failures (bad values, missing folders, unsupported models) are one line on stderr and status 2.
+    """
+    arguments = build_parser().parse_args(argv)
+    _quieten()
+    try:
+        if arguments.command == "info":
+            print("\n".join(f"{name:<14} {value}" for name, value in collect_info().items()))
+        else:
+            from afcache.generate import run
+
+            run(arguments)
+    except (ValueError, TypeError, NotImplementedError, OSError) as error:
+        print(f"afcache: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return _ERROR_STATUS
+    except KeyboardInterrupt:
+        print("afcache: interrupted", file=sys.stderr)
+        return 130
+    return 0
+
+
+def collect_info() -> dict[str, str]:
+    """Versions, device, and whether xfuser can be used; for people and for bug reports."""
+    import torch
+
+    info = {"afcache": __version__, "python": platform.python_version(), "platform": platform.platform()}
+    for name in ("torch", "diffusers", "transformers", "xfuser", "einops", "jaxtyping", "beartype"):
+        try:
+            info[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            info[name] = "not installed"
+    if torch.cuda.is_available():
+        info["device"] = f"cuda ({torch.cuda.get_device_name()}, {torch.cuda.device_count()} in all)"
+    else:
+        info["device"] = f"cpu ({torch.get_num_threads()} threads); no CUDA device"
+    info["xfuser usable"] = _probe_xfuser()
+    from afcache.generate import missing_compiler
+
+    info["compiler"] = missing_compiler(torch.device("cpu")) or "found"
+    return info
+
+
+def _probe_xfuser() -> str:
+    """Import xfuser (it needs a GPU to import) and say in one line what came of it."""
+    try:
+        import xfuser  # noqa: F401
+    except Exception as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        return f"no: {reason}. Only needed for several GPUs."
+    return "yes"
+
+
+def _quieten() -> None:
+    """Leave our own words on the screen: other libraries' start-up warnings tell a user of this command nothing."""
+    warnings.filterwarnings("ignore")
+    logging.getLogger("torch").setLevel(logging.ERROR)
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    from diffusers.utils import logging as diffusers_logging
+
+    diffusers_logging.disable_progress_bar()
+
+
+def namespace_settings(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The given options as plain values, to be stored beside the pictures."""
+    return {key: str(value) if isinstance(value, Path) else value for key, value in vars(arguments).items()}

@@ -1,0 +1,1 @@
+"""Pure functions over tensors: no module state, no logging, no host library."""

@@ -1,0 +1,102 @@
+"""Joint attention over text and image tokens; the kernel is an argument."""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor
+
+from afcache._typing import Features, Heads, HostModule, TextFeatures, typed
+from afcache.functional.rope import apply_rotary_emb
+
+# (query, key, value) -> output, all `[batch, heads, seq, head_dim]`.
+AttentionKernel = Callable[[Tensor, Tensor, Tensor], Tensor]
+RotaryEmbedding = tuple[Tensor, Tensor]
+
+
+@typed
+def scaled_dot_product_attention(query: Heads, key: Heads, value: Heads) -> Heads:
+    """softmax(q k^T / sqrt(head_dim)) v with torch's own kernels: the default `AttentionKernel`."""
+    return F.scaled_dot_product_attention(query, key, value)
+
+
+def _split_heads(attn: HostModule, x: Tensor) -> Tensor:
+    return rearrange(x, "batch seq (heads head_dim) -> batch heads seq head_dim", head_dim=attn.head_dim)
+
+
+def _project(attn: HostModule, hidden_states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries, keys and values of the stream that the block owns, normalised per head."""
+    if attn.fused_projections:
+        query, key, value = attn.to_qkv(hidden_states).chunk(3, dim=-1)
+    else:
+        query, key, value = attn.to_q(hidden_states), attn.to_k(hidden_states), attn.to_v(hidden_states)
+    query, key, value = (_split_heads(attn, x) for x in (query, key, value))
+    return attn.norm_q(query), attn.norm_k(key), value
+
+
+def _project_added(attn: HostModule, encoder_hidden_states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The same for the text stream of a double-stream block."""
+    if attn.fused_projections:
+        query, key, value = attn.to_added_qkv(encoder_hidden_states).chunk(3, dim=-1)
+    else:
+        query = attn.add_q_proj(encoder_hidden_states)
+        key = attn.add_k_proj(encoder_hidden_states)
+        value = attn.add_v_proj(encoder_hidden_states)
+    query, key, value = (_split_heads(attn, x) for x in (query, key, value))
+    return attn.norm_added_q(query), attn.norm_added_k(key), value
+
+
+def _attend(query: Tensor, key: Tensor, value: Tensor, image_rotary_emb: RotaryEmbedding, kernel: AttentionKernel) -> Tensor:
+    cos, sin = image_rotary_emb
+    output = kernel(apply_rotary_emb(query, cos, sin), apply_rotary_emb(key, cos, sin), value)
+    return rearrange(output, "batch heads seq head_dim -> batch seq (heads head_dim)").to(query.dtype)
+
+
+@typed
+def joint_attention(
+    attn: HostModule,
+    hidden_states: Features,
+    encoder_hidden_states: TextFeatures,
+    *,
+    image_rotary_emb: RotaryEmbedding,
+    kernel: AttentionKernel,
+) -> tuple[Features, TextFeatures]:
+    """Attend over text and image tokens together, each stream with its own projections.
+
+    Args:
+        attn: the host's attention module; its submodules are called, its forward is not.
+        hidden_states: modulated image tokens.
+        encoder_hidden_states: modulated text tokens.
+        image_rotary_emb: `(cos, sin)`, each `[seq, head_dim]`, text positions first.
+        kernel: maps query, key, value to the attention output.
+
+    Returns:
+        the image stream's and the text stream's output projections.
+    Reference:
+        Esser et al., 2024, arXiv 2403.03206, section 4 (MM-DiT).
+
+    """
+    txt_seq = encoder_hidden_states.shape[1]
+    image = _project(attn, hidden_states)
+    text = _project_added(attn, encoder_hidden_states)
+    query, key, value = (torch.cat([t, i], dim=2) for t, i in zip(text, image, strict=True))
+    output = _attend(query, key, value, image_rotary_emb, kernel)
+    image_output = attn.to_out[1](attn.to_out[0](output[:, txt_seq:].contiguous()))
+    return image_output, attn.to_add_out(output[:, :txt_seq].contiguous())
+
+
+@typed
+def self_attention(
+    attn: HostModule, hidden_states: Features, *, image_rotary_emb: RotaryEmbedding, kernel: AttentionKernel
+) -> Features:
+    """Attend over the concatenated sequence of a single-stream block, without output projection.
+
+    Args:
+        attn: the host's attention module.
+        hidden_states: modulated tokens, text first; here the axis `img_seq` counts both.
+        image_rotary_emb: `(cos, sin)`, each `[seq, head_dim]`.
+        kernel: maps query, key, value to the attention output.
+
+    """
+    return _attend(*_project(attn, hidden_states), image_rotary_emb, kernel)

@@ -1,0 +1,82 @@
+"""FLUX.1's two kinds of transformer block, over the host's own submodules.
+
+diffusers' block forwards cannot be traced inside torch.cond (the attention calls `inspect.signature`), so the
+mathematics is written again here and every weight stays where it is: LoRA-wrapped, quantised, cast or offloaded
+linears are called like any other.
+"""
+
+import torch
+from torch import Tensor
+
+from afcache._typing import Features, HostModule, TextFeatures, typed
+from afcache.functional.attention import AttentionKernel, RotaryEmbedding, joint_attention, self_attention
+
+_FLOAT16_MAX = 65504
+
+
+def _clip_float16(x: Tensor) -> Tensor:
+    return x.clip(-_FLOAT16_MAX, _FLOAT16_MAX) if x.dtype == torch.float16 else x
+
+
+@typed
+def double_stream_block(
+    block: HostModule,
+    hidden_states: Features,
+    encoder_hidden_states: TextFeatures,
+    *,
+    temb: Tensor,
+    image_rotary_emb: RotaryEmbedding,
+    kernel: AttentionKernel,
+) -> tuple[Features, TextFeatures]:
+    """Run one double-stream block: joint attention, then an MLP for each stream.
+
+    Args:
+        block: the host's `FluxTransformerBlock`.
+        hidden_states: image tokens.
+        encoder_hidden_states: text tokens.
+        temb: conditioning vector `[batch, dim]` of timestep, guidance and pooled text.
+        image_rotary_emb: `(cos, sin)`, each `[seq, head_dim]`, text positions first.
+        kernel: the attention kernel.
+
+    Returns:
+        image tokens, text tokens (the host returns them the other way round).
+
+    """
+    image, gate_msa, shift_mlp, scale_mlp, gate_mlp = block.norm1(hidden_states, emb=temb)
+    text, c_gate_msa, c_shift_mlp, c_scale_mlp, c_gate_mlp = block.norm1_context(encoder_hidden_states, emb=temb)
+    image, text = joint_attention(block.attn, image, text, image_rotary_emb=image_rotary_emb, kernel=kernel)
+
+    hidden_states = hidden_states + gate_msa[:, None] * image
+    image = block.norm2(hidden_states) * (1 + scale_mlp[:, None]) + shift_mlp[:, None]
+    hidden_states = hidden_states + gate_mlp[:, None] * block.ff(image)
+
+    encoder_hidden_states = encoder_hidden_states + c_gate_msa[:, None] * text
+    text = block.norm2_context(encoder_hidden_states) * (1 + c_scale_mlp[:, None]) + c_shift_mlp[:, None]
+    encoder_hidden_states = encoder_hidden_states + c_gate_mlp[:, None] * block.ff_context(text)
+    return hidden_states, _clip_float16(encoder_hidden_states)
+
+
+@typed
+def single_stream_block(
+    block: HostModule,
+    hidden_states: Features,
+    *,
+    temb: Tensor,
+    image_rotary_emb: RotaryEmbedding,
+    kernel: AttentionKernel,
+) -> Features:
+    """Run one single-stream block: attention and MLP in parallel over text and image tokens.
+
+    Args:
+        block: the host's `FluxSingleTransformerBlock`.
+        hidden_states: tokens, text first; here the axis `img_seq` counts both.
+        temb: conditioning vector `[batch, dim]`.
+        image_rotary_emb: `(cos, sin)`, each `[seq, head_dim]`.
+        kernel: the attention kernel.
+
+    """
+    normed, gate = block.norm(hidden_states, emb=temb)
+    mlp = block.act_mlp(block.proj_mlp(normed))
+    attention = self_attention(block.attn, normed, image_rotary_emb=image_rotary_emb, kernel=kernel)
+    output = block.proj_out(torch.cat([attention, mlp], dim=2))
+    return _clip_float16(hidden_states + gate[:, None] * output)

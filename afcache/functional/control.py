@@ -1,0 +1,149 @@
+"""Error control, as in an adaptive ODE solver: when to refresh, and how to catch up.
+
+Symbols: sigma_i the noise level of the present step, sigma_n that of the last refresh, e = ||v_hat - v|| / ||v|| the error
+measured at a refresh, g the growth law, c = e / g the error rate.
+
+Reference:
+    Step-size control: Hairer, Norsett, Wanner, 1993, "Solving Ordinary Differential Equations I", section II.4. The
+    measurement is free because the forecast is still at hand at a refresh.
+"""
+
+import torch
+
+from afcache._typing import Counts, Flag, Flags, Nodes, PerSample, Scalar, Velocity, typed
+
+
+@typed
+def power_growth(nodes: Nodes, orders: Counts, sigma: Scalar, *, exponent: float) -> PerSample:
+    """G = |sigma - sigma_n|^p, p = min(exponent, order + 1).
+
+    Args:
+        nodes: sigma of the last refreshes, newest first.
+        orders: order of the row whose error grows, per sample.
+        sigma: noise level of the step.
+        exponent: highest power; static.
+
+    """
+    power = (orders + 1).to(torch.float32).clamp(max=exponent)
+    return (sigma - nodes[0]).abs() ** power
+
+
+@typed
+def remainder_growth(nodes: Nodes, orders: Counts, sigma: Scalar) -> PerSample:
+    """G = prod_{k <= order} |sigma - sigma_k|: the remainder of polynomial interpolation on unequal nodes.
+
+    Reference:
+        Cauchy's remainder: v - v_hat = v^(order + 1)(xi) / (order + 1)! * prod_k (sigma - sigma_k).
+    """
+    growth = torch.ones_like(nodes[0])
+    for k in range(nodes.shape[0]):
+        growth = torch.where(orders >= k, growth * (sigma - nodes[k]).abs(), growth)
+    return growth
+
+
+@typed
+def error_rate(measured_error: PerSample, growth: PerSample) -> PerSample:
+    """C = e / g. Not finite (and so: refresh) when e is not, or when g is zero."""
+    return measured_error / growth
+
+
+@typed
+def predicted_error(rate: PerSample, growth: PerSample) -> PerSample:
+    """The relative velocity error c * g that a forecast step is expected to have."""
+    return rate * growth
+
+
+@typed
+def contribution(predicted: PerSample, sigma: Scalar, sigma_next: Scalar) -> PerSample:
+    """What a forecast step adds to the trajectory's error: predicted * |sigma_{i+1} - sigma_i|."""
+    return predicted * (sigma_next - sigma).abs()
+
+
+@typed
+def should_refresh(
+    accumulated: PerSample,
+    *,
+    tolerance: Scalar,
+    gap: PerSample,
+    last_gap: PerSample,
+    max_growth: float,
+    is_forced: Flag,
+) -> Flags:
+    """Decide, per sample, whether this step is computed in full.
+
+    A step is forecast only if  accumulated < tolerance  and  gap <= max_growth * last_gap  and it is not forced. Every
+    comparison is written so that NaN means refresh, and tolerance 0 always refreshes.
+
+    Args:
+        accumulated: contributions since the last refresh, this step's included.
+        tolerance: limit of `accumulated`; in units of relative velocity error times sigma.
+        gap: distance in sigma from the last refresh to this step.
+        last_gap: distance in sigma between the last two refreshes; 0 until there are two.
+        max_growth: largest ratio of the two; static; infinity switches the limit off.
+        is_forced: warmup, or a last step that must be computed.
+
+    """
+    is_within = (accumulated < tolerance) & torch.isfinite(accumulated)
+    is_gradual = gap <= max_growth * last_gap if max_growth != float("inf") else last_gap > 0
+    return ~(is_within & is_gradual & ~is_forced)
+
+
+@typed
+def extend_lag(lag: PerSample, growth: PerSample, sigma: Scalar, sigma_next: Scalar) -> PerSample:
+    """Add a forecast step to lag = sum_j (sigma_{j+1} - sigma_j) g(sigma_j), signed differences."""
+    return lag + (sigma_next - sigma) * growth
+
+
+@typed
+def catch_up(
+    velocity: Velocity,
+    forecast: Velocity,
+    *,
+    lag: PerSample,
+    growth: PerSample,
+    sigma: Scalar,
+    sigma_next: Scalar,
+) -> Velocity:
+    """Give back, at a refresh, what the forecast steps before it left out.
+
+    d = v - v_hat is known now. If the velocity's error grew with g since the last refresh, the forecast Euler steps left
+    the trajectory short by s d, s = lag / g(sigma_i); the present step makes up for it:
+
+        v + s / (sigma_{i+1} - sigma_i) d
+
+    Args:
+        velocity: computed velocity v.
+        forecast: forecast v_hat of the same step.
+        lag: from `extend_lag`; 0 after a refresh, which leaves v as it is.
+        growth: g(sigma_i) by the law that `lag` was summed with.
+        sigma, sigma_next: this step's noise levels.
+
+    Returns:
+        the velocity to step with, in the dtype of `velocity`; the uncorrected one belongs in the history.
+
+    """
+    factor = (lag / growth / (sigma_next - sigma))[:, None, None]
+    difference = velocity.to(torch.float32) - forecast.to(torch.float32)
+    corrected = (velocity.to(torch.float32) + factor * difference).to(velocity.dtype)
+    return torch.where((lag != 0)[:, None, None] & torch.isfinite(corrected), corrected, velocity)
+
+
+@typed
+def infer_guidance(step: Velocity, first: Velocity, second: Velocity) -> PerSample:
+    """The guidance scale s that turned two branch velocities into the step that was taken.
+
+    step = second + s (first - second), solved by least squares: s = <step - second, first - second> / ||first - second||^2.
+
+    Args:
+        step: (x_{i+1} - x_i) / (sigma_{i+1} - sigma_i), the guided velocity that the scheduler integrated.
+        first: velocity of the branch called first (the prompt's, in diffusers' pipelines).
+        second: velocity of the branch called second.
+
+    Returns:
+        float32; 1 where the branches do not differ or anything is not finite, clamped to [0, 100].
+
+    """
+    direction = first.to(torch.float32) - second.to(torch.float32)
+    offset = step.to(torch.float32) - second.to(torch.float32)
+    scale = (offset * direction).sum((1, 2)) / direction.square().sum((1, 2))
+    return torch.where(torch.isfinite(scale), scale, torch.ones_like(scale)).clamp(0.0, 100.0)

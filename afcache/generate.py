@@ -1,0 +1,291 @@
+"""`afcache generate`: load a pipeline, draw, compare, write."""
+
+import argparse
+import os
+import shutil
+import statistics
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import DiffusionPipeline, FluxPipeline
+from PIL import Image
+
+from afcache.assets import mini_flux_folder, recommended_settings
+from afcache.config import CacheConfig, resolve_config
+from afcache.metrics import psnr, ssim
+from afcache.models.flux import num_blocks
+from afcache.pipeline import compile_pipeline, uncached
+from afcache.reporting import Report, report
+
+_MINI_PROMPTS = (
+    "a handwritten seven on a flower",
+    "a handwritten three on a palace",
+    "a handwritten five on a flower",
+    "a handwritten eight on a palace",
+)
+_ROUNDS = 3
+_COMPILE_SECONDS_PER_BLOCK = {"cpu": 5.0, "cuda": 1.5}
+
+
+@dataclass(frozen=True)
+class Job:
+    """One image to draw."""
+
+    prompt: str
+    seed: int
+
+    @property
+    def stem(self) -> str:
+        """File name without extension."""
+        words = "".join(letter if letter.isalnum() else "_" for letter in self.prompt.lower())[:40].strip("_")
+        return f"{words}_seed{self.seed}"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Cached against uncached, same prompt and seed."""
+
+    job: Job
+    uncached: np.ndarray
+    cached: np.ndarray
+    report: Report
+
+    @property
+    def psnr(self) -> float:
+        """In dB."""
+        return psnr(self.cached, self.uncached)
+
+    @property
+    def ssim(self) -> float:
+        """1 means equal."""
+        return ssim(self.cached, self.uncached)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Do what the command line asks.
+
+    Raises:
+        ValueError, NotImplementedError, OSError: anything a user can mend; the message says how.
+
+    """
+    _check_arguments(arguments)
+    settings = resolve_config(tolerance=arguments.tolerance, preset=arguments.preset)
+    device = _device(arguments.device)
+    compiles = not (arguments.no_compile or arguments.no_cache)
+    if compiles and (problem := missing_compiler(device)):
+        raise OSError(problem)
+    folder = _resolve_model(arguments.model)
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    pipe = _load(folder, arguments, device)
+    options = _sampling_options(pipe, folder, arguments)
+    prompts = arguments.prompt or list(_MINI_PROMPTS)
+    jobs = [Job(prompt, arguments.seed + i) for prompt in prompts for i in range(arguments.num_images)]
+    draw = _Draw(pipe, options)
+    if arguments.no_cache:
+        for job in jobs:
+            _save(arguments.output / f"{job.stem}.png", draw(job))
+    else:
+        compile_pipeline(pipe, settings, compile=compiles)
+        if compiles:
+            _announce_compilation(pipe, device)
+        warmup_seconds = _timed(draw, jobs[0])[1]
+        if compiles:
+            print(f"compiled in {warmup_seconds:.0f} s")
+        if arguments.compare:
+            _compare(draw, jobs, settings, compiles, arguments.output)
+        else:
+            for job in jobs:
+                _save(arguments.output / f"{job.stem}.png", draw(job))
+                _write_report(report(pipe), arguments.output, job)
+            print(report(pipe))
+    print(f"written to {arguments.output}/")
+
+
+def missing_compiler(device: torch.device) -> str | None:
+    """The reason why torch.compile cannot work here, or None. On a CPU inductor needs a C++ compiler."""
+    name = os.environ.get("CXX", "g++")
+    if device.type != "cpu" or shutil.which(name):
+        return None
+    return (
+        f"no C++ compiler: {name!r} is not on the PATH, and torch.compile needs one. Install g++, set CXX, or use --no-compile."
+    )
+
+
+class _Draw:
+    """Calls the pipeline for a job; returns float pixels `[height, width, 3]` in [0, 1]."""
+
+    def __init__(self, pipe: FluxPipeline, options: dict[str, Any]) -> None:
+        self.pipe = pipe
+        self.options = options
+
+    def __call__(self, job: Job) -> np.ndarray:
+        generator = torch.Generator().manual_seed(job.seed)
+        output: Any = self.pipe(prompt=job.prompt, generator=generator, output_type="np", **self.options)
+        return output.images[0]
+
+
+def _timed(draw: _Draw, job: Job) -> tuple[np.ndarray, float]:
+    began = time.perf_counter()
+    image = draw(job)
+    return image, time.perf_counter() - began
+
+
+def _compare(draw: _Draw, jobs: list[Job], settings: CacheConfig, compiles: bool, output: Path) -> None:
+    """Draw every job with and without the cache, then time both in alternation."""
+    results = []
+    for job in jobs:
+        with uncached(draw.pipe):
+            reference = draw(job)
+        image = draw(job)
+        results.append(Comparison(job, reference, image, report(draw.pipe)))
+        _save(output / f"{job.stem}.png", image)
+        _save(output / f"{job.stem}_uncached.png", reference)
+        _write_report(results[-1].report, output, job)
+    times: dict[str, list[float]] = {"uncached": [], "cached": []}
+    draw.pipe.set_progress_bar_config(disable=True)
+    for _ in range(_ROUNDS):
+        with uncached(draw.pipe):
+            times["uncached"].append(_timed(draw, jobs[0])[1])
+        times["cached"].append(_timed(draw, jobs[0])[1])
+    picture = output / "compare.png"
+    _draw_comparison(results, picture)
+    _print_comparison(results, times, settings, compiles)
+    print(f"side by side: {picture}")
+
+
+def _print_comparison(results: list[Comparison], times: dict[str, list[float]], settings: CacheConfig, compiles: bool) -> None:
+    print(f"\n{'prompt':<42} {'steps computed (F) or forecast (.)':<36} {'blocks':>7} {'PSNR':>8} {'SSIM':>7}")
+    for result in results:
+        name = f"{result.job.prompt[:34]} #{result.job.seed}"
+        print(
+            f"{name:<42} {result.report.pattern():<36} {result.report.block_speedup:6.2f}x "
+            f"{result.psnr:5.1f} dB {result.ssim:7.4f}"
+        )
+    block_gain = statistics.mean(result.report.block_speedup for result in results)
+    quality = statistics.mean(min(result.psnr, 150.0) for result in results)
+    slow, fast = (statistics.median(times[name]) for name in ("uncached", "cached"))
+    how = "compiled" if compiles else "not compiled"
+    print(f"\nblock evaluations  {block_gain:.2f}x fewer (mean), at {quality:.1f} dB against the uncached image")
+    print(
+        f"wall clock         {slow / fast:.2f}x faster: {slow:.2f} s uncached (eager), {fast:.2f} s cached ({how}); medians of "
+        f"{_ROUNDS}, alternating, after warm-up"
+    )
+    print(f"settings           tolerance {settings.tolerance:g}, warmup {settings.warmup_steps} steps")
+
+
+def _draw_comparison(results: list[Comparison], path: Path) -> None:
+    """One row per image: uncached, cached, and their difference, amplified as its title says."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    rows = results[:8]
+    figure = Figure(figsize=(8.4, 2.9 * len(rows)), layout="constrained")
+    FigureCanvasAgg(figure)
+    grid = figure.subplots(len(rows), 3, squeeze=False)
+    for axes, result in zip(grid, rows, strict=True):
+        difference = np.abs(result.cached.astype(np.float64) - result.uncached)
+        gain = 10
+        panels = (
+            (result.uncached, f"uncached: {result.job.prompt}"),
+            (result.cached, f"cached, {result.report.block_speedup:.2f}x fewer blocks, {result.psnr:.1f} dB"),
+            (np.clip(difference * gain, 0, 1), f"difference x {gain} (mean {difference.mean():.4f})"),
+        )
+        for axis, (image, title) in zip(axes, panels, strict=True):
+            axis.imshow(image, interpolation="nearest")
+            axis.set_title(title, fontsize=8)
+            axis.set_axis_off()
+    figure.savefig(path, dpi=110)
+
+
+def _save(path: Path, image: np.ndarray) -> None:
+    Image.fromarray((image * 255).round().astype(np.uint8)).save(path)
+
+
+def _write_report(result: Report, output: Path, job: Job) -> None:
+    result.to_json(output / f"{job.stem}.json")
+    result.plot(output / f"{job.stem}_report.png")
+
+
+def _announce_compilation(pipe: FluxPipeline, device: torch.device) -> None:
+    seconds = _COMPILE_SECONDS_PER_BLOCK.get(device.type, 2.0) * num_blocks(pipe.transformer)
+    print(f"compiling, about {seconds:.0f} s (once per process; --no-compile starts at once)", flush=True)
+
+
+def _check_arguments(arguments: argparse.Namespace) -> None:
+    if arguments.compare and arguments.no_cache:
+        raise ValueError("--compare needs the cache; leave out --no-cache.")
+    if arguments.true_cfg_scale < 1:
+        raise ValueError(f"--true-cfg-scale must be >= 1 (1 switches guidance off), got {arguments.true_cfg_scale:g}.")
+    if arguments.negative_prompt is not None and arguments.true_cfg_scale == 1:
+        raise ValueError("--negative-prompt has no effect without guidance; give --true-cfg-scale above 1, too.")
+    if not arguments.prompt and arguments.model is not None:
+        raise ValueError("--prompt is needed with --model; only mini-FLUX has default prompts.")
+
+
+def _device(name: str | None) -> torch.device:
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ValueError(f"--device {name!r} is not a device; try cpu, cuda or cuda:0.") from error
+    if device.type == "cuda" and (not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count()):
+        raise ValueError(
+            f"--device {name!r} is not here: torch sees {torch.cuda.device_count()} CUDA devices. Use --device cpu."
+        )
+    return device
+
+
+def _resolve_model(model: str | None) -> str:
+    """A folder or hub id that names a FluxPipeline."""
+    if model is None:
+        return str(mini_flux_folder())
+    is_hub_id = model.count("/") == 1 and not model.startswith((".", "/", "~")) and not Path(model).exists()
+    if not is_hub_id and not Path(model).is_dir():
+        raise ValueError(f"--model {model!r}: no such folder (a hub id looks like black-forest-labs/FLUX.1-dev).")
+    if not is_hub_id and not (Path(model) / "model_index.json").is_file():
+        raise ValueError(f"--model {model!r} has no model_index.json: it is not a diffusers pipeline folder.")
+    try:
+        config = DiffusionPipeline.load_config(model)
+    except OSError as error:
+        first = str(error).strip().splitlines()[0]
+        raise ValueError(f"--model {model!r} could not be loaded from the Hugging Face hub: {first}") from error
+    assert isinstance(config, dict)
+    if config.get("_class_name") != "FluxPipeline":
+        raise ValueError(f"--model {model!r} is a {config.get('_class_name')}, not a FluxPipeline; afcache knows FLUX.1 only.")
+    return model
+
+
+def _load(folder: str, arguments: argparse.Namespace, device: torch.device) -> FluxPipeline:
+    is_mini = folder == str(mini_flux_folder())
+    default = "bfloat16" if device.type == "cuda" and not is_mini else "float32"
+    dtype = getattr(torch, arguments.dtype or default)
+    pipe = FluxPipeline.from_pretrained(folder, dtype=dtype).to(device)
+    pipe.set_progress_bar_config(desc="denoising", leave=False)
+    return pipe
+
+
+def _sampling_options(pipe: FluxPipeline, folder: str, arguments: argparse.Namespace) -> dict[str, Any]:
+    recommended = recommended_settings(Path(folder))
+    options: dict[str, Any] = {"num_inference_steps": arguments.steps, "true_cfg_scale": arguments.true_cfg_scale}
+    multiple = pipe.vae_scale_factor * 2
+    for name in ("height", "width"):
+        value = getattr(arguments, name) or recommended.get(name)
+        if value is not None and value % multiple:
+            raise ValueError(f"--{name} must be a multiple of {multiple} for this model, got {value}.")
+        if value is not None:
+            options[name] = value
+    length = arguments.max_sequence_length or recommended.get("max_sequence_length")
+    if length is not None:
+        options["max_sequence_length"] = length
+    if arguments.true_cfg_scale > 1:
+        options["negative_prompt"] = arguments.negative_prompt or ""
+    if arguments.guidance_scale is not None:
+        if not pipe.transformer.config.guidance_embeds:
+            raise ValueError("--guidance-scale: this model has no guidance embedding; use --true-cfg-scale.")
+        options["guidance_scale"] = arguments.guidance_scale
+    return options

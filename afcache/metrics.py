@@ -1,0 +1,45 @@
+"""Image quality against a reference, in float64."""
+
+import math
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+from skimage.metrics import structural_similarity
+
+
+def _as_unit_range(image: ArrayLike) -> np.ndarray:
+    """uint8 pictures become [0, 1]; floating ones are taken as [0, 1] already. Always float64: uint8 differences wrap."""
+    array = np.asarray(image)
+    return array.astype(np.float64) / 255 if array.dtype == np.uint8 else array.astype(np.float64)
+
+
+def psnr(image: ArrayLike, reference: ArrayLike) -> float:
+    """Peak signal-to-noise ratio in dB, peak 1: -10 log10(mean squared difference).
+
+    Args:
+        image, reference: equal shapes; uint8 in 0 to 255 (PIL pictures too), or floating in [0, 1].
+
+    Returns:
+        dB; infinity for equal images. Unrelated images score under 12 dB.
+
+    Raises:
+        ValueError: the shapes differ.
+
+    """
+    first, second = _as_unit_range(image), _as_unit_range(reference)
+    if first.shape != second.shape:
+        raise ValueError(f"image has shape {first.shape}, reference {second.shape}; compare pictures of one size.")
+    mse = float(np.mean((first - second) ** 2))
+    return math.inf if mse == 0 else -10 * math.log10(mse)
+
+
+def ssim(image: ArrayLike, reference: ArrayLike) -> float:
+    """Structural similarity of two colour pictures `[height, width, 3]`; 1 for equal ones.
+
+    Reference:
+        Wang et al., 2004, "Image quality assessment"; scikit-image's implementation, window 7, per channel.
+    """
+    first, second = _as_unit_range(image), _as_unit_range(reference)
+    value: Any = structural_similarity(first, second, channel_axis=-1, data_range=1.0)
+    return float(value)

@@ -1,0 +1,119 @@
+"""FLUX.1: diffusers' FluxTransformer2DModel as an `Architecture`."""
+
+from typing import NamedTuple
+
+import torch
+from diffusers import FluxTransformer2DModel
+from diffusers.models.attention_dispatch import dispatch_attention_fn
+from diffusers.models.transformers.transformer_flux import FluxAttnProcessor
+from torch import Tensor
+
+from afcache._typing import HostModule
+from afcache.functional.attention import AttentionKernel, scaled_dot_product_attention
+from afcache.functional.stack import Embedded, run_stack
+from afcache.functional.step import Architecture
+
+
+class FluxInputs(NamedTuple):
+    """What diffusers hands to `FluxTransformer2DModel.forward`, without options.
+
+    Attributes:
+        hidden_states: packed latents `[batch, img_seq, channels]`.
+        encoder_hidden_states: T5 embeddings `[batch, txt_seq, joint_attention_dim]`.
+        pooled_projections: pooled CLIP embeddings `[batch, pooled_projection_dim]`.
+        timestep: `[batch]`, in [0, 1].
+        img_ids: image positions `[img_seq, 3]`.
+        txt_ids: text positions `[txt_seq, 3]`.
+        guidance: distilled guidance scale `[batch]`, or None for models without guidance embedding.
+
+    """
+
+    hidden_states: Tensor
+    encoder_hidden_states: Tensor
+    pooled_projections: Tensor
+    timestep: Tensor
+    img_ids: Tensor
+    txt_ids: Tensor
+    guidance: Tensor | None
+
+
+def embed(transformer: HostModule, inputs: FluxInputs) -> Embedded:
+    """Embed latents, text, timestep, guidance and positions with the host's own modules."""
+    hidden_states = transformer.x_embedder(inputs.hidden_states)
+    timestep = inputs.timestep.to(hidden_states.dtype) * 1000
+    if inputs.guidance is None:
+        temb = transformer.time_text_embed(timestep, inputs.pooled_projections)
+    else:
+        guidance = inputs.guidance.to(hidden_states.dtype) * 1000
+        temb = transformer.time_text_embed(timestep, guidance, inputs.pooled_projections)
+    return Embedded(
+        hidden_states=hidden_states,
+        encoder_hidden_states=transformer.context_embedder(inputs.encoder_hidden_states),
+        temb=temb,
+        image_rotary_emb=transformer.pos_embed(torch.cat((inputs.txt_ids, inputs.img_ids), dim=0)),
+    )
+
+
+def stack(transformer: HostModule, embedded: Embedded, kernel: AttentionKernel) -> Tensor:
+    """Run the double- and single-stream blocks."""
+    return run_stack(transformer.transformer_blocks, transformer.single_transformer_blocks, embedded, kernel=kernel)
+
+
+def head(transformer: HostModule, hidden_states: Tensor, temb: Tensor) -> Tensor:
+    """Modulate, normalise and project the image tokens to a velocity."""
+    return transformer.proj_out(transformer.norm_out(hidden_states, temb))
+
+
+FLUX = Architecture(embed=embed, stack=stack, head=head)
+
+
+def num_blocks(transformer: HostModule) -> int:
+    """How many blocks one full forward evaluates."""
+    return len(transformer.transformer_blocks) + len(transformer.single_transformer_blocks)
+
+
+def check_transformer(transformer: object) -> None:
+    """Raise unless our forward computes exactly what this transformer would.
+
+    Raises:
+        NotImplementedError: another architecture, an attention processor that we do not know, or tensor or context
+            parallelism of diffusers.
+
+    """
+    if not isinstance(transformer, FluxTransformer2DModel):
+        raise NotImplementedError(
+            f"transformer is a {type(transformer).__name__}; only diffusers' FluxTransformer2DModel (FLUX.1) is supported. "
+            "If it was wrapped by torch.compile, pass the pipeline uncompiled: compile_pipeline compiles it."
+        )
+    for name, processor in transformer.attn_processors.items():
+        if type(processor) is not FluxAttnProcessor:
+            raise NotImplementedError(
+                f"attention processor {type(processor).__name__} at {name} is not supported (IP-Adapter and custom "
+                "processors are not cached yet). Unload it, e.g. pipe.unload_ip_adapter(), or call "
+                "afcache.restore_pipeline(pipe) to run without caching."
+            )
+        if processor._parallel_config is not None:
+            raise NotImplementedError(
+                f"attention processor at {name} runs under diffusers' context parallelism, which is not supported. "
+                "Run on one device, or call afcache.restore_pipeline(pipe)."
+            )
+
+
+def attention_kernel(transformer: HostModule) -> AttentionKernel:
+    """The kernel that `transformer.set_attention_backend` chose, or torch's scaled dot product attention."""
+    processors = list(transformer.attn_processors.values())
+    backends = {processor._attention_backend for processor in processors}
+    if backends == {None} or not backends:
+        return scaled_dot_product_attention
+    if len(backends) > 1:
+        raise NotImplementedError(
+            f"attention backends differ between blocks ({sorted(map(str, backends))}); set one for the whole model with "
+            "transformer.set_attention_backend(name)."
+        )
+    backend = backends.pop()
+
+    def kernel(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        by_token = (query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2))
+        return dispatch_attention_fn(*by_token, backend=backend).transpose(1, 2)
+
+    return kernel

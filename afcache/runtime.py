@@ -1,0 +1,376 @@
+"""The one mutable cell: what a bound transformer holds between calls."""
+
+import dataclasses
+import time
+import types
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from diffusers.utils import logging
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from afcache.config import CacheConfig
+from afcache.functional.control import infer_guidance
+from afcache.functional.step import cached_forward, full_forward, predict_error
+from afcache.models import flux
+from afcache.schedule import ScheduledStep, check_scheduler, check_sigmas, correction_holds, read_step
+from afcache.state import (
+    CacheState,
+    Coupling,
+    StepRecord,
+    StepSchedule,
+    init_state,
+    schedule_step,
+    solo,
+    state_bytes,
+)
+
+logger = logging.get_logger(__name__)
+
+
+@dataclass(frozen=True)
+class CompileOptions:
+    """How the forward is compiled; the meaning of the fields is torch.compile's."""
+
+    enabled: bool = True
+    backend: str | Callable[..., Any] = "inductor"
+    mode: str | None = None
+    dynamic: bool | None = None
+
+    @property
+    def uses_cuda_graphs(self) -> bool:
+        """Whether outputs are overwritten by the next call."""
+        return self.enabled and self.mode in ("reduce-overhead", "max-autotune")
+
+
+@dataclass
+class Call:
+    """One transformer call of a trajectory, as the report sees it.
+
+    Attributes:
+        step: position in the schedule.
+        branch: 0 for the leader, 1 and up for other guidance branches.
+        record: what the step did, or None under policy "none".
+        elapsed: returns seconds; on CUDA it waits for the call's events.
+
+    """
+
+    step: int
+    branch: int
+    record: StepRecord | None
+    elapsed: Callable[[], float]
+
+
+@dataclass
+class Branch:
+    """What one guidance branch holds.
+
+    Attributes:
+        state: the present value.
+        velocity: its velocity at the trajectory's first step; dropped once the guidance scale is known.
+
+    """
+
+    state: CacheState
+    velocity: Tensor | None = None
+
+
+@dataclass
+class Trajectory:
+    """One image's (or batch's) way through a schedule."""
+
+    timesteps: Tensor
+    sigmas: Tensor
+    first_index: int
+    shape: torch.Size
+    corrects: bool
+    index: int = -1
+    calls_at_index: int = 0
+    branches: list[Branch] = field(default_factory=list)
+    coupling: Coupling | None = None
+    guidance_scale: Tensor | None = None
+    first_latents: Tensor | None = None
+    calls: list[Call] = field(default_factory=list)
+    num_blocks: int = 0
+
+    @property
+    def num_steps(self) -> int:
+        """Steps from the first one to the end of the schedule."""
+        return len(self.timesteps) - self.first_index
+
+    @property
+    def bytes(self) -> int:
+        """Memory of all branches' states."""
+        return sum(state_bytes(branch.state) for branch in self.branches)
+
+
+def _fresh_code(function: types.FunctionType) -> types.FunctionType:
+    """A copy with its own code object: torch.compile's cache, and its recompile limit, are kept per code object."""
+    copy = types.FunctionType(
+        function.__code__.replace(), function.__globals__, function.__name__, function.__defaults__, function.__closure__
+    )
+    copy.__kwdefaults__ = function.__kwdefaults__
+    return copy
+
+
+class Runtime:
+    """Binds settings to a transformer and threads the state through its calls.
+
+    Args:
+        transformer: the module whose forward it replaces.
+        config: settings.
+        options: how to compile.
+        compiler: torch.compile; passed in because the pipeline module owns the only call to it.
+
+    """
+
+    def __init__(
+        self,
+        transformer: Any,
+        config: CacheConfig,
+        options: CompileOptions,
+        compiler: Callable[..., Callable[..., Any]],
+    ) -> None:
+        self.config = config
+        self.options = options
+        self.trajectory: Trajectory | None = None
+        self._compiler = compiler
+        self._transformer = transformer
+        self._pipes: list[weakref.ref[Any]] = []
+        self._steps: dict[bool, Callable[..., Any]] = {}
+        self._has_warned = False
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Runtime":
+        """A copied transformer gets a runtime of its own: same settings, no trajectory, the copied pipelines."""
+        twin = Runtime(memo[id(self._transformer)], self.config, self.options, self._compiler)
+        memo[id(self)] = twin
+        for pipe in self.pipes():
+            twin.serve(memo.get(id(pipe), pipe))
+        return twin
+
+    def serve(self, pipe: Any) -> None:
+        """Read the scheduler of this pipeline, too. Pipelines made by `from_pipe` share the transformer."""
+        if all(known is not pipe for known in self.pipes()):
+            self._pipes.append(weakref.ref(pipe))
+
+    def pipes(self) -> list[Any]:
+        """The living pipelines that are served."""
+        return [pipe for pipe in (reference() for reference in self._pipes) if pipe is not None]
+
+    def reset(self) -> None:
+        """Forget the present trajectory."""
+        self.trajectory = None
+
+    def forward(self, inputs: flux.FluxInputs) -> Tensor:
+        """One transformer call: find its place in the schedule, decide, compute or forecast, keep the state.
+
+        Raises:
+            RuntimeError: the timestep fits no schedule of the served pipelines.
+            NotImplementedError: the transformer or the scheduler changed into something unsupported.
+
+        """
+        scheduler, step = self._locate(inputs.timestep)
+        trajectory = self.trajectory
+        if trajectory is None or _is_new(trajectory, step):
+            trajectory = self._start(scheduler, step, inputs)
+        if inputs.hidden_states.shape != trajectory.shape:
+            raise RuntimeError(
+                f"hidden_states changed from {tuple(trajectory.shape)} to {tuple(inputs.hidden_states.shape)} within one "
+                "trajectory. Call scheduler.set_timesteps before sampling another shape."
+            )
+        if step.index != trajectory.index:
+            trajectory.index, trajectory.calls_at_index = step.index, 0
+        branch_index = trajectory.calls_at_index
+        started = _clock(inputs.hidden_states.device)
+        if self.config.policy == "none":
+            velocity, record = self._compute(inputs), None
+        else:
+            velocity, record = self._cached(inputs, trajectory, branch_index)
+        elapsed = started()
+        trajectory.calls_at_index += 1
+        trajectory.calls.append(Call(step.index, branch_index, record, elapsed))
+        return velocity
+
+    def _locate(self, timestep: Tensor) -> tuple[Any, ScheduledStep]:
+        """The scheduler that is running, and the step it is at.
+
+        One pipeline is the rule. With several schedulers, those whose present step fits the timestep qualify; the running
+        trajectory's comes first, then one whose schedule was not seen before.
+        """
+        schedulers = list({id(pipe.scheduler): pipe.scheduler for pipe in self.pipes()}.values())
+        previous = self.trajectory.timesteps if self.trajectory is not None else None
+        found: list[tuple[Any, ScheduledStep]] = []
+        for scheduler in schedulers:
+            check_scheduler(scheduler)
+            # Reading the timestep waits for the device, so accelerators verify at a trajectory's start only.
+            is_running = scheduler.timesteps is previous
+            verify = timestep.device.type == "cpu" or len(schedulers) > 1 or not is_running
+            step = read_step(scheduler, timestep, verify=verify)
+            if step is not None:
+                found.append((scheduler, step))
+        if not found:
+            value = float(timestep.flatten()[0]) * 1000
+            raise RuntimeError(
+                f"timestep {value:.4g} does not fit the present step of pipe.scheduler"
+                f" ({', '.join(type(s).__name__ for s in schedulers) or 'no living pipeline'}). If another pipeline with its "
+                "own scheduler shares this transformer, call afcache.compile_pipeline on that pipeline too; if you call the "
+                "transformer yourself, drive pipe.scheduler, or use afcache.restore_pipeline(pipe) first."
+            )
+        running = [pair for pair in found if pair[1].timesteps is previous]
+        return (running or found)[0]
+
+    def _start(self, scheduler: Any, step: ScheduledStep, inputs: flux.FluxInputs) -> Trajectory:
+        flux.check_transformer(self._transformer)
+        check_sigmas(step.sigmas[step.index :])
+        corrects = self.config.correction and correction_holds(scheduler)
+        if self.config.correction and not corrects and not self._has_warned and self.config.policy != "none":
+            self._has_warned = True
+            logger.warning(
+                f"The catch-up correction is off: it assumes a first-order deterministic step, and "
+                f"{type(scheduler).__name__} as configured takes another. Caching itself stays on; pass "
+                "CacheConfig(correction=False) to silence this."
+            )
+        self.trajectory = Trajectory(
+            timesteps=step.timesteps,
+            sigmas=step.sigmas.to(inputs.hidden_states.device, torch.float32),
+            first_index=step.index,
+            shape=inputs.hidden_states.shape,
+            corrects=corrects,
+            num_blocks=flux.num_blocks(self._transformer),
+        )
+        return self.trajectory
+
+    def _cached(self, inputs: flux.FluxInputs, trajectory: Trajectory, branch_index: int) -> tuple[Tensor, StepRecord]:
+        schedule = schedule_step(
+            trajectory.sigmas,
+            trajectory.index,
+            tolerance=self.config.tolerance,
+            num_steps=trajectory.num_steps,
+            first_index=trajectory.first_index,
+        )
+        if branch_index == len(trajectory.branches):
+            trajectory.branches.append(Branch(self._init_state(inputs)))
+        branch = trajectory.branches[branch_index]
+        if branch_index == 0:
+            _learn_guidance(trajectory, inputs.hidden_states)
+            trajectory.coupling = self._lead(trajectory, schedule)
+        assert trajectory.coupling is not None
+        coupling = trajectory.coupling._replace(is_follower=torch.full_like(trajectory.coupling.is_follower, branch_index > 0))
+        velocity, state, record = self._step(trajectory.corrects)(inputs, branch.state, schedule, coupling)
+        if self.options.uses_cuda_graphs:
+            velocity, state, record = _clone((velocity, state, record))
+        branch.state = state
+        if branch_index == 0:
+            trajectory.coupling = trajectory.coupling._replace(leader_refresh=record.refresh)
+        if trajectory.index == trajectory.first_index:
+            trajectory.first_latents, branch.velocity = inputs.hidden_states, velocity
+        return velocity, record
+
+    def _lead(self, trajectory: Trajectory, schedule: StepSchedule) -> Coupling:
+        """Gather what the leading branch needs to decide for all."""
+        coupling = solo(trajectory.shape[0], device=trajectory.sigmas.device)
+        followers = trajectory.branches[1:]
+        if trajectory.guidance_scale is None or not followers:
+            return coupling
+        others = sum(predict_error(branch.state, schedule, config=self.config) for branch in followers)
+        scale = trajectory.guidance_scale
+        return coupling._replace(weight=scale.abs(), others_error=(1 - scale).abs() * others)
+
+    def _init_state(self, inputs: flux.FluxInputs) -> CacheState:
+        batch, img_seq, _ = inputs.hidden_states.shape
+        dtype, device = inputs.hidden_states.dtype, inputs.hidden_states.device
+        dim = self._transformer.inner_dim
+        return init_state(batch, img_seq, dim, order=self.config.order, dtype=dtype, device=device)
+
+    def _compute(self, inputs: flux.FluxInputs) -> Tensor:
+        return self._step(corrects=False)(inputs)
+
+    def _step(self, corrects: bool) -> Callable[..., Any]:
+        """The forward for this trajectory's scheduler, compiled once for each of the two cases."""
+        if corrects not in self._steps:
+            self._steps[corrects] = self._build(corrects)
+        return self._steps[corrects]
+
+    def _build(self, corrects: bool) -> Callable[..., Any]:
+        transformer, kernel = self._transformer, flux.attention_kernel(self._transformer)
+        config = dataclasses.replace(self.config, correction=corrects)
+
+        def step(inputs: Any, state: Any, schedule: Any, coupling: Any) -> Any:
+            return cached_forward(
+                transformer,
+                inputs,
+                state,
+                schedule,
+                coupling,
+                architecture=flux.FLUX,
+                kernel=kernel,
+                config=config,
+            )
+
+        def uncached(inputs: Any) -> Any:
+            return full_forward(transformer, inputs, architecture=flux.FLUX, kernel=kernel)
+
+        function = _fresh_code(uncached if config.policy == "none" else step)  # pyright: ignore[reportArgumentType]
+        if not self.options.enabled:
+            return function
+        return self._compiler(
+            function,
+            fullgraph=True,
+            backend=self.options.backend,
+            mode=self.options.mode,
+            dynamic=self.options.dynamic,
+        )
+
+
+def _is_new(trajectory: Trajectory, step: ScheduledStep) -> bool:
+    """A schedule made anew, or one that is walked again from an earlier step."""
+    return step.timesteps is not trajectory.timesteps or step.index < trajectory.index
+
+
+def _learn_guidance(trajectory: Trajectory, latents: Tensor) -> None:
+    """At the second step: infer the guidance scale from the first step that the scheduler took."""
+    if trajectory.first_latents is None or trajectory.index == trajectory.first_index:
+        return
+    if len(trajectory.branches) == 2:
+        first, second = (branch.velocity for branch in trajectory.branches)
+        assert first is not None
+        assert second is not None
+        sigma, sigma_next = trajectory.sigmas[trajectory.first_index], trajectory.sigmas[trajectory.first_index + 1]
+        moved = (latents.to(torch.float32) - trajectory.first_latents.to(torch.float32)) / (sigma_next - sigma)
+        trajectory.guidance_scale = infer_guidance(moved[..., : first.shape[-1]], first, second)
+    trajectory.first_latents = None
+    for branch in trajectory.branches:
+        branch.velocity = None
+
+
+def _clone(values: Any) -> Any:
+    return pytree.tree_map_only(Tensor, torch.clone, values)
+
+
+def _clock(device: torch.device) -> Callable[[], Callable[[], float]]:
+    """Start timing; call the result at the end to get a function that returns the seconds between."""
+    if device.type == "cuda":
+        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        start.record()
+
+        def stop_on_device() -> Callable[[], float]:
+            end.record()
+
+            def seconds() -> float:
+                end.synchronize()
+                return start.elapsed_time(end) / 1000
+
+            return seconds
+
+        return stop_on_device
+    began = time.perf_counter()
+
+    def stop() -> Callable[[], float]:
+        elapsed = time.perf_counter() - began
+        return lambda: elapsed
+
+    return stop
