@@ -1,0 +1,30 @@
+import pytest
+import torch
+from diffusers import FluxPipeline
+
+import afcache
+
+
+@pytest.fixture(autouse=True)
+def seed() -> int:
+    torch.manual_seed(0)
+    torch._dynamo.reset()
+    return 0
+
+
+@pytest.fixture(scope="session")
+def mini_flux() -> FluxPipeline:
+    pipe = afcache.load_mini_flux()
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+@pytest.fixture
+def pipe(mini_flux):
+    """The session's pipeline, given back as it was."""
+    scheduler = mini_flux.scheduler
+    yield mini_flux
+    mini_flux.scheduler = scheduler
+    mini_flux.to(torch.float32)
+    if "_afcache" in mini_flux.transformer.__dict__:
+        afcache.restore_pipeline(mini_flux)

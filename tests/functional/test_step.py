@@ -1,0 +1,356 @@
+import itertools
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from afcache.config import CacheConfig
+from afcache.functional.attention import scaled_dot_product_attention
+from afcache.functional.step import cached_forward, decide, predict_error
+from afcache.state import CacheState, init_state, schedule_step, solo
+from tests.toy import TOY, Run, Toy, ToyInputs, VelocityField, sample_toy, uneven_sigmas
+
+SIGMAS = uneven_sigmas(28)
+LATENTS = torch.linspace(-1, 1, 2 * 3 * 4).reshape(2, 3, 4)
+
+
+def polynomial_in_sigma(*coefficients: float) -> VelocityField:
+    """A velocity that depends on sigma alone: the exact Euler sum is known, and errors do not feed back."""
+
+    def field(x: Tensor, sigma: Tensor) -> Tensor:
+        value = sum(c * sigma**i for i, c in enumerate(coefficients))
+        return (value * torch.ones_like(sigma))[:, None, None].expand_as(x).contiguous()
+
+    return field
+
+
+def mixture_flow(x: Tensor, sigma: Tensor) -> Tensor:
+    """Velocity of the flow from noise to a two-point mixture at +-1, per coordinate: E[noise - data | x]."""
+    s = sigma[:, None, None].clamp(min=1e-3)
+    data = torch.tanh(x * (1 - s) / s**2)
+    return (x - data) / s
+
+
+def euler(field: VelocityField, latents: Tensor, sigmas: Tensor = SIGMAS) -> Tensor:
+    for sigma, sigma_next in itertools.pairwise(sigmas):
+        latents = latents + (sigma_next - sigma) * field(latents, sigma.expand(latents.shape[0]))
+    return latents
+
+
+def run(field: VelocityField, latents: Tensor = LATENTS, sigmas: Tensor = SIGMAS, **settings) -> Run:
+    return sample_toy(field, sigmas, CacheConfig(**settings), latents=latents)
+
+
+def test_tolerance_zero_refreshes_always_and_equals_the_uncached_run():
+    result = run(mixture_flow, tolerance=0.0)
+    assert result.pattern() == "F" * 28
+    assert torch.equal(result.latents, euler(mixture_flow, LATENTS))
+
+
+def test_adaptive_run_skips_steps_and_stays_close():
+    result = run(mixture_flow, tolerance=0.01, warmup_steps=2)
+    assert "." in result.pattern()
+    assert "F" in result.pattern()[2:]
+    difference = (result.latents - euler(mixture_flow, LATENTS)).abs().max()
+    assert 0 < difference < 0.05
+
+
+def test_error_grows_with_the_tolerance():
+    exact = euler(mixture_flow, LATENTS)
+    results = [run(mixture_flow, tolerance=t, warmup_steps=2, correction=False) for t in (0.003, 0.03, 0.3)]
+    errors = [float((result.latents - exact).norm()) for result in results]
+    computed = [result.pattern().count("F") for result in results]
+    assert errors == sorted(errors)
+    assert computed == sorted(computed, reverse=True)
+    assert errors[2] > 3 * errors[0]
+
+
+@pytest.mark.parametrize("order", [0, 1, 2, 3])
+def test_forecast_is_exact_for_polynomials_of_its_order(order: int):
+    field = polynomial_in_sigma(0.3, 1.1, -0.7, 0.5, 0.2)
+    exact_field = polynomial_in_sigma(*(0.3, 1.1, -0.7, 0.5)[: order + 1])
+    settings = {"order": order, "warmup_steps": order + 2, "tolerance": 1e9, "max_growth": math.inf, "correction": False}
+    # Ten steps only: float32 rounding of the history is amplified by the power of the distance.
+    sigmas = uneven_sigmas(10)
+    result = run(exact_field, sigmas=sigmas, **settings)
+    assert result.pattern() == "F" * (order + 2) + "." * (8 - order)
+    torch.testing.assert_close(result.latents, euler(exact_field, LATENTS, sigmas), rtol=0, atol=5e-5)
+    inexact = run(field, sigmas=sigmas, **settings)
+    assert float((inexact.latents - euler(field, LATENTS, sigmas)).abs().max()) > 1e-3
+
+
+def last_refresh_difference(result: Run, field: VelocityField) -> float:
+    """Distance from the uncached path right after the last refresh: later steps are not corrected."""
+    last = result.pattern().rindex("F")
+    assert "." in result.pattern()[:last]
+    exact = euler(field, LATENTS, SIGMAS[: last + 2])
+    return float((result.path[last + 1] - exact).abs().max())
+
+
+@pytest.mark.parametrize(
+    ("coefficients", "order", "law"),
+    [((0.3, 1.7), 0, "power"), ((0.3, 1.7), 0, "remainder"), ((0.3, 1.7, -2.5), 1, "remainder")],
+    ids=["linear error, linear law", "linear error, remainder of order 0", "quadratic velocity, remainder of order 1"],
+)
+def test_correction_is_exact_where_its_law_holds(coefficients: tuple[float, ...], order: int, law: str):
+    field = polynomial_in_sigma(*coefficients)
+    settings = {"order": order, "error_law": law, "tolerance": 0.05, "warmup_steps": 3}
+    corrected = run(field, **settings)
+    uncorrected = run(field, **settings, correction=False)
+    assert corrected.pattern() == uncorrected.pattern()
+    assert last_refresh_difference(corrected, field) < 2e-5
+    assert last_refresh_difference(uncorrected, field) > 1e-3
+
+
+def test_correction_by_the_power_law_is_nearly_exact_for_a_quadratic_velocity():
+    field = polynomial_in_sigma(0.3, 1.7, -2.5)
+    settings = {"order": 1, "error_law": "power", "tolerance": 0.05}
+    corrected, uncorrected = run(field, **settings), run(field, **settings, correction=False)
+    assert last_refresh_difference(corrected, field) < 0.5 * last_refresh_difference(uncorrected, field)
+
+
+def test_history_holds_the_uncorrected_residual():
+    field = polynomial_in_sigma(0.3, 1.7, -2.5)
+    result = run(field, order=1, tolerance=0.05)
+    newest = result.state.history[0]
+    expected = field(LATENTS, result.state.nodes[0])
+    torch.testing.assert_close(newest, expected)
+
+
+def test_first_two_steps_are_always_computed():
+    assert run(polynomial_in_sigma(1.0), tolerance=1e9, warmup_steps=1, max_growth=math.inf).pattern().startswith("FF.")
+
+
+def test_warmup_steps_are_computed():
+    assert run(polynomial_in_sigma(1.0, 0.1), tolerance=1e9, warmup_steps=7).pattern().startswith("F" * 7 + ".")
+
+
+def test_last_step_is_computed_on_request():
+    settings = {"tolerance": 1e9, "max_growth": math.inf, "warmup_steps": 2}
+    field = polynomial_in_sigma(1.0, 0.1)
+    assert run(field, **settings).pattern() == "FF" + "." * 26
+    assert run(field, **settings, refresh_last_step=True).pattern() == "FF" + "." * 25 + "F"
+
+
+@pytest.mark.parametrize("max_growth", [1.0, 2.0, 3.0])
+def test_gaps_grow_by_no_more_than_the_limit(max_growth: float):
+    result = run(polynomial_in_sigma(1.0, 0.1), tolerance=1e9, max_growth=max_growth, warmup_steps=2)
+    last, previous_gap, forecasts = 0, 0.0, 0
+    for index, letter in enumerate(result.pattern()):
+        gap = float(SIGMAS[last] - SIGMAS[index])
+        if letter == "F":
+            previous_gap, last = gap, index
+        else:
+            forecasts += 1
+            assert gap <= max_growth * previous_gap + 1e-6
+    assert (forecasts > 0) == (max_growth > 1)
+
+
+def test_order_tag_makes_the_law_follow_the_measured_row():
+    # After two refreshes the error belongs to the order-0 row: it grows linearly, though the row in use is of order 1.
+    result = run(polynomial_in_sigma(0.3, 1.7), sigmas=SIGMAS[:3], tolerance=0.0, order=1)
+    assert result.state.error_order.tolist() == [0, 0]
+    config = CacheConfig(order=1)
+    near, far = (schedule_step(SIGMAS, i, tolerance=0.1) for i in (2, 6))
+    ratio = predict_error(result.state, far, config=config) / predict_error(result.state, near, config=config)
+    gaps = (SIGMAS[1] - SIGMAS[6]) / (SIGMAS[1] - SIGMAS[2])
+    torch.testing.assert_close(ratio, gaps.expand(2))
+
+    longer = run(polynomial_in_sigma(0.3, 1.7, 0.4), sigmas=SIGMAS[:4], tolerance=0.0, order=1)
+    assert longer.state.error_order.tolist() == [1, 1]
+    near, far = (schedule_step(SIGMAS, i, tolerance=0.1) for i in (3, 7))
+    ratio = predict_error(longer.state, far, config=config) / predict_error(longer.state, near, config=config)
+    gaps = (SIGMAS[2] - SIGMAS[7]) / (SIGMAS[2] - SIGMAS[3])
+    torch.testing.assert_close(ratio, (gaps**2).expand(2))
+
+
+def test_estimate_is_the_sum_of_rate_times_growth_times_step():
+    result = run(polynomial_in_sigma(0.3, 1.7, -2.5), tolerance=0.05, warmup_steps=3)
+    assert result.pattern().startswith("FFF.")
+    e = float(result.records[2].measured_error[0])
+    sigma = SIGMAS.tolist()
+    rate = e / (sigma[1] - sigma[2]) ** 2
+    expected = rate * (sigma[2] - sigma[3]) ** 2 * (sigma[3] - sigma[4])
+    assert float(result.records[3].accumulated_error[0]) == pytest.approx(expected, rel=1e-4)
+    refreshed = [bool(record.refresh[0]) for record in result.records]
+    assert all(float(r.accumulated_error[0]) == 0 for r, done in zip(result.records, refreshed, strict=True) if done)
+
+
+def test_measured_error_is_relative_in_velocity_space():
+    field = polynomial_in_sigma(0.3, 1.7)
+    result = run(field, tolerance=0.0, order=0)
+    ones = torch.ones(1)
+    before, now = (float(field(LATENTS[:1], SIGMAS[i] * ones)[0, 0, 0]) for i in (4, 5))
+    assert float(result.records[5].measured_error[0]) == pytest.approx(abs(before - now) / abs(now), rel=1e-4)
+    assert math.isnan(float(result.records[0].measured_error[0]))
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, 0.0], ids=["nan", "infinity", "zero norm"])
+def test_a_broken_velocity_forces_refreshes_until_an_error_is_measured_again(bad: float):
+    smooth = polynomial_in_sigma(1.0, 0.1)
+
+    def field(x: Tensor, sigma: Tensor) -> Tensor:
+        is_bad = (sigma == SIGMAS[5])[:, None, None]
+        return torch.where(is_bad, torch.full_like(x, bad), smooth(x, sigma))
+
+    settings = {"tolerance": 1e9, "max_growth": math.inf, "correction": False}
+    pattern = run(field, **settings, warmup_steps=6).pattern()
+    # Step 5 is broken; 6 forecasts from it and cannot be trusted; a zero norm is measured properly at 6.
+    assert pattern[:7] == "F" * 7
+    assert run(smooth, **settings, warmup_steps=6).pattern() == "F" * 6 + "." * 22
+
+
+def batch_of(*fields: VelocityField) -> VelocityField:
+    def field(x: Tensor, sigma: Tensor) -> Tensor:
+        return torch.cat([f(x[i : i + 1], sigma[i : i + 1]) for i, f in enumerate(fields)])
+
+    return field
+
+
+def test_independent_samples_do_not_depend_on_their_neighbours():
+    restless, calm = mixture_flow, polynomial_in_sigma(0.3, 0.5, 0.01)
+    together = run(batch_of(restless, calm), tolerance=0.004, warmup_steps=2)
+    assert together.pattern(0) != together.pattern(1)
+    for i, field in enumerate((restless, calm)):
+        alone = run(field, latents=LATENTS[i : i + 1], tolerance=0.004, warmup_steps=2)
+        assert alone.pattern() == together.pattern(i)
+        assert torch.equal(alone.latents[0], together.latents[i])
+
+
+def test_shared_decisions_refresh_all_samples_together():
+    fields = batch_of(mixture_flow, polynomial_in_sigma(0.3, 0.5, 0.01))
+    together = run(fields, tolerance=0.004, warmup_steps=2, batch_decisions="shared")
+    assert together.pattern(0) == together.pattern(1)
+    assert "." in together.pattern()
+
+
+def test_the_stack_runs_exactly_when_a_sample_refreshes():
+    toy, config = Toy(batch_of(mixture_flow, polynomial_in_sigma(0.3, 0.5, 0.01))), CacheConfig(tolerance=0.004, warmup_steps=2)
+    state, latents, computed = init_state(2, 3, 4, order=1), LATENTS, 0
+    for index in range(28):
+        schedule = schedule_step(SIGMAS, index, tolerance=config.tolerance)
+        inputs = ToyInputs(latents, schedule.sigma.expand(2))
+        before = toy.evaluations
+        velocity, state, record = step_once(toy, inputs, state, schedule, config=config)
+        assert toy.evaluations - before == int(record.refresh.any()) == int(record.is_computed)
+        computed += int(record.is_computed)
+        latents = latents + (schedule.sigma_next - schedule.sigma) * velocity
+    assert 2 < computed < 28
+
+
+def step_once(toy: Toy, inputs: ToyInputs, state: CacheState, schedule, *, config: CacheConfig, coupling=None):
+    return cached_forward(
+        toy,
+        inputs,
+        state,
+        schedule,
+        coupling or solo(inputs.hidden_states.shape[0]),
+        architecture=TOY,
+        kernel=scaled_dot_product_attention,
+        config=config,
+    )
+
+
+@pytest.mark.parametrize("index", [2, 3], ids=["refresh", "forecast"])
+def test_cached_forward_leaves_its_inputs_unchanged_and_returns_fresh_tensors(index: int):
+    result = run(mixture_flow, sigmas=SIGMAS[: index + 1], tolerance=1e9, warmup_steps=3)
+    state, toy = result.state, Toy(mixture_flow)
+    before = [field.clone() for field in state]
+    schedule = schedule_step(SIGMAS, index, tolerance=1e9)
+    inputs = ToyInputs(result.latents, schedule.sigma.expand(2))
+    _, after, record = step_once(toy, inputs, state, schedule, config=CacheConfig(tolerance=1e9, warmup_steps=3))
+    assert bool(record.is_computed) == (index == 2)
+    assert all(torch.equal(x, y) for x, y in zip(before, state, strict=True))
+    pointers = {field.data_ptr() for field in state}
+    assert after.history.data_ptr() not in pointers
+
+
+def test_both_branches_return_the_same_metadata():
+    config = CacheConfig(tolerance=1e9, warmup_steps=3)
+    metadata = []
+    for index in (2, 3):
+        result = run(mixture_flow, sigmas=SIGMAS[: index + 1], tolerance=1e9, warmup_steps=3)
+        schedule = schedule_step(SIGMAS, index, tolerance=1e9)
+        inputs = ToyInputs(result.latents, schedule.sigma.expand(2))
+        velocity, state, record = step_once(Toy(mixture_flow), inputs, result.state, schedule, config=config)
+        metadata.append([(x.shape, x.dtype, x.stride()) for x in (velocity, *state, *record)])
+    assert metadata[0] == metadata[1]
+
+
+def measured_state(rate: float) -> CacheState:
+    """Two refreshes at 1.0 and 0.9, an order-1 error rate, nothing accumulated."""
+    state = init_state(1, 3, 4, order=1)
+    return state._replace(
+        nodes=torch.tensor([[0.9], [1.0]]),
+        num_nodes=torch.tensor([2]),
+        error_rate=torch.tensor([rate]),
+        error_order=torch.tensor([1]),
+        last_gap=torch.tensor([0.1]),
+    )
+
+
+def test_decide_weighs_the_leaders_error_and_adds_that_of_the_others():
+    config = CacheConfig(warmup_steps=1)
+    sigmas = torch.tensor([1.0, 0.9, 0.8, 0.7, 0.0])
+    leader, other = measured_state(5.0), measured_state(3.0)
+    schedule = schedule_step(sigmas, 2, tolerance=1.0)
+    # e = c h^2 = 5 * 0.01 and 3 * 0.01; guidance scale 4: 4 * 0.05 + 3 * 0.03, times a step of 0.1.
+    coupling = solo(1)._replace(weight=torch.tensor([4.0]), others_error=3.0 * predict_error(other, schedule, config=config))
+    _, predicted, accumulated = decide(leader, schedule, coupling, config=config)
+    assert float(predicted) == pytest.approx(0.05, rel=1e-4)
+    assert float(accumulated) == pytest.approx((4 * 0.05 + 3 * 0.03) * 0.1, rel=1e-4)
+
+
+@pytest.mark.parametrize("adopted", [True, False])
+def test_a_follower_adopts_the_leaders_decision(adopted: bool):
+    config = CacheConfig(warmup_steps=1)
+    schedule = schedule_step(torch.tensor([1.0, 0.9, 0.8, 0.0]), 2, tolerance=0.0 if not adopted else 1e9)
+    coupling = solo(1)._replace(is_follower=torch.tensor(True), leader_refresh=torch.tensor([adopted]))
+    refresh, _, _ = decide(measured_state(1.0), schedule, coupling, config=config)
+    assert bool(refresh) == adopted
+
+
+def test_a_follower_without_history_computes():
+    schedule = schedule_step(torch.tensor([1.0, 0.9, 0.8, 0.0]), 2, tolerance=1e9)
+    coupling = solo(1)._replace(is_follower=torch.tensor(True))
+    refresh, _, _ = decide(init_state(1, 3, 4, order=1), schedule, coupling, config=CacheConfig())
+    assert bool(refresh)
+
+
+def test_cached_forward_compiles_to_one_graph_that_equals_eager():
+    config = CacheConfig(tolerance=0.01, warmup_steps=2)
+    eager = sample_toy(mixture_flow, SIGMAS, config, latents=LATENTS)
+    toy = Toy(mixture_flow)
+
+    def step(inputs, state, schedule, coupling):
+        embedded_only = TOY._replace(
+            stack=lambda _, embedded, __: mixture_flow(embedded.encoder_hidden_states, embedded.temb[:, 0])
+        )
+        return cached_forward(
+            toy,
+            inputs,
+            state,
+            schedule,
+            coupling,
+            architecture=embedded_only,
+            kernel=scaled_dot_product_attention,
+            config=config,
+        )
+
+    compiled = torch.compile(step, fullgraph=True, backend="aot_eager")
+    state, latents, pattern = init_state(2, 3, 4, order=1), LATENTS, ""
+    for steps in (28, 20):
+        sigmas = SIGMAS if steps == 28 else uneven_sigmas(20)
+        state, latents, pattern = init_state(2, 3, 4, order=1), LATENTS, ""
+        for index in range(steps):
+            schedule = schedule_step(sigmas, index, tolerance=config.tolerance)
+            velocity, state, record = compiled(ToyInputs(latents, schedule.sigma.expand(2)), state, schedule, solo(2))
+            latents = latents + (schedule.sigma_next - schedule.sigma) * velocity
+            pattern += "F" if bool(record.refresh[0]) else "."
+        if steps == 28:
+            assert pattern == eager.pattern()
+            torch.testing.assert_close(latents, eager.latents, rtol=0, atol=1e-5)
+    assert set(pattern) == {"F", "."}
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
+    assert not torch._dynamo.utils.counters["graph_break"]

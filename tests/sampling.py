@@ -1,0 +1,27 @@
+"""How the tests sample mini-FLUX."""
+
+from typing import Any
+
+import numpy as np
+import torch
+
+PROMPT = "a handwritten seven on a flower"
+
+
+def sample(
+    pipe: Any, seed: int | list[int] = 0, *, steps: int = 28, cfg: float = 1.0, prompt: str | list[str] = PROMPT, **options: Any
+) -> np.ndarray:
+    """Draw with the recommended settings; float pixels `[batch, height, width, 3]`, or latents."""
+    generators = (
+        [torch.Generator().manual_seed(s) for s in seed] if isinstance(seed, list) else torch.Generator().manual_seed(seed)
+    )
+    options = {"height": 32, "width": 32, "max_sequence_length": 16, "output_type": "np", **options}
+    if cfg > 1:
+        empty = "" if isinstance(prompt, str) else [""] * len(prompt)
+        options.update(true_cfg_scale=cfg, negative_prompt=empty)
+    images = pipe(prompt, num_inference_steps=steps, generator=generators, **options).images
+    return images.numpy() if isinstance(images, torch.Tensor) else images
+
+
+def largest_difference(first: np.ndarray, second: np.ndarray) -> float:
+    return float(np.abs(first.astype(np.float64) - second).max())

@@ -1,0 +1,98 @@
+"""A transformer whose velocity is a given function of sigma: closed-form trajectories for the cached step."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from afcache.config import CacheConfig
+from afcache.functional.attention import scaled_dot_product_attention
+from afcache.functional.stack import Embedded
+from afcache.functional.step import Architecture, cached_forward
+from afcache.state import CacheState, Coupling, StepRecord, init_state, schedule_step, solo
+
+# (x [batch, img_seq, channels], sigma [batch]) -> velocity, same shape as x.
+VelocityField = Callable[[Tensor, Tensor], Tensor]
+
+
+class ToyInputs(NamedTuple):
+    hidden_states: Tensor
+    sigma: Tensor
+
+
+class Toy:
+    """Counts how often its blocks run; the embedding is zero, so the residual is the velocity itself."""
+
+    def __init__(self, field: VelocityField) -> None:
+        self.field = field
+        self.evaluations = 0
+
+
+def _embed(toy: Any, inputs: ToyInputs) -> Embedded:
+    del toy
+    zeros = torch.zeros_like(inputs.hidden_states)
+    # torch.cond does not take a tensor and a view of it, and sigma may be a view of the schedule's.
+    return Embedded(zeros, inputs.hidden_states, inputs.sigma[:, None].clone(), (zeros, zeros))
+
+
+def _stack(toy: Any, embedded: Embedded, kernel: Any) -> Tensor:
+    del kernel
+    toy.evaluations += 1
+    return toy.field(embedded.encoder_hidden_states, embedded.temb[:, 0])
+
+
+def _head(toy: Any, hidden_states: Tensor, temb: Tensor) -> Tensor:
+    del toy, temb
+    return hidden_states.clone()
+
+
+TOY = Architecture(embed=_embed, stack=_stack, head=_head)
+
+
+class Run(NamedTuple):
+    latents: Tensor
+    path: list[Tensor]
+    records: list[StepRecord]
+    state: CacheState
+
+    def pattern(self, sample: int = 0) -> str:
+        return "".join("F" if bool(record.refresh[sample]) else "." for record in self.records)
+
+
+def sample_toy(
+    field: VelocityField,
+    sigmas: Tensor,
+    config: CacheConfig,
+    *,
+    latents: Tensor,
+    coupling: Coupling | None = None,
+) -> Run:
+    """Euler steps with a cache over a closed-form velocity field, eagerly."""
+    toy = Toy(field)
+    batch, img_seq, channels = latents.shape
+    state = init_state(batch, img_seq, channels, order=config.order, dtype=latents.dtype)
+    records, path = [], [latents]
+    for index in range(len(sigmas) - 1):
+        schedule = schedule_step(sigmas, index, tolerance=config.tolerance)
+        inputs = ToyInputs(latents, schedule.sigma.expand(batch))
+        velocity, state, record = cached_forward(
+            toy,
+            inputs,
+            state,
+            schedule,
+            coupling or solo(batch),
+            architecture=TOY,
+            kernel=scaled_dot_product_attention,
+            config=config,
+        )
+        latents = latents + (schedule.sigma_next - schedule.sigma) * velocity
+        records.append(record)
+        path.append(latents)
+    return Run(latents, path, records, state)
+
+
+def uneven_sigmas(steps: int) -> Tensor:
+    """FLUX-like: shifted, so that no two steps are equally long."""
+    linear = torch.linspace(1, 0, steps + 1, dtype=torch.float64)
+    return (1.6 * linear / (1 + 0.6 * linear)).to(torch.float32)
