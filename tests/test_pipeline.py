@@ -1,0 +1,449 @@
+"""compile_pipeline on mini-FLUX: the same images as without it, in every order of events."""
+
+import dataclasses
+import math
+from logging import Handler, LogRecord
+
+import numpy as np
+import pytest
+import torch
+from diffusers import (
+    DPMSolverMultistepScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    FlowMatchHeunDiscreteScheduler,
+    FlowMatchLCMScheduler,
+)
+from diffusers.utils import logging
+
+import afcache
+from afcache import CacheConfig
+from tests.sampling import PROMPT, largest_difference, sample
+
+pytestmark = pytest.mark.host
+ADAPTIVE = CacheConfig(tolerance=0.02, warmup_steps=2)
+
+
+def compiled(pipe, config: CacheConfig = ADAPTIVE, **options):
+    return afcache.compile_pipeline(pipe, config, compile=False, **options)
+
+
+@pytest.mark.parametrize("cfg", [1.0, 2.0])
+@pytest.mark.parametrize("config", [CacheConfig(tolerance=0.0), CacheConfig(policy="none")], ids=["tolerance 0", "none"])
+def test_tolerance_zero_and_policy_none_equal_the_uncached_pipeline(pipe, config: CacheConfig, cfg: float):
+    expected = sample(pipe, cfg=cfg)
+    image = sample(compiled(pipe, config), cfg=cfg)
+    assert largest_difference(image, expected) < 1e-4
+    assert afcache.report(pipe).pattern() == "F" * 28
+
+
+@pytest.mark.parametrize("cfg", [1.0, 2.0, 4.0])
+def test_adaptive_policy_computes_less_and_stays_close(pipe, cfg: float):
+    expected = sample(pipe, cfg=cfg)
+    image = sample(compiled(pipe), cfg=cfg)
+    report = afcache.report(pipe)
+    assert {"F", "."} == set(report.pattern())
+    assert report.block_speedup > 2
+    assert 30 < afcache.psnr(image, expected) < 100
+
+
+def test_restored_pipeline_is_bit_identical(pipe):
+    expected = sample(pipe)
+    before = dict(pipe.transformer.__dict__)
+    sample(compiled(pipe))
+    assert afcache.restore_pipeline(pipe) is pipe
+    assert np.array_equal(sample(pipe), expected)
+    assert pipe.transformer.__dict__.keys() == before.keys()
+
+
+def decision_margin(pipe) -> float:
+    """How far the nearest decision was from turning over, relative to the tolerance or the growth limit."""
+    report = afcache.report(pipe)
+    tolerance, max_growth = report.config["tolerance"], report.config["max_growth"]
+    sigmas = pipe.scheduler.sigmas.tolist()
+    refreshes, margins = [0, 1], []
+    total = 0.0
+    for step in report.steps[2:]:
+        i = step.step
+        total += step.predicted_error[0] * abs(sigmas[i + 1] - sigmas[i])
+        growth = (sigmas[refreshes[-1]] - sigmas[i]) / (sigmas[refreshes[-2]] - sigmas[refreshes[-1]])
+        near_tolerance, near_growth = abs(total / tolerance - 1), abs(growth / max_growth - 1)
+        exceeds = (total >= tolerance, growth > max_growth)
+        assert any(exceeds) == step.is_computed
+        # A refresh for both reasons is as safe as the safer one.
+        margins.append(max(near_tolerance, near_growth) if all(exceeds) else min(near_tolerance, near_growth))
+        if step.is_computed:
+            refreshes.append(i)
+            total = 0.0
+    return min(margins)
+
+
+def test_a_sample_does_not_depend_on_its_batch(pipe):
+    prompts = [PROMPT, "a handwritten three on a palace", "a handwritten zero on a flower"]
+    compiled(pipe)
+    together = sample(pipe, [0, 1, 2], prompt=prompts)
+    batch_report = afcache.report(pipe)
+    for i, prompt in enumerate(prompts):
+        alone = sample(pipe, i, prompt=prompt)
+        # Rounding differs between batch sizes by about 1e-6, so decisions agree unless one stood on the edge.
+        assert decision_margin(pipe) > 1e-4
+        pattern = "".join("F" if step.refreshed[i] else "." for step in batch_report.steps)
+        assert afcache.report(pipe).pattern() == pattern
+        assert largest_difference(alone[0], together[i]) < 1e-4
+
+
+def test_shared_decisions_compute_less_than_independent_ones(pipe):
+    prompts = [PROMPT, "a handwritten three on a palace", "a handwritten zero on a flower", "a handwritten one on a palace"]
+    counts = {}
+    for mode in ("independent", "shared"):
+        compiled(pipe, dataclasses.replace(ADAPTIVE, tolerance=0.01, batch_decisions=mode))
+        sample(pipe, [0, 1, 2, 3], prompt=prompts)
+        report = afcache.report(pipe)
+        counts[mode] = report.block_evaluations
+        if mode == "shared":
+            assert all(len(set(step.refreshed)) == 1 for step in report.steps)
+    assert counts["shared"] <= counts["independent"]
+
+
+def test_the_tenth_image_is_the_first(pipe):
+    compiled(pipe)
+    first = sample(pipe, 3)
+    for seed in range(8):
+        sample(pipe, seed, steps=6)
+    assert np.array_equal(sample(pipe, 3), first)
+
+
+def test_an_exception_in_a_callback_leaves_nothing_behind(pipe):
+    compiled(pipe)
+    expected = sample(pipe)
+
+    def fail(_pipe, step: int, _timestep, arguments: dict):
+        if step == 5:
+            raise KeyError("stop here")
+        return arguments
+
+    with pytest.raises(KeyError, match="stop here"):
+        sample(pipe, 1, callback_on_step_end=fail)
+    assert np.array_equal(sample(pipe), expected)
+
+
+def test_an_exception_in_the_second_branch_of_step_zero_leaves_nothing_behind(pipe):
+    compiled(pipe)
+    expected = sample(pipe, cfg=2.0)
+    calls = []
+
+    def fail(_module, _arguments):
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyError("second branch")
+
+    handle = pipe.transformer.register_forward_pre_hook(fail)
+    with pytest.raises(KeyError, match="second branch"):
+        sample(pipe, 1, cfg=2.0)
+    handle.remove()
+    assert np.array_equal(sample(pipe, cfg=2.0), expected)
+
+
+def test_two_pipelines_do_not_disturb_each_other(pipe):
+    other = afcache.load_mini_flux()
+    other.set_progress_bar_config(disable=True)
+    compiled(pipe)
+    expected = sample(pipe)
+    compiled(other, CacheConfig(tolerance=0.05, warmup_steps=4))
+    images = []
+
+    def interleave(_pipe, step: int, _timestep, arguments: dict):
+        if step in (3, 9):
+            images.append(sample(other, step, steps=10))
+        return arguments
+
+    assert np.array_equal(sample(pipe, callback_on_step_end=interleave), expected)
+    assert len(images) == 2
+    assert afcache.report(other).config["tolerance"] == 0.05
+    assert np.array_equal(sample(other, 3, steps=10), images[0])
+
+
+@pytest.mark.parametrize("scale", [2.0, 4.0])
+def test_guidance_scale_is_found_and_branches_decide_together(pipe, scale: float):
+    sample(compiled(pipe), cfg=scale)
+    report = afcache.report(pipe)
+    assert report.guidance_scale == pytest.approx((scale,), rel=1e-3)
+    assert report.pattern(0) == report.pattern(1)
+    assert len(report.steps) == 56
+
+
+def test_guidance_weighs_the_errors_of_both_branches(pipe):
+    """The leader's estimate is |s| e_c + |1 - s| e_u times the step, recomputed from the record."""
+    sample(compiled(pipe), cfg=4.0)
+    steps = afcache.report(pipe).steps
+    sigmas = pipe.scheduler.sigmas.tolist()
+    total, checked = 0.0, 0
+    for leader, follower in zip(steps[::2], steps[1::2], strict=True):
+        if leader.is_computed:
+            total = 0.0
+            continue
+        i = leader.step
+        e_c, e_u = leader.predicted_error[0], follower.predicted_error[0]
+        total += (4.0 * e_c + 3.0 * e_u) * abs(sigmas[i + 1] - sigmas[i])
+        assert leader.estimated_error[0] == pytest.approx(total, rel=1e-3)
+        checked += 1
+    assert checked > 5
+
+
+def test_guidance_can_change_between_images(pipe):
+    compiled(pipe)
+    first = sample(pipe, cfg=2.0)
+    sample(pipe)
+    assert afcache.report(pipe).guidance_scale == ()
+    sample(pipe, cfg=4.0)
+    assert np.array_equal(sample(pipe, cfg=2.0), first)
+
+
+def test_a_bfloat16_pipeline_decides_on_the_float32_schedule(pipe):
+    compiled(pipe)
+    sample(pipe)
+    exact = afcache.report(pipe)
+    pipe.to(torch.bfloat16)
+    sample(pipe)
+    half = afcache.report(pipe)
+    assert [step.sigma for step in half.steps] == [step.sigma for step in exact.steps]
+    runtime = pipe.transformer._afcache
+    assert runtime.trajectory.branches[0].state.history.dtype == torch.bfloat16
+    assert runtime.trajectory.branches[0].state.nodes.dtype == torch.float32
+    # Errors measured in bfloat16 differ a little; with the float32 schedule few decisions move, and by a step at most.
+    refreshes = [[step.step for step in report.steps if step.is_computed] for report in (exact, half)]
+    assert abs(len(refreshes[0]) - len(refreshes[1])) <= 1
+    assert all(min(abs(i - j) for j in refreshes[1]) <= 1 for i in refreshes[0])
+
+
+def test_a_bfloat16_pipelines_nodes_are_the_schedulers_sigmas(pipe):
+    pipe.to(torch.bfloat16)
+    sample(compiled(pipe, CacheConfig(tolerance=0.0)))
+    state = pipe.transformer._afcache.trajectory.branches[0].state
+    assert state.nodes[:, 0].tolist() == pipe.scheduler.sigmas[[27, 26]].tolist()
+
+
+def test_the_correction_brings_the_image_closer(pipe):
+    gains = []
+    for seed in range(3):
+        expected = sample(pipe, seed)
+        quality = {}
+        for correction in (True, False):
+            image = sample(compiled(pipe, dataclasses.replace(ADAPTIVE, correction=correction)), seed)
+            quality[correction] = afcache.psnr(image, expected)
+            afcache.restore_pipeline(pipe)
+        gains.append(quality[True] - quality[False])
+    assert sum(gains) / len(gains) > 1.0
+
+
+def test_the_measured_error_of_the_latents_grows_with_the_tolerance(pipe):
+    exact = [sample(pipe, seed, output_type="latent") for seed in range(3)]
+    errors = []
+    for tolerance in (0.004, 0.02, 0.1):
+        compiled(pipe, dataclasses.replace(ADAPTIVE, tolerance=tolerance))
+        latents = [sample(pipe, seed, output_type="latent") for seed in range(3)]
+        differences = [np.linalg.norm(a - b) / np.linalg.norm(b) for a, b in zip(latents, exact, strict=True)]
+        errors.append(float(np.mean(differences)))
+    assert errors == sorted(errors)
+    assert errors[2] > 2 * errors[0]
+
+
+def test_few_steps_compute_everything_and_say_so(pipe):
+    expected = sample(pipe, steps=2)
+    image = sample(compiled(pipe), steps=2)
+    assert np.array_equal(image, expected)
+    assert "Nothing was saved" in str(afcache.report(pipe))
+
+
+def test_a_scheduler_swapped_in_between_is_used(pipe):
+    compiled(pipe)
+    first = sample(pipe)
+    original = pipe.scheduler
+    pipe.scheduler = FlowMatchEulerDiscreteScheduler.from_config(original.config, use_dynamic_shifting=False, shift=1.0)
+    swapped = sample(pipe)
+    afcache.restore_pipeline(pipe)
+    assert afcache.psnr(swapped, sample(pipe)) > 30
+    pipe.scheduler = original
+    assert np.array_equal(sample(compiled(pipe)), first)
+
+
+def multistep_scheduler() -> DPMSolverMultistepScheduler:
+    return DPMSolverMultistepScheduler(use_flow_sigmas=True, use_dynamic_shifting=True, prediction_type="flow_prediction")
+
+
+def warnings_of(action) -> list[str]:
+    """What afcache's logger warns of while `action` runs."""
+    messages: list[str] = []
+
+    class Collect(Handler):
+        def emit(self, record: LogRecord) -> None:
+            messages.append(record.getMessage())
+
+    logger = logging.get_logger("afcache.runtime")
+    handler = Collect()
+    logger.addHandler(handler)
+    try:
+        action()
+    finally:
+        logger.removeHandler(handler)
+    return messages
+
+
+@pytest.mark.parametrize("kind", ["multistep", "stochastic"])
+def test_the_correction_is_off_with_one_warning_where_it_does_not_hold(pipe, kind: str):
+    if kind == "multistep":
+        pipe.scheduler = multistep_scheduler()
+    else:
+        pipe.scheduler = FlowMatchEulerDiscreteScheduler.from_config(pipe.scheduler.config, stochastic_sampling=True)
+    compiled(pipe)
+    messages = warnings_of(lambda: [sample(pipe, seed) for seed in range(2)])
+    assert len(messages) == 1
+    assert "The catch-up correction is off" in messages[0]
+    assert set(afcache.report(pipe).pattern()) == {"F", "."}
+    compiled(pipe, dataclasses.replace(ADAPTIVE, correction=False))
+    assert warnings_of(lambda: sample(pipe)) == []
+
+
+def test_a_multistep_scheduler_stays_close_to_its_own_uncached_image(pipe):
+    pipe.scheduler = multistep_scheduler()
+    expected = sample(pipe)
+    compiled(pipe, dataclasses.replace(ADAPTIVE, correction=False))
+    assert afcache.psnr(sample(pipe), expected) > 25
+
+
+def test_unknown_schedulers_are_refused(pipe):
+    pipe.scheduler = FlowMatchHeunDiscreteScheduler()
+    with pytest.raises(NotImplementedError, match="scheduler FlowMatchHeunDiscreteScheduler is not supported"):
+        compiled(pipe)
+
+
+def test_a_scheduler_swapped_for_an_unknown_one_is_refused_at_the_call(pipe):
+    compiled(pipe)
+    pipe.scheduler = FlowMatchLCMScheduler.from_config(pipe.scheduler.config)
+    with pytest.raises(NotImplementedError, match="scheduler FlowMatchLCMScheduler is not supported"):
+        sample(pipe)
+
+
+def test_repeated_sigmas_are_refused(pipe):
+    compiled(pipe)
+    with pytest.raises(ValueError, match=r"scheduler.sigmas repeats 0\.\d+ at steps 1 and 2"):
+        sample(pipe, steps=4, sigmas=[1.0, 0.5, 0.5, 0.2])
+
+
+def transformer_inputs(pipe) -> dict:
+    return {
+        "hidden_states": torch.randn(1, 64, pipe.transformer.config.in_channels),
+        "encoder_hidden_states": torch.randn(1, 16, 64),
+        "pooled_projections": torch.randn(1, 64),
+        "timestep": torch.tensor([1.0]),
+        "img_ids": torch.zeros(64, 3),
+        "txt_ids": torch.zeros(16, 3),
+    }
+
+
+@pytest.mark.parametrize(
+    ("extra", "message"),
+    [
+        ({"controlnet_block_samples": [torch.zeros(1)]}, "controlnet_block_samples are not supported"),
+        ({"controlnet_single_block_samples": [torch.zeros(1)]}, "controlnet_block_samples are not supported"),
+        ({"joint_attention_kwargs": {"ip_hidden_states": []}}, r"joint_attention_kwargs \['ip_hidden_states'\]"),
+    ],
+    ids=["controlnet", "controlnet single", "ip-adapter"],
+)
+@torch.no_grad()
+def test_unsupported_arguments_are_refused(pipe, extra: dict, message: str):
+    compiled(pipe)
+    with pytest.raises(NotImplementedError, match=message):
+        pipe.transformer(**transformer_inputs(pipe), **extra)
+
+
+def test_gradient_mode_is_refused(pipe):
+    compiled(pipe)
+    with pytest.raises(NotImplementedError, match="gradient mode is on"):
+        pipe.transformer(**transformer_inputs(pipe))
+
+
+@torch.no_grad()
+def test_a_timestep_off_the_schedule_is_refused(pipe):
+    compiled(pipe)
+    pipe.scheduler.set_timesteps(10, mu=0.5)
+    arguments = {**transformer_inputs(pipe), "timestep": torch.tensor([0.123])}
+    pipe.scheduler.set_begin_index(0)
+    with pytest.raises(RuntimeError, match="timestep 123 does not fit the present step"):
+        pipe.transformer(**arguments)
+
+
+@torch.no_grad()
+def test_a_changed_shape_within_a_trajectory_is_refused(pipe):
+    compiled(pipe)
+    pipe.scheduler.set_timesteps(10, mu=0.5)
+    pipe.scheduler.set_begin_index(0)
+    arguments = transformer_inputs(pipe)
+    pipe.transformer(**arguments)
+    arguments.update(hidden_states=arguments["hidden_states"][:, :32], img_ids=torch.zeros(32, 3))
+    with pytest.raises(RuntimeError, match="hidden_states changed from"):
+        pipe.transformer(**arguments)
+
+
+@torch.no_grad()
+def test_output_kinds_are_the_hosts(pipe):
+    compiled(pipe)
+    arguments = transformer_inputs(pipe)
+    for return_dict in (True, False):
+        pipe.scheduler.set_timesteps(10, mu=0.5)
+        pipe.scheduler.set_begin_index(0)
+        output = pipe.transformer(**arguments, return_dict=return_dict)
+        value = output.sample if return_dict else output[0]
+        assert value.shape == arguments["hidden_states"].shape
+
+
+@pytest.mark.parametrize("options", [{"tolerance": 0.1}, {"preset": "fast"}, {"tolerance": 0.1, "preset": "fast"}])
+def test_config_excludes_tolerance_and_preset(pipe, options: dict):
+    with pytest.raises(ValueError, match="were both given, but config already holds every setting"):
+        afcache.compile_pipeline(pipe, CacheConfig(), **options)
+
+
+def test_other_pipelines_are_refused():
+    with pytest.raises(NotImplementedError, match="pipe is a int; supported pipelines are FluxPipeline"):
+        afcache.compile_pipeline(3)
+
+
+def test_the_state_has_the_reported_size(pipe):
+    sample(compiled(pipe))
+    history = 2 * 64 * 96 * 4
+    assert history < afcache.report(pipe).state_bytes < history + 200
+
+
+def test_aot_eager_compiles_one_graph_for_everything(pipe):
+    """Prompts, seeds, step counts, guidance and tolerance-driven decisions: one graph, no break, eager's decisions."""
+    runs = [
+        {"steps": 28},
+        {"steps": 20, "prompt": "a handwritten two on a palace"},
+        {"steps": 20, "cfg": 2.0},
+        {"seed": 5, "steps": 28},
+    ]
+    compiled(pipe)
+    expected = []
+    for options in runs:
+        latents = sample(pipe, **options, output_type="latent")
+        expected.append((latents, afcache.report(pipe).pattern()))
+    afcache.compile_pipeline(pipe, ADAPTIVE, backend="aot_eager")
+    for options, (latents, pattern) in zip(runs, expected, strict=True):
+        result = sample(pipe, **options, output_type="latent")
+        assert afcache.report(pipe).pattern() == pattern
+        assert set(pattern) == {"F", "."}
+        assert largest_difference(result, latents) < 1e-4
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
+    assert not torch._dynamo.utils.counters["graph_break"]
+
+
+@pytest.mark.compile
+def test_inductor_draws_the_same_image(pipe):
+    compiled(pipe)
+    expected = sample(pipe, output_type="latent")
+    pattern = afcache.report(pipe).pattern()
+    afcache.compile_pipeline(pipe, ADAPTIVE)
+    result = sample(pipe, output_type="latent")
+    assert afcache.report(pipe).pattern() == pattern
+    assert largest_difference(result, expected) < 2e-3
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
+    assert math.isfinite(afcache.report(pipe).seconds(is_computed=False))
