@@ -1,6 +1,7 @@
 """What people do to a pipeline before and after compile_pipeline: offload, LoRA, copies, saving, sharing."""
 
 import copy
+from typing import Any
 
 import numpy as np
 import pytest
@@ -103,7 +104,7 @@ def test_save_and_reload_write_the_same_pipeline(own, tmp_path):
     assert np.array_equal(sample(reloaded, steps=12), expected)
 
 
-def make_lora(folder) -> None:
+def make_lora(folder: Any) -> None:
     """Save a LoRA over a copy of the transformer that changes its images visibly."""
     pipe = afcache.load_mini_flux()
     pipe.transformer.add_adapter(
@@ -111,7 +112,8 @@ def make_lora(folder) -> None:
     )
     from peft import get_peft_model_state_dict
 
-    FluxPipeline.save_lora_weights(folder, transformer_lora_layers=get_peft_model_state_dict(pipe.transformer))
+    layers: Any = get_peft_model_state_dict(pipe.transformer)
+    FluxPipeline.save_lora_weights(folder, transformer_lora_layers=layers)
 
 
 def test_lora_loads_scales_fuses_and_unloads_after_compiling(own, tmp_path):

@@ -1,5 +1,7 @@
+from typing import Any
+
 import torch
-from diffusers.models.embeddings import apply_rotary_emb as host_rotary
+from diffusers.models import embeddings
 
 from afcache.functional.rope import apply_rotary_emb
 
@@ -13,6 +15,7 @@ def test_apply_rotary_emb_turns_a_pair_by_its_angle():
 
 def test_apply_rotary_emb_equals_the_hosts():
     x, cos, sin = torch.randn(2, 3, 5, 8), torch.randn(5, 8), torch.randn(5, 8)
+    host_rotary: Any = embeddings.apply_rotary_emb
     expected = host_rotary(x.transpose(1, 2), (cos, sin), sequence_dim=1).transpose(1, 2)
     assert torch.equal(apply_rotary_emb(x, cos, sin), expected)
 

@@ -2,12 +2,13 @@ import pytest
 import torch
 from diffusers import FluxTransformer2DModel
 
+from afcache._typing import HostModule
 from afcache.functional.attention import scaled_dot_product_attention
 from afcache.functional.step import full_forward
 from afcache.models.flux import FLUX, FluxInputs, attention_kernel, check_transformer, num_blocks
 
 
-def make_transformer(*, guidance: bool = False, seed: int = 0) -> FluxTransformer2DModel:
+def make_transformer(*, guidance: bool = False, seed: int = 0) -> HostModule:
     torch.manual_seed(seed)
     transformer = FluxTransformer2DModel(
         in_channels=16,
@@ -38,11 +39,11 @@ def make_inputs(
     )
 
 
-def host_forward(transformer: FluxTransformer2DModel, inputs: FluxInputs) -> torch.Tensor:
+def host_forward(transformer: HostModule, inputs: FluxInputs) -> torch.Tensor:
     return transformer(**inputs._asdict(), return_dict=False)[0]  # pyright: ignore[reportReturnType]
 
 
-def our_forward(transformer: FluxTransformer2DModel, inputs: FluxInputs) -> torch.Tensor:
+def our_forward(transformer: HostModule, inputs: FluxInputs) -> torch.Tensor:
     return full_forward(transformer, inputs, architecture=FLUX, kernel=attention_kernel(transformer))
 
 
@@ -68,8 +69,11 @@ def test_full_forward_equals_diffusers_with_fused_projections():
 def test_full_forward_in_bfloat16_is_as_far_from_float32_as_diffusers():
     transformer, inputs = make_transformer(), make_inputs(batch=2, text=7)
     exact = host_forward(transformer, inputs)
-    half = FluxInputs(*(x.to(torch.bfloat16) if x is not None and x.ndim == 3 else x for x in inputs))
-    half = half._replace(pooled_projections=inputs.pooled_projections.to(torch.bfloat16))
+    half = inputs._replace(
+        hidden_states=inputs.hidden_states.to(torch.bfloat16),
+        encoder_hidden_states=inputs.encoder_hidden_states.to(torch.bfloat16),
+        pooled_projections=inputs.pooled_projections.to(torch.bfloat16),
+    )
     transformer.to(torch.bfloat16)
     host, ours = host_forward(transformer, half).float(), our_forward(transformer, half).float()
     rounding = (host - exact).norm() / exact.norm()

@@ -1,0 +1,66 @@
+"""The wheel carries the assets, and works from an empty environment."""
+
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("wheel")
+    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(folder), str(ROOT)]
+    subprocess.run(command, check=True, capture_output=True)
+    return next(folder.glob("*.whl"))
+
+
+def test_the_wheel_carries_assets_types_and_licence(wheel: Path):
+    names = set(zipfile.ZipFile(wheel).namelist())
+    for name in (
+        "afcache/py.typed",
+        "afcache/functional/step.py",
+        "afcache/assets/mini_flux/model_index.json",
+        "afcache/assets/mini_flux/transformer/diffusion_pytorch_model.safetensors",
+        "afcache/assets/mini_flux/ATTRIBUTION.md",
+    ):
+        assert name in names
+    assert any(name.endswith("LICENSE") for name in names)
+    assert not any(name.startswith(("tests/", "bench/")) for name in names)
+
+
+def test_the_wheel_draws_from_an_empty_environment(wheel: Path, tmp_path: Path):
+    """A new environment that sees this one's dependencies but not this checkout."""
+    environment = tmp_path / "environment"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(environment)], check=True)
+    python = environment / "bin" / "python"
+    purelib = "import sysconfig; print(sysconfig.get_paths()['purelib'])"
+    site = Path(subprocess.run([python, "-c", purelib], check=True, capture_output=True, text=True).stdout.strip())
+    ours = Path(subprocess.run([sys.executable, "-c", purelib], check=True, capture_output=True, text=True).stdout.strip())
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(site)
+    # Everything but the editable install of this checkout, whose .pth file a path entry does not execute.
+    (site / "dependencies.pth").write_text(f"{ours}\n")
+    command = [
+        str(python),
+        "-m",
+        "afcache",
+        "generate",
+        "--no-compile",
+        "--steps",
+        "4",
+        "--output",
+        "drawn",
+        "--prompt",
+        "a seven",
+    ]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    assert (tmp_path / "drawn" / "a_seven_seed0.png").is_file()
+    where = subprocess.run(
+        [python, "-c", "import afcache; print(afcache.__file__)"], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert str(site) in where.stdout
