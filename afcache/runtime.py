@@ -274,10 +274,13 @@ class Runtime:
         """Gather what the leading branch needs to decide for all."""
         coupling = solo(trajectory.shape[0], device=trajectory.sigmas.device)
         followers = trajectory.branches[1:]
-        if trajectory.guidance_scale is None or not followers:
+        if not followers:
             return coupling
         others = sum(predict_error(branch.state, schedule, config=self.config) for branch in followers)
         scale = trajectory.guidance_scale
+        if scale is None:
+            # Not the two branches of one guidance scale: every branch's error counts in full.
+            return coupling._replace(others_error=coupling.others_error + others)
         return coupling._replace(weight=scale.abs(), others_error=(1 - scale).abs() * others)
 
     def _init_state(self, inputs: flux.FluxInputs) -> CacheState:

@@ -56,7 +56,8 @@ def main() -> None:
                 print(rows[-1], flush=True)
     notes = [
         f"Seeds {seeds.start} to {seeds.stop - 1}, one image each, batch 1, float32; PSNR in float64 against the "
-        "uncached image of the same seed. Speed counts block evaluations that really ran (harmonic mean over seeds); it is no wall clock.",
+        "uncached image of the same seed.",
+        "Speed counts block evaluations that really ran (harmonic mean over seeds); it is no wall clock.",
     ]
     print(table(rows))
     print(write_result("presets_cpu_202611", "Presets on mini-FLUX", rows, notes=notes))

@@ -9,6 +9,7 @@ import afcache
 def seed() -> int:
     torch.manual_seed(0)
     torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
     return 0
 
 

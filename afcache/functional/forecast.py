@@ -121,7 +121,7 @@ def push(history: Tensor, newest: Tensor, refresh: Tensor) -> Tensor:
 
     Args:
         history: `[nodes, batch, ...]`, newest first.
-        newest: `[batch, ...]`.
+        newest: `[batch, ...]`; cast to the dtype of `history`.
         refresh: bool `[batch]`.
 
     Returns:
@@ -130,7 +130,7 @@ def push(history: Tensor, newest: Tensor, refresh: Tensor) -> Tensor:
         one copy of `history`.
 
     """
-    shifted = torch.cat([newest[None], history[:-1]])
+    shifted = torch.cat([newest.to(history.dtype)[None], history[:-1]])
     return torch.where(refresh.reshape(1, -1, *[1] * (history.ndim - 2)), shifted, history)
 
 

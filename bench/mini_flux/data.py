@@ -16,6 +16,7 @@ from sklearn.datasets import load_digits, load_sample_images
 from sklearn.model_selection import train_test_split
 
 IMAGE_SIZE = 32
+DIGIT_SIZE = 28
 DIGIT_NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 # Index 0 is china.jpg (the roofs of a palace), index 1 is flower.jpg (a dahlia).
 PLACE_NAMES = (("palace", "temple"), ("flower", "dahlia"))
@@ -28,7 +29,7 @@ TEMPLATES = (
     "the number {digit} on a {place}",
     "{digit} on {place}",
 )
-_MAX_SHIFT = 2
+_MARGIN = IMAGE_SIZE - DIGIT_SIZE
 _BACKGROUND_GAIN = 0.65
 _PIXEL_MAX = 16.0
 
@@ -84,9 +85,11 @@ def render(
 
     """
     batch = digits.shape[0]
-    alpha = F.interpolate(digits, size=(IMAGE_SIZE, IMAGE_SIZE), mode="bicubic", align_corners=False).clamp(0, 1)
-    shifts = torch.randint(-_MAX_SHIFT, _MAX_SHIFT + 1, (batch, 2), generator=generator).tolist()
-    alpha = torch.stack([torch.roll(a, tuple(s), dims=(1, 2)) for a, s in zip(alpha, shifts, strict=True)])
+    size = (DIGIT_SIZE, DIGIT_SIZE)
+    alpha = F.interpolate(digits, size=size, mode="bicubic", align_corners=False).clamp(0, 1)
+    # Every digit is placed at random inside its margin, so none is cut.
+    shifts = torch.randint(0, _MARGIN + 1, (batch, 2), generator=generator).tolist()
+    alpha = torch.stack([F.pad(a, (x, _MARGIN - x, y, _MARGIN - y)) for a, (x, y) in zip(alpha, shifts, strict=True)])
     crops = []
     for place in places.tolist():
         _, height, width = photographs[place].shape

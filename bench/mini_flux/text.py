@@ -6,6 +6,7 @@ encoded. The encoders learn to tell digits and places apart from all wordings, a
 
 import json
 import string
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -102,7 +103,28 @@ def encode(
     return prompt_embeds, pooled
 
 
-def train_encoders(*, steps: int, seed: int) -> tuple[CLIPTokenizer, CLIPTextModel, T5Tokenizer, T5EncoderModel]:
+_FOLDERS = {
+    "tokenizer": CLIPTokenizer,
+    "text_encoder": CLIPTextModel,
+    "tokenizer_2": T5Tokenizer,
+    "text_encoder_2": T5EncoderModel,
+}
+
+
+def load_or_train_encoders(folder: Path, *, steps: int, seed: int) -> tuple[Any, ...]:
+    """Return `(clip_tokenizer, clip, t5_tokenizer, t5)`, frozen; trained once, then kept in `folder`."""
+    if not folder.exists():
+        parts = train_encoders(steps=steps, seed=seed)
+        for name, part in zip(_FOLDERS, parts, strict=True):
+            part.save_pretrained(folder / name)
+        return parts
+    parts = tuple(cls.from_pretrained(folder / name) for name, cls in _FOLDERS.items())
+    for encoder in parts[1::2]:
+        encoder.eval().requires_grad_(False)
+    return parts
+
+
+def train_encoders(*, steps: int, seed: int) -> tuple[Any, ...]:
     """Train both encoders to name digit and place from any wording; return them frozen, with their tokenizers."""
     torch.manual_seed(seed)
     clip_tokenizer, t5_tokenizer = build_clip_tokenizer(), build_t5_tokenizer()

@@ -288,7 +288,7 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     args.work.mkdir(parents=True, exist_ok=True)
     started = time.process_time()
-    encoders = text.train_encoders(steps=args.text_steps, seed=SEED)
+    encoders = text.load_or_train_encoders(args.work / "text", steps=args.text_steps, seed=SEED)
     vae = train_vae(args.work / "vae", steps=args.vae_steps)
     trainer = FlowTrainer(vae, embed_prompts(encoders), steps=args.steps, lr=args.lr)
     checkpoint = args.work / "flow.pt"
