@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from afcache.pipeline import bound_runtime
-from afcache.runtime import Call, Trajectory
+from afcache.trajectory import Call, Trajectory
 
 _MARKS = {"computed": "F", "mixed": "m", "forecast": "."}
 

@@ -1,11 +1,10 @@
 """The one mutable cell: what a bound transformer holds between calls."""
 
 import dataclasses
-import time
 import types
 import weakref
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,7 +13,6 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from afcache.config import CacheConfig
-from afcache.functional.control import infer_guidance
 from afcache.functional.step import cached_forward, full_forward, predict_error
 from afcache.models import flux
 from afcache.schedule import ScheduledStep, check_scheduler, check_sigmas, correction_holds, read_step
@@ -26,8 +24,8 @@ from afcache.state import (
     init_state,
     schedule_step,
     solo,
-    state_bytes,
 )
+from afcache.trajectory import Branch, Call, Trajectory, is_new, learn_guidance, start_clock
 
 logger = logging.get_logger(__name__)
 
@@ -45,67 +43,6 @@ class CompileOptions:
     def uses_cuda_graphs(self) -> bool:
         """Whether outputs are overwritten by the next call."""
         return self.enabled and self.mode in ("reduce-overhead", "max-autotune")
-
-
-@dataclass
-class Call:
-    """One transformer call of a trajectory, as the report sees it.
-
-    Attributes:
-        step: position in the schedule.
-        branch: 0 for the leader, 1 and up for other guidance branches.
-        record: what the step did, or None under policy "none".
-        elapsed: returns seconds; on CUDA it waits for the call's events.
-
-    """
-
-    step: int
-    branch: int
-    record: StepRecord | None
-    elapsed: Callable[[], float]
-
-
-@dataclass
-class Branch:
-    """What one guidance branch holds.
-
-    Attributes:
-        state: the present value.
-        velocity: its velocity at the trajectory's first step; dropped once the guidance scale is known.
-
-    """
-
-    state: CacheState
-    velocity: Tensor | None = None
-
-
-@dataclass
-class Trajectory:
-    """One image's (or batch's) way through a schedule."""
-
-    timesteps: Tensor
-    sigmas: Tensor
-    first_index: int
-    shape: torch.Size
-    corrects: bool
-    index: int = -1
-    calls_at_index: int = 0
-    branches: list[Branch] = field(default_factory=list)
-    coupling: Coupling | None = None
-    guidance_scale: Tensor | None = None
-    first_latents: Tensor | None = None
-    calls: list[Call] = field(default_factory=list)
-    num_blocks: int = 0
-
-    @property
-    def num_steps(self) -> int:
-        """Steps from the first one to the end of the schedule."""
-        return len(self.timesteps) - self.first_index
-
-    @property
-    def bytes(self) -> int:
-        """Memory of all branches' states."""
-        return sum(state_bytes(branch.state) for branch in self.branches)
 
 
 def _fresh_code(function: types.FunctionType) -> types.FunctionType:
@@ -175,7 +112,7 @@ class Runtime:
         """
         scheduler, step = self._locate(inputs.timestep)
         trajectory = self.trajectory
-        if trajectory is None or _is_new(trajectory, step):
+        if trajectory is None or is_new(trajectory, step):
             trajectory = self._start(scheduler, step, inputs)
         if inputs.hidden_states.shape != trajectory.shape:
             raise RuntimeError(
@@ -185,7 +122,7 @@ class Runtime:
         if step.index != trajectory.index:
             trajectory.index, trajectory.calls_at_index = step.index, 0
         branch_index = trajectory.calls_at_index
-        started = _clock(inputs.hidden_states.device)
+        started = start_clock(inputs.hidden_states.device)
         if self.config.policy == "none":
             velocity, record = self._compute(inputs), None
         else:
@@ -256,7 +193,7 @@ class Runtime:
             trajectory.branches.append(Branch(self._init_state(inputs)))
         branch = trajectory.branches[branch_index]
         if branch_index == 0:
-            _learn_guidance(trajectory, inputs.hidden_states)
+            learn_guidance(trajectory, inputs.hidden_states)
             trajectory.coupling = self._lead(trajectory, schedule)
         assert trajectory.coupling is not None
         coupling = trajectory.coupling._replace(is_follower=torch.full_like(trajectory.coupling.is_follower, branch_index > 0))
@@ -329,51 +266,5 @@ class Runtime:
         )
 
 
-def _is_new(trajectory: Trajectory, step: ScheduledStep) -> bool:
-    """A schedule made anew, or one that is walked again from an earlier step."""
-    return step.timesteps is not trajectory.timesteps or step.index < trajectory.index
-
-
-def _learn_guidance(trajectory: Trajectory, latents: Tensor) -> None:
-    """At the second step: infer the guidance scale from the first step that the scheduler took."""
-    if trajectory.first_latents is None or trajectory.index == trajectory.first_index:
-        return
-    if len(trajectory.branches) == 2:
-        first, second = (branch.velocity for branch in trajectory.branches)
-        assert first is not None
-        assert second is not None
-        sigma, sigma_next = trajectory.sigmas[trajectory.first_index], trajectory.sigmas[trajectory.first_index + 1]
-        moved = (latents.to(torch.float32) - trajectory.first_latents.to(torch.float32)) / (sigma_next - sigma)
-        trajectory.guidance_scale = infer_guidance(moved[..., : first.shape[-1]], first, second)
-    trajectory.first_latents = None
-    for branch in trajectory.branches:
-        branch.velocity = None
-
-
 def _clone(values: Any) -> Any:
     return pytree.tree_map_only(Tensor, torch.clone, values)
-
-
-def _clock(device: torch.device) -> Callable[[], Callable[[], float]]:
-    """Start timing; call the result at the end to get a function that returns the seconds between."""
-    if device.type == "cuda":
-        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        start.record()
-
-        def stop_on_device() -> Callable[[], float]:
-            end.record()
-
-            def seconds() -> float:
-                end.synchronize()
-                return start.elapsed_time(end) / 1000
-
-            return seconds
-
-        return stop_on_device
-    began = time.perf_counter()
-
-    def stop() -> Callable[[], float]:
-        elapsed = time.perf_counter() - began
-        return lambda: elapsed
-
-    return stop

@@ -1,0 +1,154 @@
+"""Drawing with and without the cache, and showing both side by side."""
+
+import statistics
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import FluxPipeline
+from PIL import Image
+
+from afcache.config import CacheConfig
+from afcache.metrics import psnr, ssim
+from afcache.pipeline import uncached
+from afcache.reporting import Report, report
+
+_ROUNDS = 3
+
+
+@dataclass(frozen=True)
+class Job:
+    """One image to draw."""
+
+    prompt: str
+    seed: int
+
+    @property
+    def stem(self) -> str:
+        """File name without extension."""
+        words = "".join(letter if letter.isalnum() else "_" for letter in self.prompt.lower())[:40].strip("_")
+        return f"{words}_seed{self.seed}"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Cached against uncached, same prompt and seed."""
+
+    job: Job
+    uncached: np.ndarray
+    cached: np.ndarray
+    report: Report
+
+    @property
+    def psnr(self) -> float:
+        """In dB."""
+        return psnr(self.cached, self.uncached)
+
+    @property
+    def ssim(self) -> float:
+        """1 means equal."""
+        return ssim(self.cached, self.uncached)
+
+
+class Draw:
+    """Calls the pipeline for a job; returns float pixels `[height, width, 3]` in [0, 1]."""
+
+    def __init__(self, pipe: FluxPipeline, options: dict[str, Any]) -> None:
+        self.pipe = pipe
+        self.options = options
+
+    def __call__(self, job: Job) -> np.ndarray:
+        """Draw one image with the job's seed."""
+        generator = torch.Generator().manual_seed(job.seed)
+        output: Any = self.pipe(prompt=job.prompt, generator=generator, output_type="np", **self.options)
+        return output.images[0]
+
+
+def timed(draw: Draw, job: Job) -> tuple[np.ndarray, float]:
+    """Draw; return the image and the seconds it took."""
+    began = time.perf_counter()
+    image = draw(job)
+    return image, time.perf_counter() - began
+
+
+def compare(draw: Draw, jobs: list[Job], settings: CacheConfig, compiles: bool, output: Path) -> None:
+    """Draw every job with and without the cache, then time both in alternation."""
+    results = []
+    for job in jobs:
+        with uncached(draw.pipe):
+            reference = draw(job)
+        image = draw(job)
+        results.append(Comparison(job, reference, image, report(draw.pipe)))
+        save(output / f"{job.stem}.png", image)
+        save(output / f"{job.stem}_uncached.png", reference)
+        write_report(results[-1].report, output, job)
+    times: dict[str, list[float]] = {"uncached": [], "cached": []}
+    draw.pipe.set_progress_bar_config(disable=True)
+    for _ in range(_ROUNDS):
+        with uncached(draw.pipe):
+            times["uncached"].append(timed(draw, jobs[0])[1])
+        times["cached"].append(timed(draw, jobs[0])[1])
+    picture = output / "compare.png"
+    _draw_comparison(results, picture)
+    _print_comparison(results, times, settings, compiles)
+    print(f"side by side: {picture}")
+
+
+def _print_comparison(results: list[Comparison], times: dict[str, list[float]], settings: CacheConfig, compiles: bool) -> None:
+    print(f"\n{'prompt':<42} {'steps computed (F) or forecast (.)':<36} {'blocks':>7} {'PSNR':>8} {'SSIM':>7}")
+    for result in results:
+        name = f"{result.job.prompt[:34]} #{result.job.seed}"
+        print(
+            f"{name:<42} {result.report.pattern():<36} {result.report.block_speedup:6.2f}x "
+            f"{result.psnr:5.1f} dB {result.ssim:7.4f}"
+        )
+    ran, uncached_count = (
+        sum(getattr(result.report, name) for result in results) for name in ("block_evaluations", "block_evaluations_uncached")
+    )
+    quality = statistics.mean(min(result.psnr, 150.0) for result in results)
+    slow, fast = (statistics.median(times[name]) for name in ("uncached", "cached"))
+    how = "compiled" if compiles else "not compiled"
+    print(f"\nblock evaluations  {uncached_count / ran:.2f}x fewer, at {quality:.1f} dB (mean) against the uncached images")
+    print(
+        f"wall clock         {slow / fast:.2f}x faster: {slow:.2f} s uncached (eager), {fast:.2f} s cached ({how}); medians of "
+        f"{_ROUNDS}, alternating, after warm-up"
+    )
+    print(f"settings           tolerance {settings.tolerance:g}, warmup {settings.warmup_steps} steps")
+
+
+def _draw_comparison(results: list[Comparison], path: Path) -> None:
+    """One row per image: uncached, cached, and their difference, amplified as its title says."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    rows = results[:8]
+    figure = Figure(figsize=(8.4, 2.9 * len(rows)), layout="constrained")
+    FigureCanvasAgg(figure)
+    grid = figure.subplots(len(rows), 3, squeeze=False)
+    for axes, result in zip(grid, rows, strict=True):
+        difference = np.abs(result.cached.astype(np.float64) - result.uncached)
+        gain = 10
+        panels = (
+            (result.uncached, f"uncached: {result.job.prompt}"),
+            (result.cached, f"cached, {result.report.block_speedup:.2f}x fewer blocks, {result.psnr:.1f} dB"),
+            (np.clip(difference * gain, 0, 1), f"difference x {gain} (mean {difference.mean():.4f})"),
+        )
+        for axis, (image, title) in zip(axes, panels, strict=True):
+            axis.imshow(image, interpolation="nearest")
+            axis.set_title(title, fontsize=8)
+            axis.set_axis_off()
+    figure.savefig(path, dpi=110)
+
+
+def save(path: Path, image: np.ndarray) -> None:
+    """Write float pixels in [0, 1] as a picture file."""
+    Image.fromarray((image * 255).round().astype(np.uint8)).save(path)
+
+
+def write_report(result: Report, output: Path, job: Job) -> None:
+    """Write a job's report as JSON and as a plot."""
+    result.to_json(output / f"{job.stem}.json")
+    result.plot(output / f"{job.stem}_report.png")

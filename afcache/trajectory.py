@@ -1,0 +1,119 @@
+"""One image's way through a schedule, as the runtime holds it between calls."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from afcache.functional.control import infer_guidance
+from afcache.schedule import ScheduledStep
+from afcache.state import CacheState, Coupling, StepRecord, state_bytes
+
+
+@dataclass
+class Call:
+    """One transformer call of a trajectory, as the report sees it.
+
+    Attributes:
+        step: position in the schedule.
+        branch: 0 for the leader, 1 and up for other guidance branches.
+        record: what the step did, or None under policy "none".
+        elapsed: returns seconds; on CUDA it waits for the call's events.
+
+    """
+
+    step: int
+    branch: int
+    record: StepRecord | None
+    elapsed: Callable[[], float]
+
+
+@dataclass
+class Branch:
+    """What one guidance branch holds.
+
+    Attributes:
+        state: the present value.
+        velocity: its velocity at the trajectory's first step; dropped once the guidance scale is known.
+
+    """
+
+    state: CacheState
+    velocity: Tensor | None = None
+
+
+@dataclass
+class Trajectory:
+    """One image's (or batch's) way through a schedule."""
+
+    timesteps: Tensor
+    sigmas: Tensor
+    first_index: int
+    shape: torch.Size
+    corrects: bool
+    index: int = -1
+    calls_at_index: int = 0
+    branches: list[Branch] = field(default_factory=list)
+    coupling: Coupling | None = None
+    guidance_scale: Tensor | None = None
+    first_latents: Tensor | None = None
+    calls: list[Call] = field(default_factory=list)
+    num_blocks: int = 0
+
+    @property
+    def num_steps(self) -> int:
+        """Steps from the first one to the end of the schedule."""
+        return len(self.timesteps) - self.first_index
+
+    @property
+    def bytes(self) -> int:
+        """Memory of all branches' states."""
+        return sum(state_bytes(branch.state) for branch in self.branches)
+
+
+def is_new(trajectory: Trajectory, step: ScheduledStep) -> bool:
+    """A schedule made anew, or one that is walked again from an earlier step."""
+    return step.timesteps is not trajectory.timesteps or step.index < trajectory.index
+
+
+def learn_guidance(trajectory: Trajectory, latents: Tensor) -> None:
+    """At the second step: infer the guidance scale from the first step that the scheduler took."""
+    if trajectory.first_latents is None or trajectory.index == trajectory.first_index:
+        return
+    if len(trajectory.branches) == 2:
+        first, second = (branch.velocity for branch in trajectory.branches)
+        assert first is not None
+        assert second is not None
+        sigma, sigma_next = trajectory.sigmas[trajectory.first_index], trajectory.sigmas[trajectory.first_index + 1]
+        moved = (latents.to(torch.float32) - trajectory.first_latents.to(torch.float32)) / (sigma_next - sigma)
+        trajectory.guidance_scale = infer_guidance(moved[..., : first.shape[-1]], first, second)
+    trajectory.first_latents = None
+    for branch in trajectory.branches:
+        branch.velocity = None
+
+
+def start_clock(device: torch.device) -> Callable[[], Callable[[], float]]:
+    """Start timing; call the result at the end to get a function that returns the seconds between."""
+    if device.type == "cuda":
+        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        start.record()
+
+        def stop_on_device() -> Callable[[], float]:
+            end.record()
+
+            def seconds() -> float:
+                end.synchronize()
+                return start.elapsed_time(end) / 1000
+
+            return seconds
+
+        return stop_on_device
+    began = time.perf_counter()
+
+    def stop() -> Callable[[], float]:
+        elapsed = time.perf_counter() - began
+        return lambda: elapsed
+
+    return stop

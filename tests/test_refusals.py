@@ -1,0 +1,166 @@
+"""Schedulers and arguments: what is supported works, what is not is refused with the way out."""
+
+import dataclasses
+from logging import Handler, LogRecord
+
+import pytest
+import torch
+from diffusers import (
+    DPMSolverMultistepScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    FlowMatchHeunDiscreteScheduler,
+    FlowMatchLCMScheduler,
+)
+from diffusers.utils import logging
+
+import afcache
+from afcache import CacheConfig
+from tests.sampling import sample
+
+pytestmark = pytest.mark.host
+ADAPTIVE = CacheConfig(tolerance=0.02, warmup_steps=2)
+
+
+def compiled(pipe, config: CacheConfig = ADAPTIVE):
+    return afcache.compile_pipeline(pipe, config, compile=False)
+
+
+def multistep_scheduler() -> DPMSolverMultistepScheduler:
+    return DPMSolverMultistepScheduler(use_flow_sigmas=True, use_dynamic_shifting=True, prediction_type="flow_prediction")
+
+
+def warnings_of(action) -> list[str]:
+    """What afcache's logger warns of while `action` runs."""
+    messages: list[str] = []
+
+    class Collect(Handler):
+        def emit(self, record: LogRecord) -> None:
+            messages.append(record.getMessage())
+
+    logger = logging.get_logger("afcache.runtime")
+    handler = Collect()
+    logger.addHandler(handler)
+    try:
+        action()
+    finally:
+        logger.removeHandler(handler)
+    return messages
+
+
+@pytest.mark.parametrize("kind", ["multistep", "stochastic"])
+def test_the_correction_is_off_with_one_warning_where_it_does_not_hold(pipe, kind: str):
+    if kind == "multistep":
+        pipe.scheduler = multistep_scheduler()
+    else:
+        pipe.scheduler = FlowMatchEulerDiscreteScheduler.from_config(pipe.scheduler.config, stochastic_sampling=True)
+    compiled(pipe)
+    messages = warnings_of(lambda: [sample(pipe, seed) for seed in range(2)])
+    assert len(messages) == 1
+    assert "The catch-up correction is off" in messages[0]
+    assert set(afcache.report(pipe).pattern()) == {"F", "."}
+    compiled(pipe, dataclasses.replace(ADAPTIVE, correction=False))
+    assert warnings_of(lambda: sample(pipe)) == []
+
+
+def test_a_multistep_scheduler_stays_close_to_its_own_uncached_image(pipe):
+    pipe.scheduler = multistep_scheduler()
+    expected = sample(pipe)
+    compiled(pipe, dataclasses.replace(ADAPTIVE, correction=False))
+    assert afcache.psnr(sample(pipe), expected) > 25
+
+
+def test_unknown_schedulers_are_refused(pipe):
+    pipe.scheduler = FlowMatchHeunDiscreteScheduler()
+    with pytest.raises(NotImplementedError, match="scheduler FlowMatchHeunDiscreteScheduler is not supported"):
+        compiled(pipe)
+
+
+def test_a_scheduler_swapped_for_an_unknown_one_is_refused_at_the_call(pipe):
+    compiled(pipe)
+    pipe.scheduler = FlowMatchLCMScheduler.from_config(pipe.scheduler.config)
+    with pytest.raises(NotImplementedError, match="scheduler FlowMatchLCMScheduler is not supported"):
+        sample(pipe)
+
+
+def test_repeated_sigmas_are_refused(pipe):
+    compiled(pipe)
+    with pytest.raises(ValueError, match=r"scheduler.sigmas repeats 0\.\d+ at steps 1 and 2"):
+        sample(pipe, steps=4, sigmas=[1.0, 0.5, 0.5, 0.2])
+
+
+def transformer_inputs(pipe) -> dict:
+    return {
+        "hidden_states": torch.randn(1, 64, pipe.transformer.config.in_channels),
+        "encoder_hidden_states": torch.randn(1, 16, 64),
+        "pooled_projections": torch.randn(1, 64),
+        "timestep": torch.tensor([1.0]),
+        "img_ids": torch.zeros(64, 3),
+        "txt_ids": torch.zeros(16, 3),
+    }
+
+
+@pytest.mark.parametrize(
+    ("extra", "message"),
+    [
+        ({"controlnet_block_samples": [torch.zeros(1)]}, "controlnet_block_samples are not supported"),
+        ({"controlnet_single_block_samples": [torch.zeros(1)]}, "controlnet_block_samples are not supported"),
+        ({"joint_attention_kwargs": {"ip_hidden_states": []}}, r"joint_attention_kwargs \['ip_hidden_states'\]"),
+    ],
+    ids=["controlnet", "controlnet single", "ip-adapter"],
+)
+@torch.no_grad()
+def test_unsupported_arguments_are_refused(pipe, extra: dict, message: str):
+    compiled(pipe)
+    with pytest.raises(NotImplementedError, match=message):
+        pipe.transformer(**transformer_inputs(pipe), **extra)
+
+
+def test_gradient_mode_is_refused(pipe):
+    compiled(pipe)
+    with pytest.raises(NotImplementedError, match="gradient mode is on"):
+        pipe.transformer(**transformer_inputs(pipe))
+
+
+@torch.no_grad()
+def test_a_timestep_off_the_schedule_is_refused(pipe):
+    compiled(pipe)
+    pipe.scheduler.set_timesteps(10, mu=0.5)
+    arguments = {**transformer_inputs(pipe), "timestep": torch.tensor([0.123])}
+    pipe.scheduler.set_begin_index(0)
+    with pytest.raises(RuntimeError, match="timestep 123 does not fit the present step"):
+        pipe.transformer(**arguments)
+
+
+@torch.no_grad()
+def test_a_changed_shape_within_a_trajectory_is_refused(pipe):
+    compiled(pipe)
+    pipe.scheduler.set_timesteps(10, mu=0.5)
+    pipe.scheduler.set_begin_index(0)
+    arguments = transformer_inputs(pipe)
+    pipe.transformer(**arguments)
+    arguments.update(hidden_states=arguments["hidden_states"][:, :32], img_ids=torch.zeros(32, 3))
+    with pytest.raises(RuntimeError, match="hidden_states changed from"):
+        pipe.transformer(**arguments)
+
+
+@torch.no_grad()
+def test_output_kinds_are_the_hosts(pipe):
+    compiled(pipe)
+    arguments = transformer_inputs(pipe)
+    for return_dict in (True, False):
+        pipe.scheduler.set_timesteps(10, mu=0.5)
+        pipe.scheduler.set_begin_index(0)
+        output = pipe.transformer(**arguments, return_dict=return_dict)
+        value = output.sample if return_dict else output[0]
+        assert value.shape == arguments["hidden_states"].shape
+
+
+@pytest.mark.parametrize("options", [{"tolerance": 0.1}, {"preset": "fast"}, {"tolerance": 0.1, "preset": "fast"}])
+def test_config_excludes_tolerance_and_preset(pipe, options: dict):
+    with pytest.raises(ValueError, match="were both given, but config already holds every setting"):
+        afcache.compile_pipeline(pipe, CacheConfig(), **options)
+
+
+def test_other_pipelines_are_refused():
+    with pytest.raises(NotImplementedError, match="pipe is a int; supported pipelines are FluxPipeline"):
+        afcache.compile_pipeline(3)
