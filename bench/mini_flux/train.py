@@ -270,6 +270,10 @@ def export(output: Path, encoders: tuple, vae: HostModule, transformer: HostModu
     pipe.save_pretrained(output)
     for name, cls in (("vae", AutoencoderKL), ("transformer", FluxTransformer2DModel)):
         cls.from_pretrained(output / name, dtype=torch.float16).save_pretrained(output / name)
+        config = output / name / "config.json"
+        settings = json.loads(config.read_text())
+        settings.pop("_name_or_path", None)
+        config.write_text(json.dumps(settings, indent=2) + "\n")
     recommended = {"height": data.IMAGE_SIZE, "width": data.IMAGE_SIZE, "max_sequence_length": text.TEXT_LENGTH}
     (output / "recommended.json").write_text(json.dumps(recommended, indent=2) + "\n")
 
