@@ -2,11 +2,12 @@
 
     python -m bench.estimate_error --seeds 20
 
-For each tolerance: the relative error of the final latents, the sum of the estimates, and, over all refreshes, the ratio of
+The settings are those of the presets; only the tolerance changes. For each tolerance: the relative error of the final latents, the sum of the estimates, and, over all refreshes, the ratio of
 the error that was predicted for the forecast to the one that was then measured.
 """
 
 import argparse
+import dataclasses
 import math
 import statistics
 from typing import Any
@@ -14,7 +15,7 @@ from typing import Any
 import numpy as np
 
 import afcache
-from afcache.config import CacheConfig
+from afcache.config import PRESETS, CacheConfig
 from bench import mini_sampling
 from bench.recording import table, write_result
 
@@ -82,7 +83,7 @@ def main() -> None:
     rows, all_estimates, all_truth = [], [], []
     for correction in (False, True):
         for tolerance in arguments.tolerances:
-            config = CacheConfig(tolerance=tolerance, warmup_steps=2, correction=correction)
+            config = dataclasses.replace(PRESETS["balanced"], tolerance=tolerance, correction=correction)
             row, estimates, truth = measure(pipe, config, exact)
             rows.append(row)
             print(row, flush=True)
