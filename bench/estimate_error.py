@@ -2,8 +2,9 @@
 
     python -m bench.estimate_error --seeds 20
 
-The settings are those of the presets; only the tolerance changes. For each tolerance: the relative error of the final latents, the sum of the estimates, and, over all refreshes, the ratio of
-the error that was predicted for the forecast to the one that was then measured.
+The settings are those of the presets; only the tolerance changes. For each: the relative error of the final latents, the sum
+of the estimates, and, over all refreshes, the ratio of the error that was predicted for the forecast to the one that was
+then measured.
 """
 
 import argparse

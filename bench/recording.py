@@ -12,13 +12,13 @@ from typing import Any
 
 import torch
 
-RESULTS = Path(__file__).parent / "results"
+RESULTS = Path("bench/results")
 
 
 def environment() -> dict[str, Any]:
     """Commit, command, versions and machine."""
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
-    changed = subprocess.run(["git", "status", "--porcelain"], capture_output=True, text=True, check=False).stdout.strip()
+    commit = _git("rev-parse", "--short", "HEAD")
+    changed = _git("status", "--porcelain", "--", ".", ":!bench/results")
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {os.cpu_count()} cores, {_processor()}"
     return {
         "commit": commit + (" with uncommitted changes" if changed else ""),
@@ -67,6 +67,10 @@ def _show(value: Any) -> str:
         if isinstance(value, float)
         else str(value)
     )
+
+
+def _git(*arguments: str) -> str:
+    return subprocess.run(["git", *arguments], capture_output=True, text=True, check=False).stdout.strip()
 
 
 def _module() -> str:
