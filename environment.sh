@@ -15,6 +15,6 @@ make_environment() {
     }
     echo "Setting up .venv (once; torch is a large download) ..."
     [ -x .venv/bin/python ] || "$python" -m venv .venv
-    .venv/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".$extras"
+    .venv/bin/python -m pip install --quiet --quiet --disable-pip-version-check --constraint constraints.txt --editable ".$extras"
     touch "$stamp"
 }

@@ -55,7 +55,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--steps", type=_positive_int, default=28, help="denoising steps (default 28)")
     add("--seed", type=_seed, default=0, help="seed of the first image (default 0)")
     add("--guidance-scale", type=float, help="distilled guidance, for models with a guidance embedding (default 3.5)")
-    add("--true-cfg-scale", type=float, default=1.0, help="classifier-free guidance; above 1 doubles the work (default 1)")
+    add("--true-cfg-scale", type=float, help="classifier-free guidance; above 1 doubles the work (default 1; mini-FLUX 2)")
     add("--negative-prompt", metavar="TEXT", help="used when --true-cfg-scale is above 1 (default: the empty prompt)")
     add("--height", type=_positive_int, help="pixels (default: the model's own)")
     add("--width", type=_positive_int, help="pixels (default: the model's own)")

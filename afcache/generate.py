@@ -1,6 +1,7 @@
 """`afcache generate`: load a pipeline, draw, compare, write."""
 
 import argparse
+import math
 import os
 import shutil
 from pathlib import Path
@@ -42,8 +43,7 @@ def run(arguments: argparse.Namespace) -> None:
     arguments.output.mkdir(parents=True, exist_ok=True)
     pipe = _load(folder, arguments, device)
     options = _sampling_options(pipe, folder, arguments)
-    prompts = arguments.prompt or list(_MINI_PROMPTS)
-    jobs = [Job(prompt, arguments.seed + i) for prompt in prompts for i in range(arguments.num_images)]
+    jobs = _jobs(arguments)
     draw = Draw(pipe, options)
     if arguments.no_cache:
         for job in jobs:
@@ -65,6 +65,14 @@ def run(arguments: argparse.Namespace) -> None:
     print(f"written to {arguments.output}/")
 
 
+def _jobs(arguments: argparse.Namespace) -> list[Job]:
+    """Every prompt with the same seeds; the default prompts with one seed each, to show different pictures."""
+    seeds = [arguments.seed + i for i in range(arguments.num_images)]
+    if arguments.prompt:
+        return [Job(prompt, seed) for prompt in arguments.prompt for seed in seeds]
+    return [Job(prompt, seed + i) for i, prompt in enumerate(_MINI_PROMPTS) for seed in seeds]
+
+
 def missing_compiler(device: torch.device) -> str | None:
     """The reason why torch.compile cannot work here, or None. On a CPU inductor needs a C++ compiler."""
     name = os.environ.get("CXX", "g++")
@@ -83,9 +91,10 @@ def _announce_compilation(pipe: FluxPipeline, device: torch.device) -> None:
 def _check_arguments(arguments: argparse.Namespace) -> None:
     if arguments.compare and arguments.no_cache:
         raise ValueError("--compare needs the cache; leave out --no-cache.")
-    if arguments.true_cfg_scale < 1:
-        raise ValueError(f"--true-cfg-scale must be >= 1 (1 switches guidance off), got {arguments.true_cfg_scale:g}.")
-    if arguments.negative_prompt is not None and arguments.true_cfg_scale == 1:
+    scale = arguments.true_cfg_scale
+    if scale is not None and not 1 <= scale < math.inf:
+        raise ValueError(f"--true-cfg-scale must be finite and >= 1 (1 switches guidance off), got {scale:g}.")
+    if arguments.negative_prompt is not None and (scale == 1 or (scale is None and arguments.model is not None)):
         raise ValueError("--negative-prompt has no effect without guidance; give --true-cfg-scale above 1, too.")
     if not arguments.prompt and arguments.model is not None:
         raise ValueError("--prompt is needed with --model; only mini-FLUX has default prompts.")
@@ -136,7 +145,7 @@ def _load(folder: str, arguments: argparse.Namespace, device: torch.device) -> F
 
 def _sampling_options(pipe: FluxPipeline, folder: str, arguments: argparse.Namespace) -> dict[str, Any]:
     recommended = recommended_settings(Path(folder))
-    options: dict[str, Any] = {"num_inference_steps": arguments.steps, "true_cfg_scale": arguments.true_cfg_scale}
+    options: dict[str, Any] = {"num_inference_steps": arguments.steps}
     multiple = pipe.vae_scale_factor * 2
     for name in ("height", "width"):
         value = getattr(arguments, name) or recommended.get(name)
@@ -147,8 +156,9 @@ def _sampling_options(pipe: FluxPipeline, folder: str, arguments: argparse.Names
     length = arguments.max_sequence_length or recommended.get("max_sequence_length")
     if length is not None:
         options["max_sequence_length"] = length
-    if arguments.true_cfg_scale > 1:
-        options["negative_prompt"] = arguments.negative_prompt or ""
+    scale = arguments.true_cfg_scale or recommended.get("true_cfg_scale", 1.0)
+    if scale > 1:
+        options.update(true_cfg_scale=scale, negative_prompt=arguments.negative_prompt or "")
     if arguments.guidance_scale is not None:
         if not pipe.transformer.config.guidance_embeds:
             raise ValueError("--guidance-scale: this model has no guidance embedding; use --true-cfg-scale.")

@@ -136,6 +136,8 @@ class Report:
         axes.plot(x, [_worst(step.measured_error) for step in leader], "o", label="measured at a refresh (relative)")
         axes.axhline(self.config["tolerance"], color="tab:red", linestyle="--", linewidth=1, label="tolerance")
         axes.set_yscale("symlog", linthresh=1e-3)
+        largest = [_worst(step.measured_error) for step in leader] + [self.config["tolerance"]]
+        axes.set_ylim(0, 2 * max(value for value in largest if math.isfinite(value)))
         axes.set_xlabel("step (shaded: computed in full)")
         axes.set_ylabel("error of the velocity")
         axes.set_title(f"{self.pattern()}   {self.block_speedup:.2f}x fewer block evaluations", fontsize=9, family="monospace")

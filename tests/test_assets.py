@@ -36,7 +36,12 @@ def test_the_scheduler_has_the_settings_of_flux_dev():
 def test_a_plain_call_draws_the_trained_size(pipe):
     image = pipe("a handwritten seven on a flower", num_inference_steps=2, max_sequence_length=16).images[0]
     assert image.size == (32, 32)
-    assert recommended_settings(afcache.mini_flux_folder()) == {"height": 32, "width": 32, "max_sequence_length": 16}
+    assert recommended_settings(afcache.mini_flux_folder()) == {
+        "height": 32,
+        "width": 32,
+        "max_sequence_length": 16,
+        "true_cfg_scale": 2.0,
+    }
 
 
 def test_recommended_settings_of_other_folders_are_empty(tmp_path):

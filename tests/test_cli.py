@@ -47,8 +47,10 @@ def fail(capsys, *arguments: str) -> str:
         (["generate", "--model", "missing", "--prompt", "x"], "--model 'missing': no such folder"),
         (["generate", "--model", "here"], "--prompt is needed with --model"),
         (["generate", "--compare", "--no-cache"], "--compare needs the cache"),
-        (["generate", "--true-cfg-scale", "0.5"], "--true-cfg-scale must be >= 1"),
-        (["generate", "--negative-prompt", "x"], "--negative-prompt has no effect without guidance"),
+        (["generate", "--true-cfg-scale", "0.5"], "--true-cfg-scale must be finite and >= 1"),
+        (["generate", "--true-cfg-scale", "inf"], "--true-cfg-scale must be finite and >= 1"),
+        (["generate", "--negative-prompt", "x", "--true-cfg-scale", "1"], "--negative-prompt has no effect without guidance"),
+        (["generate", "--negative-prompt", "x", "--model", "m", "--prompt", "y"], "--negative-prompt has no effect"),
         (["generate", "--device", "abacus"], "--device 'abacus' is not a device"),
         (["generate", "--device", "cuda:99"], "--device 'cuda:99' is not here"),
         ([*SHORT, "--height", "33"], "--height must be a multiple of 4 for this model, got 33"),
@@ -110,6 +112,8 @@ def test_generate_draws_what_the_pipeline_draws(tmp_path):
         "a handwritten two on a palace",
         num_inference_steps=8,
         max_sequence_length=16,
+        true_cfg_scale=2.0,
+        negative_prompt="",
         generator=torch.Generator().manual_seed(4),
     ).images[0]
     drawn = Image.open(tmp_path / "a_handwritten_two_on_a_palace_seed4.png")
@@ -120,7 +124,7 @@ def test_compare_prints_the_gain_and_writes_one_picture(capsys, tmp_path):
     arguments = ["--compare", "--prompt", "a handwritten two on a palace", "--true-cfg-scale", "2", "--output", str(tmp_path)]
     assert main(["generate", "--no-compile", "--steps", "12", *arguments]) == 0
     output = capsys.readouterr().out
-    for word in ("block evaluations", "wall clock", "dB", "SSIM", "x faster"):
+    for word in ("block evaluations", "wall clock", "dB", "SSIM", "x faster", "(nothing compiled)"):
         assert word in output
     assert Image.open(tmp_path / "compare.png").size[0] > 600
     assert (tmp_path / "a_handwritten_two_on_a_palace_seed0_uncached.png").is_file()

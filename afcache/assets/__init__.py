@@ -13,8 +13,8 @@ def mini_flux_folder() -> Path:
     return Path(__file__).parent / "mini_flux"
 
 
-def recommended_settings(folder: Path) -> dict[str, int]:
-    """Height, width (pixels) and max_sequence_length (text tokens) stored beside a model; empty if there are none."""
+def recommended_settings(folder: Path) -> dict[str, Any]:
+    """Height, width (pixels), max_sequence_length (text tokens) and true_cfg_scale stored beside a model, if they are."""
     path = folder / "recommended.json"
     return json.loads(path.read_text()) if path.is_file() else {}
 

@@ -274,7 +274,8 @@ def export(output: Path, encoders: tuple, vae: HostModule, transformer: HostModu
         settings = json.loads(config.read_text())
         settings.pop("_name_or_path", None)
         config.write_text(json.dumps(settings, indent=2) + "\n")
-    recommended = {"height": data.IMAGE_SIZE, "width": data.IMAGE_SIZE, "max_sequence_length": text.TEXT_LENGTH}
+    size = data.IMAGE_SIZE
+    recommended = {"height": size, "width": size, "max_sequence_length": text.TEXT_LENGTH, "true_cfg_scale": 2.0}
     (output / "recommended.json").write_text(json.dumps(recommended, indent=2) + "\n")
 
 
