@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from afcache._typing import Counts, Flags, HostModule, PerSample, Scalar
+from afcache._typing import Counts, Flags, HostModule, Nodes, PerSample, Scalar, Velocity, typed
 from afcache.config import CacheConfig
 from afcache.functional import control, forecast
 from afcache.functional.attention import AttentionKernel
@@ -31,6 +31,7 @@ class Architecture(NamedTuple):
     head: Callable[[HostModule, Tensor, Tensor], Tensor]
 
 
+@typed
 def full_forward(transformer: HostModule, inputs: Any, *, architecture: Architecture, kernel: AttentionKernel) -> Tensor:
     """Compute the velocity without any cache: embed, all blocks, head.
 
@@ -48,13 +49,15 @@ def full_forward(transformer: HostModule, inputs: Any, *, architecture: Architec
     return architecture.head(transformer, architecture.stack(transformer, embedded, kernel), embedded.temb)
 
 
-def growth(nodes: Tensor, orders: Counts, sigma: Scalar, *, config: CacheConfig) -> PerSample:
+@typed
+def growth(nodes: Nodes, orders: Counts, sigma: Scalar, *, config: CacheConfig) -> PerSample:
     """The growth law g that `config` names, for an error made by rows of the given orders."""
     if config.error_law == "remainder":
         return control.remainder_growth(nodes, orders, sigma)
     return control.power_growth(nodes, orders, sigma, exponent=config.growth_exponent)
 
 
+@typed
 def predict_error(state: CacheState, schedule: StepSchedule, *, config: CacheConfig) -> PerSample:
     """The relative velocity error that a forecast of this step is expected to have.
 
@@ -64,6 +67,7 @@ def predict_error(state: CacheState, schedule: StepSchedule, *, config: CacheCon
     return control.predicted_error(state.error_rate, law)
 
 
+@typed
 def decide(
     state: CacheState, schedule: StepSchedule, coupling: Coupling, *, config: CacheConfig
 ) -> tuple[Flags, PerSample, PerSample]:
@@ -94,6 +98,7 @@ def decide(
     return refresh, predicted, accumulated
 
 
+@typed
 def cached_forward(
     transformer: HostModule,
     inputs: Any,
@@ -104,7 +109,7 @@ def cached_forward(
     architecture: Architecture,
     kernel: AttentionKernel,
     config: CacheConfig,
-) -> tuple[Tensor, CacheState, StepRecord]:
+) -> tuple[Velocity, CacheState, StepRecord]:
     """Compute or forecast the velocity of one step.
 
     The forecast v_hat is always made (its cost is one row over the history and the head). If any sample must refresh, the
