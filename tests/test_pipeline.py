@@ -2,12 +2,15 @@
 
 import dataclasses
 import math
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from diffusers import (
     FlowMatchEulerDiscreteScheduler,
+    FluxPipeline,
+    FluxTransformer2DModel,
 )
 
 import afcache
@@ -259,6 +262,28 @@ def test_a_scheduler_swapped_in_between_is_used(pipe):
     assert afcache.psnr(swapped, sample(pipe)) > 30
     pipe.scheduler = original
     assert np.array_equal(sample(compiled(pipe)), first)
+
+
+def test_a_guidance_distilled_model_equals_its_uncached_self(pipe):
+    config = {**pipe.transformer.config, "guidance_embeds": True}
+    transformer: Any = FluxTransformer2DModel.from_config(config)
+    distilled = FluxPipeline(**{**pipe.components, "transformer": transformer})
+    distilled.set_progress_bar_config(disable=True)
+    expected = [sample(distilled, steps=6, guidance_scale=scale) for scale in (1.0, 3.5)]
+    assert not np.array_equal(expected[0], expected[1])
+    compiled(distilled, CacheConfig(tolerance=0.0))
+    for scale, image in zip((1.0, 3.5), expected, strict=True):
+        assert largest_difference(sample(distilled, steps=6, guidance_scale=scale), image) < 1e-4
+
+
+def test_several_images_per_prompt_decide_one_by_one(pipe):
+    compiled(pipe)
+    together = sample(pipe, [0, 1], num_images_per_prompt=2)
+    report = afcache.report(pipe)
+    for seed in (0, 1):
+        assert largest_difference(sample(pipe, seed)[0], together[seed]) < 1e-4
+        pattern = "".join("F" if step.refreshed[seed] else "." for step in report.steps)
+        assert afcache.report(pipe).pattern() == pattern
 
 
 def test_the_state_has_the_reported_size(pipe):
