@@ -248,7 +248,7 @@ def test_the_measured_error_of_the_latents_grows_with_the_tolerance(pipe):
 def test_few_steps_compute_everything_and_say_so(pipe):
     expected = sample(pipe, steps=2)
     image = sample(compiled(pipe), steps=2)
-    assert np.array_equal(image, expected)
+    assert largest_difference(image, expected) < 1e-4
     assert "Nothing was saved" in str(afcache.report(pipe))
 
 
