@@ -9,8 +9,8 @@ make_environment() {
         return
     fi
     local python="${PYTHON:-python3}"
-    "$python" -c 'import sys; sys.exit(sys.version_info < (3, 10))' || {
-        echo "$0: Python 3.10 or newer is needed, $("$python" --version) found; set PYTHON to another one." >&2
+    "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || {
+        echo "$0: Python 3.11 or newer is needed, $("$python" --version) found; set PYTHON to another one." >&2
         exit 1
     }
     echo "Setting up .venv (once; torch is a large download) ..."

@@ -3,6 +3,7 @@
 import argparse
 import importlib.metadata
 import logging
+import os
 import platform
 import sys
 import warnings
@@ -13,6 +14,8 @@ from afcache._version import __version__
 
 _DTYPES = ("float32", "bfloat16", "float16")
 _ERROR_STATUS = 2
+_MAX_STEPS = 1000
+_MAX_PIXELS = 8192
 
 
 class _Parser(argparse.ArgumentParser):
@@ -30,6 +33,20 @@ def _positive_int(text: str) -> int:
         value = 0
     if value < 1:
         raise argparse.ArgumentTypeError(f"must be a whole number >= 1, got {text!r}")
+    return value
+
+
+def _steps(text: str) -> int:
+    value = _positive_int(text)
+    if value > _MAX_STEPS:
+        raise argparse.ArgumentTypeError(f"must be at most {_MAX_STEPS}, the length of FLUX's schedule, got {text!r}")
+    return value
+
+
+def _pixels(text: str) -> int:
+    value = _positive_int(text)
+    if value > _MAX_PIXELS:
+        raise argparse.ArgumentTypeError(f"must be at most {_MAX_PIXELS} pixels, got {text!r}")
     return value
 
 
@@ -52,13 +69,13 @@ def build_parser() -> argparse.ArgumentParser:
     add = generate.add_argument
     add("--prompt", action="append", metavar="TEXT", help="what to draw; may be repeated (mini-FLUX has defaults)")
     add("--model", metavar="FOLDER_OR_HUB_ID", help="a FLUX.1 pipeline (default: mini-FLUX, which ships with the package)")
-    add("--steps", type=_positive_int, default=28, help="denoising steps (default 28)")
+    add("--steps", type=_steps, default=28, help="denoising steps (default 28)")
     add("--seed", type=_seed, default=0, help="seed of the first image (default 0)")
     add("--guidance-scale", type=float, help="distilled guidance, for models with a guidance embedding (default 3.5)")
     add("--true-cfg-scale", type=float, help="classifier-free guidance; above 1 doubles the work (default 1; mini-FLUX 2)")
     add("--negative-prompt", metavar="TEXT", help="used when --true-cfg-scale is above 1 (default: the empty prompt)")
-    add("--height", type=_positive_int, help="pixels (default: the model's own)")
-    add("--width", type=_positive_int, help="pixels (default: the model's own)")
+    add("--height", type=_pixels, help="pixels (default: the model's own)")
+    add("--width", type=_pixels, help="pixels (default: the model's own)")
     add("--max-sequence-length", type=_positive_int, help="text tokens (default: the model's own, else 512)")
     add("--num-images", type=_positive_int, default=1, help="images per prompt, with seeds counting up (default 1)")
     careful = generate.add_mutually_exclusive_group()
@@ -91,6 +108,15 @@ def main(argv: list[str] | None = None) -> int:
             run(arguments)
     except (ValueError, TypeError, NotImplementedError, OSError) as error:
         print(f"afcache: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return _ERROR_STATUS
+    except (RuntimeError, MemoryError, AssertionError) as error:
+        if os.environ.get("AFCACHE_DEBUG"):
+            raise
+        reason = (str(error).strip() or "no message").splitlines()[0]
+        cure = "Is the compiler broken? --no-compile does without" if "compil" in str(error).lower() else "Too little memory?"
+        print(
+            f"afcache: error: {type(error).__name__}: {reason} ({cure}; AFCACHE_DEBUG=1 shows the traceback)", file=sys.stderr
+        )
         return _ERROR_STATUS
     except KeyboardInterrupt:
         print("afcache: interrupted", file=sys.stderr)

@@ -21,16 +21,11 @@ _ROUNDS = 3
 
 @dataclass(frozen=True)
 class Job:
-    """One image to draw."""
+    """One image to draw, and its file name without extension."""
 
     prompt: str
     seed: int
-
-    @property
-    def stem(self) -> str:
-        """File name without extension."""
-        words = "".join(letter if letter.isalnum() else "_" for letter in self.prompt.lower())[:40].strip("_")
-        return f"{words}_seed{self.seed}"
+    stem: str
 
 
 @dataclass(frozen=True)

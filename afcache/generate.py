@@ -3,6 +3,7 @@
 import argparse
 import math
 import os
+import shlex
 import shutil
 from pathlib import Path
 from typing import Any
@@ -69,13 +70,21 @@ def _jobs(arguments: argparse.Namespace) -> list[Job]:
     """Every prompt with the same seeds; the default prompts with one seed each, to show different pictures."""
     seeds = [arguments.seed + i for i in range(arguments.num_images)]
     if arguments.prompt:
-        return [Job(prompt, seed) for prompt in arguments.prompt for seed in seeds]
-    return [Job(prompt, seed + i) for i, prompt in enumerate(_MINI_PROMPTS) for seed in seeds]
+        pairs = [(prompt, seed) for prompt in arguments.prompt for seed in seeds]
+    else:
+        pairs = [(prompt, seed + i) for i, prompt in enumerate(_MINI_PROMPTS) for seed in seeds]
+    stems: list[str] = []
+    for prompt, seed in pairs:
+        words = "".join(letter if letter.isalnum() else "_" for letter in prompt.lower())[:40].strip("_")
+        stem = f"{words}_seed{seed}"
+        # Long prompts may begin alike; no picture overwrites another.
+        stems.append(stem if stem not in stems else f"{stem}_{len(stems)}")
+    return [Job(prompt, seed, stem) for (prompt, seed), stem in zip(pairs, stems, strict=True)]
 
 
 def missing_compiler(device: torch.device) -> str | None:
     """The reason why torch.compile cannot work here, or None. On a CPU inductor needs a C++ compiler."""
-    name = os.environ.get("CXX", "g++")
+    name = (shlex.split(os.environ.get("CXX", "")) or ["g++"])[0]
     if device.type != "cpu" or shutil.which(name):
         return None
     return (
@@ -107,7 +116,10 @@ def _device(name: str | None) -> torch.device:
         device = torch.device(name)
     except RuntimeError as error:
         raise ValueError(f"--device {name!r} is not a device; try cpu, cuda or cuda:0.") from error
-    if device.type == "cuda" and (not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count()):
+    if device.type not in ("cpu", "cuda"):
+        raise ValueError(f"--device {name!r} is not supported; use cpu or cuda.")
+    count = torch.cuda.device_count() if device.type == "cuda" else 1
+    if (device.index or 0) >= count:
         raise ValueError(
             f"--device {name!r} is not here: torch sees {torch.cuda.device_count()} CUDA devices. Use --device cpu."
         )
@@ -128,9 +140,9 @@ def _resolve_model(model: str | None) -> str:
     except OSError as error:
         first = str(error).strip().splitlines()[0]
         raise ValueError(f"--model {model!r} could not be loaded from the Hugging Face hub: {first}") from error
-    assert isinstance(config, dict)
-    if config.get("_class_name") != "FluxPipeline":
-        raise ValueError(f"--model {model!r} is a {config.get('_class_name')}, not a FluxPipeline; afcache knows FLUX.1 only.")
+    name = config.get("_class_name") if isinstance(config, dict) else None
+    if name != "FluxPipeline":
+        raise ValueError(f"--model {model!r} is a {name}, not a FluxPipeline; afcache knows FLUX.1 only.")
     return model
 
 

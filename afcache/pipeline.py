@@ -17,6 +17,8 @@ from afcache.runtime import CompileOptions, Runtime
 from afcache.schedule import check_scheduler
 
 _ATTRIBUTE = "_afcache"
+_ORIGINAL = "_afcache_original_forward"
+_MODES = (None, "default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
 _PIPELINES = (FluxPipeline, FluxImg2ImgPipeline)
 PipelineT = TypeVar("PipelineT")
 
@@ -35,8 +37,8 @@ def compile_pipeline(
     """Make a FLUX pipeline sample faster, in place.
 
     Our forward is bound to the transformer instance; no class is changed, and saving, LoRA, offload, `from_pipe` and
-    `deepcopy` work as before. Calling it again replaces the settings. Pipelines that share the transformer share them
-    too; one that has a scheduler of its own must be passed here as well.
+    `deepcopy` work as before. Calling it again replaces the settings. Every pipeline that shares the transformer is cached,
+    whatever its class; one that has a scheduler of its own must be passed here as well. Not for two threads at once.
 
     Args:
         pipe: a FluxPipeline or FluxImg2ImgPipeline.
@@ -62,14 +64,16 @@ def compile_pipeline(
     settings = resolve_config(config, tolerance=tolerance, preset=preset)
     transformer = _transformer(pipe)
     flux.check_transformer(transformer)
-    _check_hooks(transformer)
+    flux.check_blocks(transformer)
     check_scheduler(pipe.scheduler)  # pyright: ignore[reportAttributeAccessIssue]
     options = CompileOptions(enabled=compile, backend=backend, mode=mode, dynamic=dynamic)
+    _check_options(options)
     runtime = Runtime(transformer, settings, options, torch.compile)
     previous = bound_runtime(transformer)
     for served in [*(previous.pipes() if previous is not None else []), pipe]:
         runtime.serve(served)
     if previous is None:
+        _check_forward(transformer)
         _bind(transformer)
     setattr(transformer, _ATTRIBUTE, runtime)
     return pipe
@@ -82,16 +86,13 @@ def restore_pipeline(pipe: PipelineT) -> PipelineT:
         ValueError: the pipeline was not compiled by `compile_pipeline`.
 
     """
+    require_runtime(pipe)
     transformer = _transformer(pipe)
-    if bound_runtime(transformer) is None:
-        raise ValueError("pipe was not passed to afcache.compile_pipeline, or it was restored already; nothing to restore.")
     for name in ("forward", "_old_forward"):
         if _is_ours(transformer.__dict__.get(name)):
-            if name == "forward":
-                del transformer.__dict__[name]
-            else:
-                transformer.__dict__[name] = types.MethodType(type(transformer).forward, transformer)
+            _put_back(transformer, name)
     delattr(transformer, _ATTRIBUTE)
+    transformer.__dict__.pop(_ORIGINAL, None)
     return pipe
 
 
@@ -103,15 +104,12 @@ def uncached(pipe: Any) -> Iterator[None]:
         ValueError: the pipeline was not compiled by `compile_pipeline`.
 
     """
-    transformer = _transformer(pipe)
-    runtime = bound_runtime(transformer)
-    restore_pipeline(pipe)
-    assert runtime is not None
+    runtime = require_runtime(pipe)
+    before, runtime.is_bypassed = runtime.is_bypassed, True
     try:
         yield
     finally:
-        _bind(transformer)
-        setattr(transformer, _ATTRIBUTE, runtime)
+        runtime.is_bypassed = before
 
 
 def bound_runtime(transformer: Any) -> Runtime | None:
@@ -128,43 +126,81 @@ def _transformer(pipe: Any) -> Any:
     return pipe.transformer
 
 
-def _check_hooks(transformer: Any) -> None:
-    """Refuse what a functional forward would bypass or break."""
-    if getattr(transformer, "is_cache_enabled", False):
-        raise NotImplementedError(
-            "transformer already has a diffusers cache enabled. Call transformer.disable_cache() before compile_pipeline."
+def require_runtime(pipe: Any) -> Runtime:
+    """The runtime of a pipeline that was compiled.
+
+    Raises:
+        ValueError: it was not, or it was restored already.
+
+    """
+    transformer = getattr(pipe, "transformer", None)
+    runtime = bound_runtime(transformer) if isinstance(transformer, torch.nn.Module) else None
+    if runtime is None:
+        raise ValueError(
+            f"pipe was not passed to afcache.compile_pipeline, or it was restored already (got a {type(pipe).__name__}). Call "
+            "afcache.compile_pipeline(pipe) first."
         )
+    return runtime
+
+
+def _check_forward(transformer: Any) -> None:
+    """Refuse a root forward that is neither the class's nor accelerate's: binding ours would bypass it."""
     if transformer._compiled_call_impl is not None:
         raise NotImplementedError(
             "transformer was compiled in place by transformer.compile(). Load it afresh: compile_pipeline compiles it."
         )
-    for name in ("transformer_blocks", "single_transformer_blocks"):
-        for index, block in enumerate(getattr(transformer, name)):
-            registry = getattr(block, "_diffusers_hook", None)
-            hooks = sorted(registry.hooks) if registry is not None else []
-            if hooks:
-                raise NotImplementedError(
-                    f"{name}[{index}] has diffusers hooks {hooks}, which act on whole blocks and would be bypassed. Use model "
-                    "offload or leaf-level group offload instead of block-level, and no other cache."
-                )
+    forward = transformer.__dict__.get("forward")
+    is_own = getattr(forward, "__func__", None) is type(transformer).forward
+    if forward is not None and not is_own and not hasattr(transformer, "_hf_hook"):
+        raise NotImplementedError(
+            f"transformer.forward was replaced by {forward!r} (by a diffusers hook, such as group offload with streams, or by "
+            "hand), which a cached forward would bypass. Remove that first, or run without afcache."
+        )
+
+
+def _check_options(options: CompileOptions) -> None:
+    """Raise at once for a backend or mode that torch.compile would refuse at the first image."""
+    if options.mode not in _MODES:
+        raise ValueError(f"mode must be one of {', '.join(map(repr, _MODES))}, got {options.mode!r}.")
+    if options.enabled and isinstance(options.backend, str):
+        known = torch._dynamo.list_backends(exclude_tags=())
+        if options.backend not in known:
+            raise ValueError(f"backend must be a callable or one of {', '.join(known)}, got {options.backend!r}.")
 
 
 def _bind(transformer: Any) -> None:
-    """Put our forward where the original would be called.
+    """Put our forward where the original would be called, and remember what was there.
 
     Where accelerate has installed a hook, its wrapper calls `_old_forward` and puts that back as `forward` after each
     image; binding `forward` would be undone by it.
     """
     name = "_old_forward" if hasattr(transformer, "_hf_hook") else "forward"
+    transformer.__dict__[_ORIGINAL] = transformer.__dict__.get(name)
     transformer.__dict__[name] = types.MethodType(_forward, transformer)
+
+
+def _put_back(transformer: Any, name: str) -> None:
+    """Undo `_bind` at the place where accelerate may have moved our forward since."""
+    original = transformer.__dict__.get(_ORIGINAL)
+    if original is None and name == "forward":
+        del transformer.__dict__[name]
+    else:
+        transformer.__dict__[name] = original or types.MethodType(type(transformer).forward, transformer)
 
 
 def _is_ours(method: object) -> bool:
     return isinstance(method, types.MethodType) and method.__func__ is _forward
 
 
+def _forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+    """The bound method: cached, or the host's own inside `uncached` and where a wrapper outlived `restore_pipeline`."""
+    runtime = bound_runtime(self)
+    forward = type(self).forward if runtime is None or runtime.is_bypassed else _cached_forward
+    return forward(self, *args, **kwargs)
+
+
 @apply_lora_scale("joint_attention_kwargs")
-def _forward(
+def _cached_forward(
     self: Any,
     hidden_states: Tensor,
     encoder_hidden_states: Tensor,

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from afcache.pipeline import bound_runtime
+from afcache.pipeline import require_runtime
 from afcache.trajectory import Call, Trajectory
 
 _MARKS = {"computed": "F", "mixed": "m", "forecast": "."}
@@ -61,7 +61,8 @@ class Report:
         num_steps: denoising steps of the schedule walked.
         num_blocks: blocks that one full call evaluates.
         state_bytes: memory of all guidance branches' states.
-        guidance_scale: true CFG scale per sample as inferred from the run; empty without guidance branches.
+        guidance_scale: true CFG scale per sample as inferred from the run, NaN where the first step does not tell; empty
+            without guidance branches.
 
     """
 
@@ -148,20 +149,24 @@ class Report:
         if not self.steps:
             return f"AFCache ({self._settings()}): nothing has run yet."
         computed, cached = self.seconds(is_computed=True), self.seconds(is_computed=False)
+        forecast_time = f", forecast call {cached * 1e3:.1f} ms" if math.isfinite(cached) else ""
         lines = [
             f"AFCache ({self._settings()})",
             f"  steps      {self.pattern()}   F computed, . forecast"
             + (", m computed for some samples" if "m" in self.pattern() else ""),
             f"  blocks     {self.block_evaluations} of {self.block_evaluations_uncached} evaluations ran: "
             f"{self.block_speedup:.2f}x fewer",
-            f"  time       computed call {computed * 1e3:.1f} ms, forecast call {cached * 1e3:.1f} ms (medians)",
-            f"  estimate   {self._largest_estimate():.4f} at most between refreshes (tolerance {self.config['tolerance']:g})",
-            f"  state      {self.state_bytes / 2**20:.2f} MiB",
+            f"  time       computed call {computed * 1e3:.1f} ms{forecast_time} (medians)",
         ]
+        if self.config["policy"] == "none":
+            return "\n".join(lines)
+        estimate, tolerance = self._largest_estimate(), self.config["tolerance"]
+        lines.append(f"  estimate   {estimate:.4f} at most between refreshes (tolerance {tolerance:g})")
+        lines.append(f"  state      {self.state_bytes / 2**20:.2f} MiB")
         if self.guidance_scale:
-            lines.append(
-                f"  guidance   true CFG scale {self.guidance_scale[0]:.2f}, {self._branches()} branches decide together"
-            )
+            scale = self.guidance_scale[0]
+            found = f"true CFG scale {scale:.2f}" if math.isfinite(scale) else "true CFG scale unknown"
+            lines.append(f"  guidance   {found}, {self._branches()} branches decide together")
         if self.block_evaluations == self.block_evaluations_uncached:
             lines.append("  Nothing was saved: too few steps, or the tolerance is too small.")
         return "\n".join(lines)
@@ -189,10 +194,8 @@ def report(pipe: Any) -> Report:
         waits for the device and copies the step records to the host.
 
     """
-    runtime = bound_runtime(pipe.transformer)
-    if runtime is None:
-        raise ValueError("pipe was not passed to afcache.compile_pipeline (or was restored), so there is nothing to report.")
-    trajectory = runtime.trajectory
+    runtime = require_runtime(pipe)
+    trajectory = runtime.last_trajectory(pipe)
     config = runtime.config.to_dict()
     if trajectory is None:
         return Report(config, (), 0, 0, 0, ())
@@ -211,6 +214,8 @@ def _read_call(call: Call, trajectory: Trajectory) -> StepReport:
     batch = trajectory.shape[0]
     record = call.record
     unknown = (math.nan,) * batch
+    # The leading branch's estimate is the step's: it is made for all branches together.
+    leader = next(other.record for other in trajectory.calls if other.step == call.step and other.branch == 0)
     return StepReport(
         step=call.step,
         branch=call.branch,
@@ -219,7 +224,7 @@ def _read_call(call: Call, trajectory: Trajectory) -> StepReport:
         is_computed=True if record is None else bool(record.is_computed),
         predicted_error=unknown if record is None else _floats(record.predicted_error),
         measured_error=unknown if record is None else _floats(record.measured_error),
-        estimated_error=(0.0,) * batch if record is None else _floats(record.accumulated_error),
+        estimated_error=(0.0,) * batch if leader is None else _floats(leader.accumulated_error),
         seconds=call.elapsed(),
     )
 

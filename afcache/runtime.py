@@ -28,6 +28,8 @@ from afcache.state import (
 from afcache.trajectory import Branch, Call, Trajectory, is_new, learn_guidance, start_clock
 
 logger = logging.get_logger(__name__)
+# Diffusers' FLUX pipelines have two; a runaway count means that the scheduler is not driven.
+_MAX_BRANCHES = 4
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,7 @@ class CompileOptions:
     @property
     def uses_cuda_graphs(self) -> bool:
         """Whether outputs are overwritten by the next call."""
-        return self.enabled and self.mode in ("reduce-overhead", "max-autotune")
+        return self.enabled and (self.mode in ("reduce-overhead", "max-autotune") or self.backend == "cudagraphs")
 
 
 def _fresh_code(function: types.FunctionType) -> types.FunctionType:
@@ -52,6 +54,27 @@ def _fresh_code(function: types.FunctionType) -> types.FunctionType:
     )
     copy.__kwdefaults__ = function.__kwdefaults__
     return copy
+
+
+class _Served:
+    """A pipeline whose scheduler is read at every call; when the pipeline is gone, its last scheduler still counts."""
+
+    def __init__(self, pipe: Any) -> None:
+        self._reference = weakref.ref(pipe)
+        self._scheduler = pipe.scheduler
+
+    @property
+    def pipe(self) -> Any:
+        """The pipeline, or None."""
+        return self._reference()
+
+    @property
+    def scheduler(self) -> Any:
+        """The pipeline's present scheduler."""
+        pipe = self._reference()
+        if pipe is not None:
+            self._scheduler = pipe.scheduler
+        return self._scheduler
 
 
 class Runtime:
@@ -74,11 +97,13 @@ class Runtime:
     ) -> None:
         self.config = config
         self.options = options
+        self.is_bypassed = False
         self.trajectory: Trajectory | None = None
+        self._trajectories: weakref.WeakKeyDictionary[Any, Trajectory] = weakref.WeakKeyDictionary()
         self._compiler = compiler
         self._transformer = transformer
-        self._pipes: list[weakref.ref[Any]] = []
-        self._steps: dict[bool, Callable[..., Any]] = {}
+        self._served: list[_Served] = []
+        self._steps: dict[tuple[bool, Any], Callable[..., Any]] = {}
         self._has_warned = False
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Runtime":
@@ -89,18 +114,23 @@ class Runtime:
             twin.serve(memo.get(id(pipe), pipe))
         return twin
 
+    def __getstate__(self) -> dict[str, Any]:
+        raise TypeError(
+            "a cached transformer cannot be pickled. Use save_pretrained, or call afcache.restore_pipeline(pipe) first."
+        )
+
     def serve(self, pipe: Any) -> None:
         """Read the scheduler of this pipeline, too. Pipelines made by `from_pipe` share the transformer."""
         if all(known is not pipe for known in self.pipes()):
-            self._pipes.append(weakref.ref(pipe))
+            self._served.append(_Served(pipe))
 
     def pipes(self) -> list[Any]:
         """The living pipelines that are served."""
-        return [pipe for pipe in (reference() for reference in self._pipes) if pipe is not None]
+        return [served.pipe for served in self._served if served.pipe is not None]
 
-    def reset(self) -> None:
-        """Forget the present trajectory."""
-        self.trajectory = None
+    def last_trajectory(self, pipe: Any) -> Trajectory | None:
+        """What the pipeline's present scheduler ran last."""
+        return self._trajectories.get(pipe.scheduler)
 
     def forward(self, inputs: flux.FluxInputs) -> Tensor:
         """One transformer call: find its place in the schedule, decide, compute or forecast, keep the state.
@@ -111,22 +141,32 @@ class Runtime:
 
         """
         scheduler, step = self._locate(inputs.timestep)
-        trajectory = self.trajectory
-        if trajectory is None or is_new(trajectory, step):
+        trajectory = self._trajectories.get(scheduler)
+        shape = inputs.hidden_states.shape
+        if trajectory is None or is_new(trajectory, step, shape):
             trajectory = self._start(scheduler, step, inputs)
-        if inputs.hidden_states.shape != trajectory.shape:
+        if shape != trajectory.shape:
             raise RuntimeError(
-                f"hidden_states changed from {tuple(trajectory.shape)} to {tuple(inputs.hidden_states.shape)} within one "
-                "trajectory. Call scheduler.set_timesteps before sampling another shape."
+                f"hidden_states changed from {tuple(trajectory.shape)} to {tuple(shape)} within one trajectory. Call "
+                "scheduler.set_timesteps before sampling another shape."
             )
         if step.index != trajectory.index:
             trajectory.index, trajectory.calls_at_index = step.index, 0
         branch_index = trajectory.calls_at_index
+        if branch_index == _MAX_BRANCHES:
+            raise RuntimeError(
+                f"transformer was called {branch_index + 1} times at step {step.index}, more than guidance has branches "
+                f"({_MAX_BRANCHES}). Call scheduler.step after each prediction, or use afcache.restore_pipeline(pipe)."
+            )
         started = start_clock(inputs.hidden_states.device)
-        if self.config.policy == "none":
-            velocity, record = self._compute(inputs), None
-        else:
-            velocity, record = self._cached(inputs, trajectory, branch_index)
+        try:
+            if self.config.policy == "none":
+                velocity, record = self._step(trajectory)(inputs), None
+            else:
+                velocity, record = self._cached(inputs, trajectory, branch_index)
+        except BaseException:
+            del self._trajectories[scheduler]
+            raise
         elapsed = started()
         trajectory.calls_at_index += 1
         trajectory.calls.append(Call(step.index, branch_index, record, elapsed))
@@ -135,33 +175,33 @@ class Runtime:
     def _locate(self, timestep: Tensor) -> tuple[Any, ScheduledStep]:
         """The scheduler that is running, and the step it is at.
 
-        One pipeline is the rule. With several schedulers, those whose present step fits the timestep qualify; the running
-        trajectory's comes first, then one whose schedule was not seen before.
+        One scheduler is the rule. With several, those whose present step fits the timestep qualify; a schedule that was not
+        seen before comes first: it is about to start.
         """
-        schedulers = list({id(pipe.scheduler): pipe.scheduler for pipe in self.pipes()}.values())
-        previous = self.trajectory.timesteps if self.trajectory is not None else None
-        found: list[tuple[Any, ScheduledStep]] = []
+        schedulers = list({id(served.scheduler): served.scheduler for served in self._served}.values())
+        found: list[tuple[bool, Any, ScheduledStep]] = []
         for scheduler in schedulers:
             check_scheduler(scheduler)
+            trajectory = self._trajectories.get(scheduler)
+            is_known = trajectory is not None and trajectory.timesteps is scheduler.timesteps
             # Reading the timestep waits for the device, so accelerators verify at a trajectory's start only.
-            is_running = scheduler.timesteps is previous
-            verify = timestep.device.type == "cpu" or len(schedulers) > 1 or not is_running
+            verify = timestep.device.type == "cpu" or len(schedulers) > 1 or not is_known
             step = read_step(scheduler, timestep, verify=verify)
             if step is not None:
-                found.append((scheduler, step))
+                found.append((is_known, scheduler, step))
         if not found:
             value = float(timestep.flatten()[0]) * 1000
             raise RuntimeError(
                 f"timestep {value:.4g} does not fit the present step of pipe.scheduler"
-                f" ({', '.join(type(s).__name__ for s in schedulers) or 'no living pipeline'}). If another pipeline with its "
-                "own scheduler shares this transformer, call afcache.compile_pipeline on that pipeline too; if you call the "
-                "transformer yourself, drive pipe.scheduler, or use afcache.restore_pipeline(pipe) first."
+                f" ({', '.join(type(s).__name__ for s in schedulers)}). If another pipeline with its own scheduler shares "
+                "this transformer, call afcache.compile_pipeline on that pipeline too; if you call the transformer yourself, "
+                "drive pipe.scheduler, or use afcache.restore_pipeline(pipe) first."
             )
-        running = [pair for pair in found if pair[1].timesteps is previous]
-        return (running or found)[0]
+        return min(found, key=lambda candidate: candidate[0])[1:]
 
     def _start(self, scheduler: Any, step: ScheduledStep, inputs: flux.FluxInputs) -> Trajectory:
         flux.check_transformer(self._transformer)
+        flux.check_blocks(self._transformer)
         check_sigmas(step.sigmas[step.index :])
         corrects = self.config.correction and correction_holds(scheduler)
         if self.config.correction and not corrects and not self._has_warned and self.config.policy != "none":
@@ -171,15 +211,17 @@ class Runtime:
                 f"{type(scheduler).__name__} as configured takes another. Caching itself stays on; pass "
                 "CacheConfig(correction=False) to silence this."
             )
-        self.trajectory = Trajectory(
+        trajectory = Trajectory(
             timesteps=step.timesteps,
             sigmas=step.sigmas.to(inputs.hidden_states.device, torch.float32),
             first_index=step.index,
             shape=inputs.hidden_states.shape,
             corrects=corrects,
+            kernel_name=flux.attention_backend(self._transformer),
             num_blocks=flux.num_blocks(self._transformer),
         )
-        return self.trajectory
+        self._trajectories[scheduler] = self.trajectory = trajectory
+        return trajectory
 
     def _cached(self, inputs: flux.FluxInputs, trajectory: Trajectory, branch_index: int) -> tuple[Tensor, StepRecord]:
         schedule = schedule_step(
@@ -197,7 +239,7 @@ class Runtime:
             trajectory.coupling = self._lead(trajectory, schedule)
         assert trajectory.coupling is not None
         coupling = trajectory.coupling._replace(is_follower=torch.full_like(trajectory.coupling.is_follower, branch_index > 0))
-        velocity, state, record = self._step(trajectory.corrects)(inputs, branch.state, schedule, coupling)
+        velocity, state, record = self._step(trajectory)(inputs, branch.state, schedule, coupling)
         if self.options.uses_cuda_graphs:
             velocity, state, record = _clone((velocity, state, record))
         branch.state = state
@@ -216,9 +258,12 @@ class Runtime:
         others = sum(predict_error(branch.state, schedule, config=self.config) for branch in followers)
         scale = trajectory.guidance_scale
         if scale is None:
-            # Not the two branches of one guidance scale: every branch's error counts in full.
             return coupling._replace(others_error=coupling.others_error + others)
-        return coupling._replace(weight=scale.abs(), others_error=(1 - scale).abs() * others)
+        # Where no scale is known, every branch's error counts in full.
+        is_known = torch.isfinite(scale)
+        weight = torch.where(is_known, scale.abs(), torch.ones_like(scale))
+        others_weight = torch.where(is_known, (1 - scale).abs(), torch.ones_like(scale))
+        return coupling._replace(weight=weight, others_error=others_weight * others)
 
     def _init_state(self, inputs: flux.FluxInputs) -> CacheState:
         batch, img_seq, _ = inputs.hidden_states.shape
@@ -226,14 +271,12 @@ class Runtime:
         dim = self._transformer.inner_dim
         return init_state(batch, img_seq, dim, order=self.config.order, dtype=dtype, device=device)
 
-    def _compute(self, inputs: flux.FluxInputs) -> Tensor:
-        return self._step(corrects=False)(inputs)
-
-    def _step(self, corrects: bool) -> Callable[..., Any]:
-        """The forward for this trajectory's scheduler, compiled once for each of the two cases."""
-        if corrects not in self._steps:
-            self._steps[corrects] = self._build(corrects)
-        return self._steps[corrects]
+    def _step(self, trajectory: Trajectory) -> Callable[..., Any]:
+        """The forward for the trajectory's scheduler and attention backend, compiled once for each."""
+        key = (trajectory.corrects, trajectory.kernel_name)
+        if key not in self._steps:
+            self._steps[key] = self._build(trajectory.corrects)
+        return self._steps[key]
 
     def _build(self, corrects: bool) -> Callable[..., Any]:
         transformer, kernel = self._transformer, flux.attention_kernel(self._transformer)

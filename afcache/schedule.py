@@ -40,9 +40,10 @@ def check_scheduler(scheduler: Any) -> None:
         NotImplementedError: any other scheduler; the message lists the supported ones.
 
     """
-    if isinstance(scheduler, FlowMatchEulerDiscreteScheduler):
+    if _has_step_of(scheduler, FlowMatchEulerDiscreteScheduler):
         return
-    if isinstance(scheduler, _MULTISTEP) and scheduler.config.get("use_flow_sigmas", False):
+    is_multistep = any(_has_step_of(scheduler, kind) for kind in _MULTISTEP)
+    if is_multistep and scheduler.config.get("use_flow_sigmas", False):
         return
     name = type(scheduler).__name__
     raise NotImplementedError(
@@ -53,8 +54,13 @@ def check_scheduler(scheduler: Any) -> None:
 
 def correction_holds(scheduler: Any) -> bool:
     """Whether the next latents are x + (sigma_next - sigma) v: what the catch-up correction assumes."""
-    is_euler = isinstance(scheduler, FlowMatchEulerDiscreteScheduler)
+    is_euler = _has_step_of(scheduler, FlowMatchEulerDiscreteScheduler)
     return is_euler and not scheduler.config.get("stochastic_sampling", False)
+
+
+def _has_step_of(scheduler: Any, kind: type) -> bool:
+    """Whether the scheduler is of this kind and did not replace its step."""
+    return isinstance(scheduler, kind) and getattr(type(scheduler), "step", None) is kind.step  # pyright: ignore
 
 
 def read_step(scheduler: Any, timestep: Tensor, *, verify: bool) -> ScheduledStep | None:

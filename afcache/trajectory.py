@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -46,13 +47,32 @@ class Branch:
 
 @dataclass
 class Trajectory:
-    """One image's (or batch's) way through a schedule."""
+    """One image's (or batch's) way through a schedule.
+
+    Attributes:
+        timesteps: the scheduler's tensor, whose identity names the trajectory.
+        sigmas: noise levels on the model's device; float32.
+        first_index: where in the schedule it started.
+        shape: of the transformer's hidden_states.
+        corrects: whether the catch-up correction is on.
+        kernel_name: attention backend that the trajectory started with.
+        index: the present step.
+        calls_at_index: transformer calls at this step so far.
+        branches: guidance branches in order of their first call.
+        coupling: what the leading branch decided at this step.
+        guidance_scale: true CFG scale per sample, NaN where unknown; None without two branches.
+        first_latents: the first step's input, until the guidance scale is known.
+        calls: every call, for the report.
+        num_blocks: blocks that one full call evaluates.
+
+    """
 
     timesteps: Tensor
     sigmas: Tensor
     first_index: int
     shape: torch.Size
     corrects: bool
+    kernel_name: Any = None
     index: int = -1
     calls_at_index: int = 0
     branches: list[Branch] = field(default_factory=list)
@@ -73,9 +93,10 @@ class Trajectory:
         return sum(state_bytes(branch.state) for branch in self.branches)
 
 
-def is_new(trajectory: Trajectory, step: ScheduledStep) -> bool:
-    """A schedule made anew, or one that is walked again from an earlier step."""
-    return step.timesteps is not trajectory.timesteps or step.index < trajectory.index
+def is_new(trajectory: Trajectory, step: ScheduledStep, shape: torch.Size) -> bool:
+    """A schedule made anew, or one that is walked again from an earlier step, or begun again in another shape."""
+    is_restarted = step.index < trajectory.index or (step.index == trajectory.first_index and shape != trajectory.shape)
+    return step.timesteps is not trajectory.timesteps or is_restarted
 
 
 def learn_guidance(trajectory: Trajectory, latents: Tensor) -> None:
@@ -86,9 +107,13 @@ def learn_guidance(trajectory: Trajectory, latents: Tensor) -> None:
         first, second = (branch.velocity for branch in trajectory.branches)
         assert first is not None
         assert second is not None
+        channels = first.shape[-1]
+        before = trajectory.first_latents[..., :channels].to(torch.float32)
         sigma, sigma_next = trajectory.sigmas[trajectory.first_index], trajectory.sigmas[trajectory.first_index + 1]
-        moved = (latents.to(torch.float32) - trajectory.first_latents.to(torch.float32)) / (sigma_next - sigma)
-        trajectory.guidance_scale = infer_guidance(moved[..., : first.shape[-1]], first, second)
+        length = (sigma_next - sigma).abs()
+        step = (latents[..., :channels].to(torch.float32) - before) / (sigma_next - sigma)
+        rounding = torch.finfo(latents.dtype).eps * before.square().sum((1, 2)).sqrt() / length
+        trajectory.guidance_scale = infer_guidance(step, first, second, rounding=rounding)
     trajectory.first_latents = None
     for branch in trajectory.branches:
         branch.velocity = None

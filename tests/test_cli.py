@@ -51,6 +51,10 @@ def fail(capsys, *arguments: str) -> str:
         (["generate", "--true-cfg-scale", "inf"], "--true-cfg-scale must be finite and >= 1"),
         (["generate", "--negative-prompt", "x", "--true-cfg-scale", "1"], "--negative-prompt has no effect without guidance"),
         (["generate", "--negative-prompt", "x", "--model", "m", "--prompt", "y"], "--negative-prompt has no effect"),
+        (["generate", "--steps", "100000"], "argument --steps: must be at most 1000"),
+        (["generate", "--height", "4000000"], "argument --height: must be at most 8192 pixels"),
+        (["generate", "--device", "meta"], "--device 'meta' is not supported; use cpu or cuda"),
+        (["generate", "--device", "cpu:7"], "--device 'cpu:7' is not here"),
         (["generate", "--device", "abacus"], "--device 'abacus' is not a device"),
         (["generate", "--device", "cuda:99"], "--device 'cuda:99' is not here"),
         ([*SHORT, "--height", "33"], "--height must be a multiple of 4 for this model, got 33"),
@@ -70,6 +74,38 @@ def test_a_model_that_is_not_flux_is_refused(capsys, tmp_path):
     (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": "StableDiffusionPipeline"}))
     line = fail(capsys, "generate", "--model", str(tmp_path), "--prompt", "x")
     assert "is a StableDiffusionPipeline, not a FluxPipeline" in line
+
+
+def test_a_model_index_that_is_no_object_is_refused(capsys, tmp_path):
+    (tmp_path / "model_index.json").write_text("[]")
+    assert "not a FluxPipeline" in fail(capsys, "generate", "--model", str(tmp_path), "--prompt", "x")
+
+
+def test_an_unexpected_failure_is_one_line_with_the_way_to_its_traceback(capsys, monkeypatch, tmp_path):
+    def explode(*_: object) -> None:
+        raise RuntimeError("C++ compile error\nmany lines")
+
+    monkeypatch.setattr("afcache.generate.run", explode)
+    line = fail(capsys, "generate", "--output", str(tmp_path))
+    assert "RuntimeError: C++ compile error (Is the compiler broken? --no-compile does without" in line
+    monkeypatch.setenv("AFCACHE_DEBUG", "1")
+    with pytest.raises(RuntimeError, match="many lines"):
+        main(["generate"])
+
+
+def test_prompts_that_look_alike_do_not_overwrite_each_other(tmp_path):
+    arguments = ["--prompt", "a two!", "--prompt", "A two?", "--no-cache", "--output", str(tmp_path)]
+    assert main(["generate", "--steps", "2", *arguments]) == 0
+    assert len(list(tmp_path.glob("*.png"))) == 2
+
+
+def test_a_compiler_behind_a_launcher_is_found(monkeypatch):
+    import torch
+
+    from afcache.generate import missing_compiler
+
+    monkeypatch.setenv("CXX", f"{sys.executable} -m nothing")
+    assert missing_compiler(torch.device("cpu")) is None
 
 
 def test_a_missing_compiler_names_the_way_out(capsys, tmp_path, monkeypatch):

@@ -1,6 +1,8 @@
 """What people do to a pipeline before and after compile_pipeline: offload, LoRA, copies, saving, sharing."""
 
 import copy
+import gc
+import pickle
 from typing import Any
 
 import numpy as np
@@ -257,6 +259,84 @@ def test_uncached_runs_the_hosts_forward_inside_the_block_only(own):
     with pytest.raises(KeyError, match="inside"), afcache.uncached(own):
         raise KeyError("inside")
     assert np.array_equal(sample(own, steps=12), cached)
+
+
+def test_compiling_inside_uncached_stays(own):
+    compiled(own)
+    with afcache.uncached(own):
+        compiled(own, CacheConfig(tolerance=0.5))
+    assert afcache.report(own).config["tolerance"] == 0.5
+
+
+def test_a_pipeline_made_by_from_pipe_outlives_its_parent(own):
+    start = sample(own, steps=12)
+    compiled(own)
+    child = FluxImg2ImgPipeline.from_pipe(own)
+    child.set_progress_bar_config(disable=True)
+    expected = img2img(child, start)
+    scheduler, transformer = own.scheduler, own.transformer
+    parent = FluxPipeline(**own.components)
+    afcache.restore_pipeline(own)
+    compiled(parent)
+    del parent
+    gc.collect()
+    assert transformer._afcache.pipes() == []
+    assert child.scheduler is scheduler
+    assert np.array_equal(img2img(child, start), expected)
+
+
+def test_an_aborted_pipeline_does_not_block_another_that_shares_the_transformer(own):
+    other = FluxPipeline.from_pipe(own)
+    other.set_progress_bar_config(disable=True)
+    other.scheduler = FlowMatchEulerDiscreteScheduler.from_config(own.scheduler.config)
+    compiled(own)
+    compiled(other)
+    handle = own.transformer.register_forward_pre_hook(fail_at_the_second_call())
+    with pytest.raises(KeyError, match="second call"):
+        sample(own, steps=6, cfg=2.0)
+    handle.remove()
+    assert sample(other, steps=6, height=48, width=48).shape == (1, 48, 48, 3)
+
+
+def fail_at_the_second_call() -> Any:
+    calls = []
+
+    def hook(_module: Any, _arguments: Any) -> None:
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyError("second call")
+
+    return hook
+
+
+def test_a_forward_of_the_users_own_is_refused(own):
+    own.transformer.forward = lambda *_, **__: None
+    with pytest.raises(NotImplementedError, match=r"transformer\.forward was replaced by"):
+        compiled(own)
+
+
+def test_restoring_puts_back_the_bound_method_that_was_there(own):
+    own.enable_model_cpu_offload(device="cpu")
+    own.remove_all_hooks()
+    left_by_accelerate = own.transformer.__dict__["forward"]
+    compiled(own)
+    afcache.restore_pipeline(own)
+    assert own.transformer.__dict__["forward"] is left_by_accelerate
+
+
+def test_a_wrapper_that_outlives_restoring_falls_back_to_the_hosts_forward(own):
+    expected = sample(own, steps=4)
+    compiled(own)
+    wrapped = own.transformer.forward
+    own.transformer.forward = lambda *arguments, **options: wrapped(*arguments, **options)
+    afcache.restore_pipeline(own)
+    assert np.array_equal(sample(own, steps=4), expected)
+
+
+def test_pickling_is_refused_with_the_way_out(own):
+    compiled(own)
+    with pytest.raises(TypeError, match=r"cannot be pickled\. Use save_pretrained"):
+        pickle.dumps(own.transformer)
 
 
 def test_a_wrapped_transformer_is_refused(own):

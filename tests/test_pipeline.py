@@ -99,7 +99,7 @@ def test_shared_decisions_compute_less_than_independent_ones(pipe):
         counts[mode] = report.block_evaluations
         if mode == "shared":
             assert all(len(set(step.refreshed)) == 1 for step in report.steps)
-    assert counts["shared"] <= counts["independent"]
+    assert counts["shared"] < counts["independent"]
 
 
 def test_the_tenth_image_is_the_first(pipe):
@@ -160,6 +160,52 @@ def test_two_pipelines_do_not_disturb_each_other(pipe):
     assert np.array_equal(sample(other, 3, steps=10), images[0])
 
 
+def test_the_default_preset_keeps_its_promise(pipe):
+    """Balanced, no CFG: at least 3.3 times fewer block evaluations at 38 dB; the 16 seeds are in bench/results."""
+    computed, quality = 0, []
+    for seed in range(1000, 1004):
+        prompt = f"a handwritten {('three', 'five', 'two', 'nine')[seed - 1000]} on a palace"
+        expected = sample(pipe, seed, prompt=prompt)
+        afcache.compile_pipeline(pipe, compile=False)
+        quality.append(afcache.psnr(sample(pipe, seed, prompt=prompt), expected))
+        computed += afcache.report(pipe).pattern().count("F")
+        afcache.restore_pipeline(pipe)
+    assert 4 * 28 / computed >= 3.3
+    assert sum(quality) / 4 >= 38
+
+
+def test_an_image_does_not_depend_on_one_drawn_meanwhile_through_the_same_transformer(pipe):
+    other = FluxPipeline.from_pipe(pipe)
+    other.set_progress_bar_config(disable=True)
+    other.scheduler = FlowMatchEulerDiscreteScheduler.from_config(pipe.scheduler.config)
+    compiled(pipe)
+    compiled(other)
+    expected = sample(pipe)
+    pattern = afcache.report(pipe).pattern()
+
+    def interleave(_pipe, step: int, _timestep, arguments: dict):
+        if step == 5:
+            sample(other, 9, steps=10)
+        return arguments
+
+    assert np.array_equal(sample(pipe, callback_on_step_end=interleave), expected)
+    assert afcache.report(pipe).pattern() == pattern
+    assert len(afcache.report(other).pattern()) == 10
+
+
+def test_guidance_is_unknown_when_a_callback_changes_the_first_latents(pipe):
+    def disturb(_pipe, step: int, _timestep, arguments: dict):
+        if step == 0:
+            arguments["latents"] = arguments["latents"] + 0.1 * torch.randn_like(arguments["latents"])
+        return arguments
+
+    sample(compiled(pipe), cfg=2.0, callback_on_step_end=disturb)
+    report = afcache.report(pipe)
+    assert math.isnan(report.guidance_scale[0])
+    assert "true CFG scale unknown" in str(report)
+    assert set(report.pattern()) == {"F", "."}
+
+
 @pytest.mark.parametrize("scale", [2.0, 4.0])
 def test_guidance_scale_is_found_and_branches_decide_together(pipe, scale: float):
     sample(compiled(pipe), cfg=scale)
@@ -183,6 +229,7 @@ def test_guidance_weighs_the_errors_of_both_branches(pipe):
         e_c, e_u = leader.predicted_error[0], follower.predicted_error[0]
         total += (4.0 * e_c + 3.0 * e_u) * abs(sigmas[i + 1] - sigmas[i])
         assert leader.estimated_error[0] == pytest.approx(total, rel=1e-3)
+        assert follower.estimated_error == leader.estimated_error
         checked += 1
     assert checked > 5
 

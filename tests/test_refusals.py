@@ -10,6 +10,7 @@ from diffusers import (
     FlowMatchEulerDiscreteScheduler,
     FlowMatchHeunDiscreteScheduler,
     FlowMatchLCMScheduler,
+    UniPCMultistepScheduler,
 )
 from diffusers.utils import logging
 
@@ -62,11 +63,87 @@ def test_the_correction_is_off_with_one_warning_where_it_does_not_hold(pipe, kin
     assert warnings_of(lambda: sample(pipe)) == []
 
 
-def test_a_multistep_scheduler_stays_close_to_its_own_uncached_image(pipe):
-    pipe.scheduler = multistep_scheduler()
+@pytest.mark.parametrize("kind", [DPMSolverMultistepScheduler, UniPCMultistepScheduler])
+def test_a_multistep_scheduler_stays_close_to_its_own_uncached_image(pipe, kind: type):
+    pipe.scheduler = kind(use_flow_sigmas=True, use_dynamic_shifting=True, prediction_type="flow_prediction")
     expected = sample(pipe)
     compiled(pipe, dataclasses.replace(ADAPTIVE, correction=False))
     assert afcache.psnr(sample(pipe), expected) > 25
+
+
+def test_a_scheduler_that_replaced_its_step_is_refused(pipe):
+    class Noisy(FlowMatchEulerDiscreteScheduler):
+        def step(self, *arguments, **options):
+            return super().step(*arguments, **options)
+
+    pipe.scheduler = Noisy.from_config(pipe.scheduler.config)
+    with pytest.raises(NotImplementedError, match="scheduler Noisy is not supported"):
+        compiled(pipe)
+
+
+@pytest.mark.parametrize("place", ["block", "attention"])
+@pytest.mark.parametrize("kind", ["hook", "forward", "compile"])
+def test_what_is_attached_to_a_block_is_refused_before_and_after_compiling(pipe, place: str, kind: str):
+    block = pipe.transformer.single_transformer_blocks[2]
+    module = block if place == "block" else block.attn
+    compiled(pipe)
+    if kind == "hook":
+        handle = module.register_forward_hook(lambda *_: None)
+        undo, words = handle.remove, "has forward hooks"
+    elif kind == "forward":
+        module.forward = lambda *arguments, **options: None
+        undo, words = lambda: module.__dict__.pop("forward"), "has a forward of its own"
+    else:
+        module.compile(backend="eager")
+        undo, words = lambda: setattr(module, "_compiled_call_impl", None), "has been compiled by itself"
+    try:
+        with pytest.raises(NotImplementedError, match=words):
+            sample(pipe, steps=2)
+        with pytest.raises(NotImplementedError, match=words):
+            compiled(pipe)
+    finally:
+        undo()
+    assert sample(pipe, steps=2).shape == (1, 32, 32, 3)
+
+
+def test_an_attention_backend_set_after_the_first_image_is_used(pipe, monkeypatch):
+    from afcache.models import flux
+
+    calls = []
+    original = flux.dispatch_attention_fn
+    monkeypatch.setattr(flux, "dispatch_attention_fn", lambda *a, **k: calls.append(k["backend"]) or original(*a, **k))
+    compiled(pipe)
+    first = sample(pipe, steps=4)
+    assert calls == []
+    pipe.transformer.set_attention_backend("_native_math")
+    second = sample(pipe, steps=4)
+    pipe.transformer.reset_attention_backend()
+    assert len(calls) >= 12
+    assert afcache.psnr(first, second) > 60
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"backend": "nope"}, "backend must be a callable or one of .*inductor.*, got 'nope'"),
+        ({"mode": "bananas"}, "mode must be one of None, 'default', .*, got 'bananas'"),
+    ],
+)
+def test_compile_options_are_checked_at_once(pipe, options: dict, message: str):
+    with pytest.raises(ValueError, match=message):
+        afcache.compile_pipeline(pipe, **options)
+
+
+@torch.no_grad()
+def test_calls_without_scheduler_steps_are_refused(pipe):
+    compiled(pipe)
+    pipe.scheduler.set_timesteps(10, mu=0.5)
+    pipe.scheduler.set_begin_index(0)
+    arguments = transformer_inputs(pipe)
+    for _ in range(4):
+        pipe.transformer(**arguments)
+    with pytest.raises(RuntimeError, match="transformer was called 5 times at step 0, more than guidance has branches"):
+        pipe.transformer(**arguments)
 
 
 def test_unknown_schedulers_are_refused(pipe):
@@ -137,6 +214,9 @@ def test_a_changed_shape_within_a_trajectory_is_refused(pipe):
     pipe.scheduler.set_timesteps(10, mu=0.5)
     pipe.scheduler.set_begin_index(0)
     arguments = transformer_inputs(pipe)
+    pipe.transformer(**arguments)
+    pipe.scheduler.step(torch.zeros_like(arguments["hidden_states"]), pipe.scheduler.timesteps[0], arguments["hidden_states"])
+    arguments.update(timestep=pipe.scheduler.timesteps[1:2] / 1000)
     pipe.transformer(**arguments)
     arguments.update(hidden_states=arguments["hidden_states"][:, :32], img_ids=torch.zeros(32, 3))
     with pytest.raises(RuntimeError, match="hidden_states changed from"):

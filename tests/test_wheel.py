@@ -1,8 +1,11 @@
 """The wheel carries the assets, and works from an empty environment."""
 
+import ast
+import re
 import subprocess
 import sys
 import zipfile
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
@@ -53,3 +56,23 @@ def test_the_wheel_draws_from_an_empty_environment(wheel: Path, tmp_path: Path):
         [python, "-c", "import afcache; print(afcache.__file__)"], cwd=tmp_path, capture_output=True, text=True
     )
     assert str(site) in where.stdout
+
+
+def test_every_import_is_declared(wheel: Path):
+    """The empty environment borrows this one's dependencies, so what is imported is checked against what is declared."""
+    archive = zipfile.ZipFile(wheel)
+    metadata = archive.read(next(name for name in archive.namelist() if name.endswith("METADATA"))).decode()
+    requirements = re.findall(r"^Requires-Dist: ([A-Za-z0-9_-]+)(?!.*extra ==)", metadata, re.MULTILINE)
+    declared = {name.lower() for name in requirements}
+    distributions = packages_distributions()
+    imported = set()
+    for name in archive.namelist():
+        if name.startswith("afcache/") and name.endswith(".py"):
+            for node in ast.walk(ast.parse(archive.read(name))):
+                modules = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+                modules += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+                imported |= {module.split(".")[0] for module in modules}
+    third_party = imported - set(sys.stdlib_module_names) - {"afcache"}
+    needed = {distributions[module][0].lower() for module in third_party}
+    assert {"torch", "diffusers", "einops"} <= needed
+    assert needed <= declared

@@ -129,21 +129,25 @@ def catch_up(
 
 
 @typed
-def infer_guidance(step: Velocity, first: Velocity, second: Velocity) -> PerSample:
+def infer_guidance(step: Velocity, first: Velocity, second: Velocity, *, rounding: PerSample) -> PerSample:
     """The guidance scale s that turned two branch velocities into the step that was taken.
 
     step = second + s (first - second), solved by least squares: s = <step - second, first - second> / ||first - second||^2.
 
     Args:
-        step: (x_{i+1} - x_i) / (sigma_{i+1} - sigma_i), the guided velocity that the scheduler integrated.
+        step: (x_{i+1} - x_i) / (sigma_{i+1} - sigma_i), the velocity that the scheduler integrated.
         first: velocity of the branch called first (the prompt's, in diffusers' pipelines).
         second: velocity of the branch called second.
+        rounding: norm that the rounding of the latents may add to `step`.
 
     Returns:
-        float32; 1 where the branches do not differ or anything is not finite, clamped to [0, 100].
+        float32; NaN where no scale explains the step: the fit is off by more than 2 % and rounding (the scheduler added noise,
+        or a callback changed the latents), or the branches do not differ.
 
     """
-    direction = first.to(torch.float32) - second.to(torch.float32)
-    offset = step.to(torch.float32) - second.to(torch.float32)
-    scale = (offset * direction).sum((1, 2)) / direction.square().sum((1, 2))
-    return torch.where(torch.isfinite(scale), scale, torch.ones_like(scale)).clamp(0.0, 100.0)
+    step, second = step.to(torch.float32), second.to(torch.float32)
+    direction = first.to(torch.float32) - second
+    scale = ((step - second) * direction).sum((1, 2)) / direction.square().sum((1, 2))
+    misfit = (second + scale[:, None, None] * direction - step).square().sum((1, 2))
+    allowed = (0.02**2) * step.square().sum((1, 2)) + rounding.square()
+    return torch.where(misfit <= allowed, scale, torch.full_like(scale, float("nan")))

@@ -1,6 +1,6 @@
 """FLUX.1: diffusers' FluxTransformer2DModel as an `Architecture`."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from diffusers import FluxTransformer2DModel
@@ -8,7 +8,7 @@ from diffusers.models.attention_dispatch import dispatch_attention_fn
 from diffusers.models.transformers.transformer_flux import FluxAttnProcessor
 from torch import Tensor
 
-from afcache._typing import HostModule
+from afcache._typing import Features, HostModule, Velocity, typed
 from afcache.functional.attention import AttentionKernel, scaled_dot_product_attention
 from afcache.functional.stack import Embedded, run_stack
 from afcache.functional.step import Architecture
@@ -37,8 +37,18 @@ class FluxInputs(NamedTuple):
     guidance: Tensor | None
 
 
+@typed
 def embed(transformer: HostModule, inputs: FluxInputs) -> Embedded:
-    """Embed latents, text, timestep, guidance and positions with the host's own modules."""
+    """Embed latents, text, timestep, guidance and positions with the host's own modules.
+
+    Args:
+        transformer: the host's `FluxTransformer2DModel`.
+        inputs: as diffusers hands them over; timestep in [0, 1].
+
+    Returns:
+        tokens of width `dim`, the conditioning vector and the rotary embedding; all fresh.
+
+    """
     hidden_states = transformer.x_embedder(inputs.hidden_states)
     timestep = inputs.timestep.to(hidden_states.dtype) * 1000
     if inputs.guidance is None:
@@ -54,13 +64,32 @@ def embed(transformer: HostModule, inputs: FluxInputs) -> Embedded:
     )
 
 
-def stack(transformer: HostModule, embedded: Embedded, kernel: AttentionKernel) -> Tensor:
-    """Run the double- and single-stream blocks."""
+@typed
+def stack(transformer: HostModule, embedded: Embedded, kernel: AttentionKernel) -> Features:
+    """Run the double- and single-stream blocks.
+
+    Args:
+        transformer: the host's `FluxTransformer2DModel`.
+        embedded: from `embed`.
+        kernel: the attention kernel.
+
+    Returns:
+        image tokens.
+
+    """
     return run_stack(transformer.transformer_blocks, transformer.single_transformer_blocks, embedded, kernel=kernel)
 
 
-def head(transformer: HostModule, hidden_states: Tensor, temb: Tensor) -> Tensor:
-    """Modulate, normalise and project the image tokens to a velocity."""
+@typed
+def head(transformer: HostModule, hidden_states: Features, temb: Tensor) -> Velocity:
+    """Modulate, normalise and project the image tokens to a velocity.
+
+    Args:
+        transformer: the host's `FluxTransformer2DModel`.
+        hidden_states: image tokens after the blocks.
+        temb: conditioning vector `[batch, dim]`.
+
+    """
     return transformer.proj_out(transformer.norm_out(hidden_states, temb))
 
 
@@ -99,18 +128,64 @@ def check_transformer(transformer: object) -> None:
             )
 
 
-def attention_kernel(transformer: HostModule) -> AttentionKernel:
-    """The kernel that `transformer.set_attention_backend` chose, or torch's scaled dot product attention."""
-    processors = list(transformer.attn_processors.values())
-    backends = {processor._attention_backend for processor in processors}
-    if backends == {None} or not backends:
-        return scaled_dot_product_attention
+def check_blocks(transformer: HostModule) -> None:
+    """Raise where something is attached to a module whose forward ours replaces: it would be bypassed in silence.
+
+    Raises:
+        NotImplementedError: naming the module and what is attached to it.
+
+    """
+    if getattr(transformer, "is_cache_enabled", False):
+        raise NotImplementedError(
+            "transformer already has a diffusers cache enabled. Call transformer.disable_cache() before compile_pipeline."
+        )
+    for name in ("transformer_blocks", "single_transformer_blocks"):
+        for index, block in enumerate(getattr(transformer, name)):
+            for path, module in ((f"{name}[{index}]", block), (f"{name}[{index}].attn", block.attn)):
+                attached = _attached(module)
+                if attached:
+                    raise NotImplementedError(
+                        f"{path} has {attached}, which a cached forward would bypass: it calls the layers inside, not the "
+                        "block. Remove it (instead of block-level group offload use model offload), or call "
+                        "afcache.restore_pipeline(pipe)."
+                    )
+
+
+def _attached(module: HostModule) -> str:
+    """What would act on a call of this module, in words; empty if nothing would."""
+    registry = getattr(module, "_diffusers_hook", None)
+    if registry is not None and registry.hooks:
+        return f"diffusers hooks {sorted(registry.hooks)}"
+    if module._forward_hooks or module._forward_pre_hooks:
+        return "forward hooks"
+    if module._compiled_call_impl is not None:
+        return "been compiled by itself (compile_repeated_blocks)"
+    forward = module.__dict__.get("forward")
+    is_replaced = forward is not None and getattr(forward, "__func__", None) is not type(module).forward
+    return "a forward of its own" if is_replaced else ""
+
+
+def attention_backend(transformer: HostModule) -> Any:
+    """The name that `transformer.set_attention_backend` chose, or None for torch's own kernels.
+
+    Raises:
+        NotImplementedError: backends differ between blocks.
+
+    """
+    backends = {processor._attention_backend for processor in transformer.attn_processors.values()}
     if len(backends) > 1:
         raise NotImplementedError(
             f"attention backends differ between blocks ({sorted(map(str, backends))}); set one for the whole model with "
             "transformer.set_attention_backend(name)."
         )
-    backend = backends.pop()
+    return backends.pop() if backends else None
+
+
+def attention_kernel(transformer: HostModule) -> AttentionKernel:
+    """The kernel of `attention_backend`: diffusers' dispatcher, or torch's scaled dot product attention."""
+    backend = attention_backend(transformer)
+    if backend is None:
+        return scaled_dot_product_attention
 
     def kernel(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         by_token = (query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2))

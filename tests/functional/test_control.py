@@ -122,22 +122,37 @@ def test_catch_up_without_lag_is_the_velocity_itself_even_against_a_broken_forec
     assert torch.equal(corrected, velocity)
 
 
+EXACT = torch.zeros(2)
+
+
 @pytest.mark.parametrize("scale", [1.0, 2.0, 4.0, 7.5])
 def test_infer_guidance_finds_the_scale_of_each_sample(scale: float):
     first, second = torch.randn(2, 8, 4), torch.randn(2, 8, 4)
     step = second + scale * (first - second)
-    torch.testing.assert_close(infer_guidance(step, first, second), torch.full((2,), scale), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(
+        infer_guidance(step, first, second, rounding=EXACT), torch.full((2,), scale), rtol=1e-5, atol=1e-5
+    )
 
 
 def test_infer_guidance_survives_bfloat16_latents():
     # x is rounded before and after the step: relative error of the step of about 10 %.
     first, second = torch.randn(1, 512, 16), torch.randn(1, 512, 16)
-    latents, step = torch.randn(1, 512, 16).to(torch.bfloat16), 0.02
-    moved = (latents.float() + step * (second + 3.5 * (first - second))).to(torch.bfloat16)
-    scale = infer_guidance((moved.float() - latents.float()) / step, first, second)
+    latents, length = torch.randn(1, 512, 16).to(torch.bfloat16), 0.02
+    moved = (latents.float() + length * (second + 3.5 * (first - second))).to(torch.bfloat16)
+    rounding = torch.finfo(torch.bfloat16).eps * latents.float().norm()[None] / length
+    scale = infer_guidance((moved.float() - latents.float()) / length, first, second, rounding=rounding)
     assert float(scale) == pytest.approx(3.5, rel=0.02)
 
 
-def test_infer_guidance_is_one_where_the_branches_agree():
-    velocity = torch.randn(1, 8, 4)
-    assert infer_guidance(torch.randn(1, 8, 4), velocity, velocity).tolist() == [1.0]
+def test_infer_guidance_is_unknown_where_no_scale_explains_the_step():
+    first, second = torch.randn(2, 8, 4), torch.randn(2, 8, 4)
+    step = second + 2.0 * (first - second)
+    step[1] += 0.2 * torch.randn(8, 4)
+    scale = infer_guidance(step, first, second, rounding=EXACT)
+    assert float(scale[0]) == pytest.approx(2.0, rel=1e-4)
+    assert math.isnan(float(scale[1]))
+
+
+def test_infer_guidance_is_unknown_where_the_branches_agree():
+    velocity = torch.randn(2, 8, 4)
+    assert torch.isnan(infer_guidance(torch.randn(2, 8, 4), velocity, velocity, rounding=EXACT)).all()
