@@ -61,7 +61,8 @@ class _Served:
 
     def __init__(self, pipe: Any) -> None:
         self._reference = weakref.ref(pipe)
-        self._scheduler = pipe.scheduler
+        # A pipeline that is being deep-copied has no scheduler yet.
+        self._scheduler = getattr(pipe, "scheduler", None)
 
     @property
     def pipe(self) -> Any:
