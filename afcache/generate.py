@@ -46,24 +46,27 @@ def run(arguments: argparse.Namespace) -> None:
     options = _sampling_options(pipe, folder, arguments)
     jobs = _jobs(arguments)
     draw = Draw(pipe, options)
-    if arguments.no_cache:
-        for job in jobs:
-            save(arguments.output / f"{job.stem}.png", draw(job))
-    else:
+    if not arguments.no_cache:
         compile_pipeline(pipe, settings, compile=compiles)
-        if compiles:
-            _announce_compilation(pipe, device)
-        warmup_seconds = timed(draw, jobs[0])[1]
-        if compiles:
-            print(f"compiled in {warmup_seconds:.0f} s")
-        if arguments.compare:
-            compare(draw, jobs, settings, compiles, arguments.output)
-        else:
-            for job in jobs:
-                save(arguments.output / f"{job.stem}.png", draw(job))
-                write_report(report(pipe), arguments.output, job)
-            print(report(pipe))
+    if compiles:
+        _announce_compilation(pipe, device)
+    if arguments.compare:
+        compare(draw, jobs, settings, compiles, arguments.output)
+    else:
+        _draw_all(draw, jobs, arguments, compiles)
     print(f"written to {arguments.output}/")
+
+
+def _draw_all(draw: Draw, jobs: list[Job], arguments: argparse.Namespace, compiles: bool) -> None:
+    """Draw every job once, and write its picture and report."""
+    for job in jobs:
+        image, seconds = timed(draw, job)
+        save(arguments.output / f"{job.stem}.png", image)
+        print(f"{job.stem}.png in {seconds:.1f} s" + (" (the first image compiles)" if compiles and job is jobs[0] else ""))
+        if not arguments.no_cache:
+            write_report(report(draw.pipe), arguments.output, job)
+    if not arguments.no_cache:
+        print(report(draw.pipe))
 
 
 def _jobs(arguments: argparse.Namespace) -> list[Job]:

@@ -99,7 +99,6 @@ class Runtime:
         self.config = config
         self.options = options
         self.is_bypassed = False
-        self.trajectory: Trajectory | None = None
         self._trajectories: weakref.WeakKeyDictionary[Any, Trajectory] = weakref.WeakKeyDictionary()
         self._compiler = compiler
         self._transformer = transformer
@@ -221,7 +220,7 @@ class Runtime:
             kernel_name=flux.attention_backend(self._transformer),
             num_blocks=flux.num_blocks(self._transformer),
         )
-        self._trajectories[scheduler] = self.trajectory = trajectory
+        self._trajectories[scheduler] = trajectory
         return trajectory
 
     def _cached(self, inputs: flux.FluxInputs, trajectory: Trajectory, branch_index: int) -> tuple[Tensor, StepRecord]:

@@ -138,6 +138,17 @@ def test_generate_writes_pictures_reports_and_plots(capsys, tmp_path):
     assert "block" in capsys.readouterr().out
 
 
+def test_generate_draws_each_image_once(monkeypatch, tmp_path):
+    from afcache.comparison import Draw
+
+    drawn = []
+    original = Draw.__call__
+    monkeypatch.setattr(Draw, "__call__", lambda self, job: drawn.append(job.seed) or original(self, job))
+    arguments = ["--prompt", "a two", "--num-images", "2", "--output", str(tmp_path)]
+    assert main(["generate", "--no-compile", "--steps", "2", *arguments]) == 0
+    assert drawn == [0, 1]
+
+
 def test_generate_draws_what_the_pipeline_draws(tmp_path):
     import torch
 

@@ -65,7 +65,7 @@ def test_frozen_dataclasses_fail_as_results_of_branches():
     def step(x: Tensor) -> Any:
         return cond(x, lambda: FrozenPair(x + 1, x + 1), lambda: FrozenPair(x - 1, x - 1))
 
-    with pytest.raises(Exception, match=r"(?s)."):
+    with pytest.raises(TorchDynamoException):
         compiled(step)(X)
 
 
@@ -84,7 +84,7 @@ def test_branches_that_alias_mutate_or_differ_fail(if_true: Callable[[Tensor], T
     def step(x: Tensor) -> Tensor:
         return cond(x, lambda: if_true(x), lambda: if_false(x))
 
-    with pytest.raises(Exception, match=r"(?s)."):
+    with pytest.raises(TorchDynamoException):
         compiled(step)(X.clone())
 
 

@@ -251,9 +251,9 @@ def test_a_bfloat16_pipeline_decides_on_the_float32_schedule(pipe):
     sample(pipe)
     half = afcache.report(pipe)
     assert [step.sigma for step in half.steps] == [step.sigma for step in exact.steps]
-    runtime = pipe.transformer._afcache
-    assert runtime.trajectory.branches[0].state.history.dtype == torch.bfloat16
-    assert runtime.trajectory.branches[0].state.nodes.dtype == torch.float32
+    state = pipe.transformer._afcache.last_trajectory(pipe).branches[0].state
+    assert state.history.dtype == torch.bfloat16
+    assert state.nodes.dtype == torch.float32
     # Errors measured in bfloat16 differ a little; with the float32 schedule few decisions move, and by a step at most.
     refreshes = [[step.step for step in report.steps if step.is_computed] for report in (exact, half)]
     assert abs(len(refreshes[0]) - len(refreshes[1])) <= 1
@@ -263,7 +263,7 @@ def test_a_bfloat16_pipeline_decides_on_the_float32_schedule(pipe):
 def test_a_bfloat16_pipelines_nodes_are_the_schedulers_sigmas(pipe):
     pipe.to(torch.bfloat16)
     sample(compiled(pipe, CacheConfig(tolerance=0.0)))
-    state = pipe.transformer._afcache.trajectory.branches[0].state
+    state = pipe.transformer._afcache.last_trajectory(pipe).branches[0].state
     assert state.nodes[:, 0].tolist() == pipe.scheduler.sigmas[[27, 26]].tolist()
 
 

@@ -137,9 +137,7 @@ def test_compile_options_are_checked_at_once(pipe, options: dict, message: str):
 @torch.no_grad()
 def test_calls_without_scheduler_steps_are_refused(pipe):
     compiled(pipe)
-    pipe.scheduler.set_timesteps(10, mu=0.5)
-    pipe.scheduler.set_begin_index(0)
-    arguments = transformer_inputs(pipe)
+    arguments = begin(pipe)
     for _ in range(4):
         pipe.transformer(**arguments)
     with pytest.raises(RuntimeError, match="transformer was called 5 times at step 0, more than guidance has branches"):
@@ -163,6 +161,13 @@ def test_repeated_sigmas_are_refused(pipe):
     compiled(pipe)
     with pytest.raises(ValueError, match=r"scheduler.sigmas repeats 0\.\d+ at steps 1 and 2"):
         sample(pipe, steps=4, sigmas=[1.0, 0.5, 0.5, 0.2])
+
+
+def begin(pipe) -> dict:
+    """Start a schedule by hand; return arguments for the transformer's first call."""
+    pipe.scheduler.set_timesteps(10, mu=0.5)
+    pipe.scheduler.set_begin_index(0)
+    return transformer_inputs(pipe)
 
 
 def transformer_inputs(pipe) -> dict:
@@ -211,9 +216,7 @@ def test_a_timestep_off_the_schedule_is_refused(pipe):
 @torch.no_grad()
 def test_a_changed_shape_within_a_trajectory_is_refused(pipe):
     compiled(pipe)
-    pipe.scheduler.set_timesteps(10, mu=0.5)
-    pipe.scheduler.set_begin_index(0)
-    arguments = transformer_inputs(pipe)
+    arguments = begin(pipe)
     pipe.transformer(**arguments)
     pipe.scheduler.step(torch.zeros_like(arguments["hidden_states"]), pipe.scheduler.timesteps[0], arguments["hidden_states"])
     arguments.update(timestep=pipe.scheduler.timesteps[1:2] / 1000)
@@ -228,8 +231,7 @@ def test_output_kinds_are_the_hosts(pipe):
     compiled(pipe)
     arguments = transformer_inputs(pipe)
     for return_dict in (True, False):
-        pipe.scheduler.set_timesteps(10, mu=0.5)
-        pipe.scheduler.set_begin_index(0)
+        begin(pipe)
         output = pipe.transformer(**arguments, return_dict=return_dict)
         value = output.sample if return_dict else output[0]
         assert value.shape == arguments["hidden_states"].shape
