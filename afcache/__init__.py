@@ -16,9 +16,12 @@ from afcache._version import __version__
 if TYPE_CHECKING:
     from afcache.assets import load_mini_flux, mini_flux_folder
     from afcache.config import PRESETS, CacheConfig
+    from afcache.functional.step import cached_forward, denoising_step
     from afcache.metrics import psnr, ssim
+    from afcache.models.flux import FluxInputs
     from afcache.pipeline import compile_pipeline, restore_pipeline, uncached
     from afcache.reporting import Report, report
+    from afcache.sampling import Denoised, denoise
     from afcache.state import CacheState, check_state, init_state
 
 # Imported on first use: diffusers takes seconds to import, and `afcache --help` needs none of it.
@@ -26,9 +29,14 @@ _HOMES = {
     "PRESETS": "config",
     "CacheConfig": "config",
     "CacheState": "state",
+    "Denoised": "sampling",
+    "FluxInputs": "models.flux",
     "Report": "reporting",
+    "cached_forward": "functional.step",
     "check_state": "state",
     "compile_pipeline": "pipeline",
+    "denoise": "sampling",
+    "denoising_step": "functional.step",
     "init_state": "state",
     "load_mini_flux": "assets",
     "mini_flux_folder": "assets",
@@ -43,10 +51,15 @@ __all__ = [
     "PRESETS",
     "CacheConfig",
     "CacheState",
+    "Denoised",
+    "FluxInputs",
     "Report",
     "__version__",
+    "cached_forward",
     "check_state",
     "compile_pipeline",
+    "denoise",
+    "denoising_step",
     "init_state",
     "load_mini_flux",
     "mini_flux_folder",

@@ -4,8 +4,9 @@ import dataclasses
 import math
 from typing import Any, Literal, get_args
 
-Policy = Literal["adaptive", "none"]
+Policy = Literal["adaptive", "fixed", "none"]
 BatchDecisions = Literal["independent", "shared"]
+Forecast = Literal["polynomial", "taylorseer"]
 ErrorLaw = Literal["power", "remainder"]
 Preset = Literal["quality", "balanced", "fast"]
 
@@ -15,14 +16,18 @@ class CacheConfig:
     """What to cache and how carefully. Frozen: make another one with `dataclasses.replace`.
 
     Attributes:
-        policy: "adaptive" (error control) or "none" (every step computed by our forward).
+        policy: "adaptive" (error control), "fixed" (a refresh every `interval` steps, whatever the error) or "none" (every
+            step computed by our forward).
         tolerance: a step is refreshed when the predicted error since the last refresh would reach this; relative velocity
             error times sigma, finite, >= 0. 0 refreshes always.
         warmup_steps: steps at the start that are always computed; >= 1. At least two steps are computed in any case,
             because an error must have been measured before a step can be forecast.
         max_growth: the distance in sigma to the last refresh may be at most this times the one before; >= 1, may be
             infinite.
-        order: degree of the forecast in sigma; 0 to 4. The state keeps order + 1 residuals of image tokens.
+        interval: distance between refreshes in steps under "fixed", counted from the last warmup step; >= 1.
+        forecast: "polynomial" (in sigma, on the real, unequal nodes) or "taylorseer" (finite differences in step index, as
+            TaylorSeer's authors define them).
+        order: degree of the forecast; 0 to 4. The state keeps order + 1 residuals of image tokens.
         damping: 0 forecasts in full, 1 reuses the last residual.
         error_law: how the forecast's error grows: "power" (a power of the distance to the last refresh) or "remainder" (the
             product of distances to all nodes of the row).
@@ -42,6 +47,8 @@ class CacheConfig:
     tolerance: float = 0.016
     warmup_steps: int = 3
     max_growth: float = 2.0
+    interval: int = 4
+    forecast: Forecast = "polynomial"
     order: int = 1
     damping: float = 0.0
     error_law: ErrorLaw = "power"
@@ -52,10 +59,12 @@ class CacheConfig:
 
     def __post_init__(self) -> None:
         _check_choice("policy", self.policy, get_args(Policy))
+        _check_choice("forecast", self.forecast, get_args(Forecast))
         _check_choice("error_law", self.error_law, get_args(ErrorLaw))
         _check_choice("batch_decisions", self.batch_decisions, get_args(BatchDecisions))
         _check_number("tolerance", self.tolerance, 0.0, math.inf, cure="0 computes every step, 0.016 is balanced")
         _check_integer("warmup_steps", self.warmup_steps, 1, None)
+        _check_integer("interval", self.interval, 1, None)
         _check_number("max_growth", self.max_growth, 1.0, math.inf, infinite=True, cure="float('inf') means no limit")
         _check_integer("order", self.order, 0, 4)
         _check_number("damping", self.damping, 0.0, 1.0, cure="0 forecasts in full, 1 reuses")

@@ -13,7 +13,9 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from afcache.config import CacheConfig
-from afcache.functional.step import cached_forward, full_forward, predict_error
+from afcache.functional import forecast
+from afcache.functional.decision import predict_error
+from afcache.functional.step import cached_forward, full_forward
 from afcache.models import flux
 from afcache.schedule import ScheduledStep, check_scheduler, check_sigmas, correction_holds, read_step
 from afcache.state import (
@@ -22,7 +24,7 @@ from afcache.state import (
     StepRecord,
     StepSchedule,
     init_state,
-    schedule_step,
+    schedule_steps,
     solo,
 )
 from afcache.trajectory import Branch, Call, Trajectory, is_new, learn_guidance, start_clock
@@ -30,6 +32,8 @@ from afcache.trajectory import Branch, Call, Trajectory, is_new, learn_guidance,
 logger = logging.get_logger(__name__)
 # Diffusers' FLUX pipelines have two; a runaway count means that the scheduler is not driven.
 _MAX_BRANCHES = 4
+# The first release for which tests/test_compile_contract.py shows that a branch of torch.cond may write to its operands.
+_WRITES_IN_BRANCHES = "2.13"
 
 
 @dataclass(frozen=True)
@@ -211,9 +215,12 @@ class Runtime:
                 f"{type(scheduler).__name__} as configured takes another. Caching itself stays on; pass "
                 "CacheConfig(correction=False) to silence this."
             )
+        sigmas = step.sigmas.to(inputs.hidden_states.device, torch.float32)
         trajectory = Trajectory(
             timesteps=step.timesteps,
-            sigmas=step.sigmas.to(inputs.hidden_states.device, torch.float32),
+            sigmas=sigmas,
+            schedule=schedule_steps(sigmas[step.index :], tolerance=self.config.tolerance),
+            alone=solo(inputs.hidden_states.shape[0], device=sigmas.device),
             first_index=step.index,
             shape=inputs.hidden_states.shape,
             corrects=corrects,
@@ -224,13 +231,7 @@ class Runtime:
         return trajectory
 
     def _cached(self, inputs: flux.FluxInputs, trajectory: Trajectory, branch_index: int) -> tuple[Tensor, StepRecord]:
-        schedule = schedule_step(
-            trajectory.sigmas,
-            trajectory.index,
-            tolerance=self.config.tolerance,
-            num_steps=trajectory.num_steps,
-            first_index=trajectory.first_index,
-        )
+        schedule = trajectory.schedule[trajectory.index - trajectory.first_index]
         if branch_index == len(trajectory.branches):
             trajectory.branches.append(Branch(self._init_state(inputs)))
         branch = trajectory.branches[branch_index]
@@ -238,20 +239,20 @@ class Runtime:
             learn_guidance(trajectory, inputs.hidden_states)
             trajectory.coupling = self._lead(trajectory, schedule)
         assert trajectory.coupling is not None
-        coupling = trajectory.coupling._replace(is_follower=torch.full_like(trajectory.coupling.is_follower, branch_index > 0))
-        velocity, state, record = self._step(trajectory)(inputs, branch.state, schedule, coupling)
+        velocity, state, record = self._step(trajectory)(inputs, branch.state, schedule, trajectory.coupling)
         if self.options.uses_cuda_graphs:
             velocity, state, record = _clone((velocity, state, record))
         branch.state = state
         if branch_index == 0:
-            trajectory.coupling = trajectory.coupling._replace(leader_refresh=record.refresh)
+            is_follower = ~trajectory.alone.is_follower
+            trajectory.coupling = trajectory.alone._replace(is_follower=is_follower, leader_refresh=record.refresh)
         if trajectory.index == trajectory.first_index:
             trajectory.first_latents, branch.velocity = inputs.hidden_states, velocity
         return velocity, record
 
     def _lead(self, trajectory: Trajectory, schedule: StepSchedule) -> Coupling:
         """Gather what the leading branch needs to decide for all."""
-        coupling = solo(trajectory.shape[0], device=trajectory.sigmas.device)
+        coupling = trajectory.alone
         followers = trajectory.branches[1:]
         if not followers:
             return coupling
@@ -281,6 +282,9 @@ class Runtime:
     def _build(self, corrects: bool) -> Callable[..., Any]:
         transformer, kernel = self._transformer, flux.attention_kernel(self._transformer)
         config = dataclasses.replace(self.config, correction=corrects)
+        # A state that lives in CUDA-graph memory is cloned after each call, so it cannot be written in place.
+        can_write = torch.__version__ >= _WRITES_IN_BRANCHES and not self.options.uses_cuda_graphs
+        writer = write_newest if can_write else None
 
         def step(inputs: Any, state: Any, schedule: Any, coupling: Any) -> Any:
             return cached_forward(
@@ -292,6 +296,7 @@ class Runtime:
                 architecture=flux.FLUX,
                 kernel=kernel,
                 config=config,
+                writer=writer,
             )
 
         def uncached(inputs: Any) -> Any:
@@ -307,6 +312,14 @@ class Runtime:
             mode=self.options.mode,
             dynamic=self.options.dynamic,
         )
+
+
+def write_newest(history: Tensor, newest: Tensor, refresh: Tensor) -> None:
+    """Shift `newest` into the history's own memory: the `HistoryWriter` of a runtime, which owns its states.
+
+    Cached steps then touch the history by reading it once.
+    """
+    history.copy_(forecast.push(history, newest, refresh))
 
 
 def _clone(values: Any) -> Any:

@@ -13,6 +13,7 @@ class CacheState(NamedTuple):
         history: residuals (stack output - stack input) of the image tokens at the last refreshes, newest first; not
             corrected; `[nodes, batch, img_seq, dim]` in the model's dtype.
         nodes: their sigmas, newest first; float32 `[nodes, batch]`.
+        steps: their step indices, newest first; float32 `[nodes, batch]`.
         num_nodes: how many of them are filled; int64 `[batch]`.
         error_rate: c = e / g of the last measurement; infinite until there is one; float32 `[batch]`.
         error_order: order of the row that was measured; int64 `[batch]`.
@@ -25,6 +26,7 @@ class CacheState(NamedTuple):
 
     history: Tensor
     nodes: Tensor
+    steps: Tensor
     num_nodes: Tensor
     error_rate: Tensor
     error_order: Tensor
@@ -116,6 +118,7 @@ def init_state(
     return CacheState(
         history=torch.zeros(nodes, batch, img_seq, dim, dtype=dtype, device=device),
         nodes=torch.zeros(nodes, batch, dtype=torch.float32, device=device),
+        steps=torch.zeros(nodes, batch, dtype=torch.float32, device=device),
         num_nodes=counts,
         error_rate=torch.full_like(zeros, float("inf")),
         error_order=counts.clone(),
@@ -162,25 +165,18 @@ def solo(batch: int, *, device: torch.device | str = "cpu") -> Coupling:
     )
 
 
-def schedule_step(
-    sigmas: Tensor, step_index: int, *, tolerance: float, num_steps: int | None = None, first_index: int = 0
-) -> StepSchedule:
-    """Take one step out of a schedule.
+def schedule_steps(sigmas: Tensor, *, tolerance: float) -> list[StepSchedule]:
+    """Take a trajectory's schedule apart into its steps, once, so that no step has to make tensors of numbers.
 
     Args:
         sigmas: noise levels, one more than steps; `[steps + 1]`; used in float32.
-        step_index: which step, counted in `sigmas`.
         tolerance: limit of the accumulated error.
-        num_steps: steps of the trajectory; all of `sigmas` by default.
-        first_index: where in `sigmas` the trajectory starts (image-to-image starts late).
 
     """
-    device = sigmas.device
-    total = len(sigmas) - 1 - first_index if num_steps is None else num_steps
-    return StepSchedule(
-        sigma=sigmas[step_index].to(torch.float32).clone(),
-        sigma_next=sigmas[step_index + 1].to(torch.float32).clone(),
-        step_index=torch.tensor(step_index - first_index, device=device),
-        num_steps=torch.tensor(total, device=device),
-        tolerance=torch.tensor(tolerance, dtype=torch.float32, device=device),
-    )
+    num_steps = len(sigmas) - 1
+    # Each level has memory of its own: views of one tensor would be misaligned inputs of a compiled step.
+    levels = [sigma.clone() for sigma in sigmas.to(torch.float32).unbind()]
+    indices = [index.clone() for index in torch.arange(num_steps, device=sigmas.device).unbind()]
+    total = torch.tensor(num_steps, device=sigmas.device)
+    limit = torch.tensor(tolerance, dtype=torch.float32, device=sigmas.device)
+    return [StepSchedule(levels[i], levels[i + 1], indices[i], total, limit) for i in range(num_steps)]

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from afcache.functional.control import infer_guidance
 from afcache.schedule import ScheduledStep
-from afcache.state import CacheState, Coupling, StepRecord, state_bytes
+from afcache.state import CacheState, Coupling, StepRecord, StepSchedule, state_bytes
 
 
 @dataclass
@@ -52,6 +52,8 @@ class Trajectory:
     Attributes:
         timesteps: the scheduler's tensor, whose identity names the trajectory.
         sigmas: noise levels on the model's device; float32.
+        schedule: the steps from `first_index` on.
+        alone: the leading branch's coupling where there are no others.
         first_index: where in the schedule it started.
         shape: of the transformer's hidden_states.
         corrects: whether the catch-up correction is on.
@@ -59,7 +61,7 @@ class Trajectory:
         index: the present step.
         calls_at_index: transformer calls at this step so far.
         branches: guidance branches in order of their first call.
-        coupling: what the leading branch decided at this step.
+        coupling: what the leading branch decided at this step, for those that follow.
         guidance_scale: true CFG scale per sample, NaN where unknown; None without two branches.
         first_latents: the first step's input, until the guidance scale is known.
         calls: every call, for the report.
@@ -69,6 +71,8 @@ class Trajectory:
 
     timesteps: Tensor
     sigmas: Tensor
+    schedule: list[StepSchedule]
+    alone: Coupling
     first_index: int
     shape: torch.Size
     corrects: bool

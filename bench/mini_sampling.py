@@ -1,6 +1,7 @@
 """How every benchmark samples mini-FLUX: one seed is one prompt, one noise, one image."""
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -34,3 +35,55 @@ def draw(pipe: Any, seed: int, *, steps: int = 28, cfg: float = 1.0, output_type
     options.update(SETTINGS, num_inference_steps=steps, generator=generator, output_type=output_type)
     image = pipe(prompt_of(seed), **options).images[0]
     return image.numpy() if isinstance(image, torch.Tensor) else image
+
+
+class Prepared(NamedTuple):
+    """A batch of seeds before its first step, and where the uncached pipeline takes it.
+
+    Attributes:
+        branches: inputs of each guidance branch, the prompt's first; batch axis: seeds.
+        sigmas: noise levels, one more than steps.
+        cfg: true CFG scale.
+        latents: the uncached pipeline's result.
+
+    """
+
+    branches: tuple[afcache.FluxInputs, ...]
+    sigmas: torch.Tensor
+    cfg: float
+    latents: torch.Tensor
+
+
+def prepare(pipe: Any, seeds: Sequence[int], *, steps: int = 28, cfg: float = 1.0) -> Prepared:
+    """Sample without a cache, and keep what the transformer was first called with."""
+    calls: list[dict[str, Any]] = []
+
+    def remember(module: torch.nn.Module, args: tuple[Any, ...], inputs: dict[str, Any]) -> None:
+        del module, args
+        if len(calls) < (2 if cfg > 1 else 1):
+            calls.append(inputs)
+
+    options: dict[str, Any] = {"true_cfg_scale": cfg, "negative_prompt": [""] * len(seeds)} if cfg > 1 else {}
+    hook = pipe.transformer.register_forward_pre_hook(remember, with_kwargs=True)
+    try:
+        latents = pipe(
+            [prompt_of(seed) for seed in seeds],
+            num_inference_steps=steps,
+            generator=[torch.Generator().manual_seed(seed) for seed in seeds],
+            output_type="latent",
+            **SETTINGS,
+            **options,
+        ).images
+    finally:
+        hook.remove()
+    branches = tuple(afcache.FluxInputs(**{name: call[name] for name in afcache.FluxInputs._fields}) for call in calls)
+    return Prepared(branches, pipe.scheduler.sigmas.clone(), cfg, latents)
+
+
+def decode(pipe: Any, latents: torch.Tensor) -> np.ndarray:
+    """Latents to images `[batch, height, width, 3]` in [0, 1], as the pipeline does it."""
+    latents = pipe._unpack_latents(latents, SETTINGS["height"], SETTINGS["width"], pipe.vae_scale_factor)
+    latents = latents / pipe.vae.config.scaling_factor + pipe.vae.config.shift_factor
+    with torch.no_grad():
+        image = pipe.vae.decode(latents, return_dict=False)[0]
+    return pipe.image_processor.postprocess(image, output_type="np")

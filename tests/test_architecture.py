@@ -25,12 +25,24 @@ ALLOWED = {
     "trajectory": {"functional", "schedule", "state"},
     "runtime": {"config", "functional", "models", "schedule", "state", "trajectory"},
     "pipeline": {"config", "models", "runtime", "schedule"},
+    "sampling": {"_typing", "config", "functional", "models", "state"},
     "reporting": {"pipeline", "trajectory"},
     "comparison": {"config", "metrics", "pipeline", "reporting"},
     "generate": {"assets", "comparison", "config", "models", "pipeline", "reporting"},
     "cli": {"_version", "generate"},
     "__main__": {"cli"},
-    "__init__": {"_version", "assets", "config", "metrics", "pipeline", "reporting", "state"},
+    "__init__": {
+        "_version",
+        "assets",
+        "config",
+        "functional",
+        "metrics",
+        "models",
+        "pipeline",
+        "reporting",
+        "sampling",
+        "state",
+    },
 }
 PURE_LIBRARIES = {"torch", "einops", "jaxtyping", "collections", "typing"}
 SOURCES = sorted(ROOT.rglob("*.py"))

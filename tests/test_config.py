@@ -21,7 +21,7 @@ from afcache.config import PRESETS, CacheConfig, resolve_config
         ("order", -1, ValueError, "order must be between 0 and 4, got -1"),
         ("damping", 1.1, ValueError, r"damping must be finite and between 0 and 1, got 1\.1"),
         ("error_exponent", 0.0, ValueError, r"error_exponent must be finite and between 0\.001 and 10, got 0\.0"),
-        ("policy", "fast", ValueError, "policy must be one of 'adaptive', 'none', got 'fast'"),
+        ("policy", "fast", ValueError, "policy must be one of 'adaptive', 'fixed', 'none', got 'fast'"),
         ("error_law", None, ValueError, "error_law must be one of 'power', 'remainder', got None"),
         ("batch_decisions", "each", ValueError, "batch_decisions must be one of 'independent', 'shared', got 'each'"),
         ("correction", 1, TypeError, "correction must be True or False, got 1"),

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from afcache.state import check_state, init_state, schedule_step, solo, state_bytes
+from afcache.state import check_state, init_state, schedule_steps, solo, state_bytes
 
 SHAPE = {"batch": 2, "img_seq": 5, "dim": 3, "order": 1}
 
@@ -40,12 +40,12 @@ def test_check_state_refuses_python_numbers():
 
 
 def test_state_bytes_counts_every_field():
-    # history 2*2*5*3*4, nodes 2*2*4, two int64 and four float32 vectors of 2.
-    assert state_bytes(make_state()) == 240 + 16 + 2 * 16 + 4 * 8
+    # history 2*2*5*3*4, nodes and steps 2*2*4, two int64 and four float32 vectors of 2.
+    assert state_bytes(make_state()) == 240 + 2 * 16 + 2 * 16 + 4 * 8
 
 
-def test_schedule_step_is_made_of_scalars_in_float32():
-    schedule = schedule_step(torch.tensor([1.0, 0.7, 0.2, 0.0], dtype=torch.float64), 2, tolerance=0.1, first_index=1)
+def test_a_scheduled_step_is_made_of_scalars_in_float32():
+    schedule = schedule_steps(torch.tensor([0.7, 0.2, 0.0], dtype=torch.float64), tolerance=0.1)[1]
     assert all(value.ndim == 0 for value in schedule)
     assert schedule.sigma.dtype == torch.float32
     assert (int(schedule.step_index), int(schedule.num_steps)) == (1, 2)

@@ -10,7 +10,7 @@ from afcache.config import CacheConfig
 from afcache.functional.attention import scaled_dot_product_attention
 from afcache.functional.stack import Embedded
 from afcache.functional.step import Architecture, cached_forward
-from afcache.state import CacheState, Coupling, StepRecord, init_state, schedule_step, solo
+from afcache.state import CacheState, Coupling, StepRecord, init_state, schedule_steps, solo
 
 # (x [batch, img_seq, channels], sigma [batch]) -> velocity, same shape as x.
 VelocityField = Callable[[Tensor, Tensor], Tensor]
@@ -47,7 +47,12 @@ def _head(toy: Any, hidden_states: Tensor, temb: Tensor) -> Tensor:
     return hidden_states.clone()
 
 
-TOY = Architecture(embed=_embed, stack=_stack, head=_head)
+def _place(inputs: Any, latents: Tensor, sigma: Tensor) -> ToyInputs:
+    del inputs
+    return ToyInputs(latents, sigma.expand(latents.shape[0]))
+
+
+TOY = Architecture(embed=_embed, stack=_stack, head=_head, place=_place)
 
 
 class Run(NamedTuple):
@@ -74,7 +79,7 @@ def sample_toy(
     state = init_state(batch, img_seq, channels, order=config.order, dtype=latents.dtype)
     records, path = [], [latents]
     for index in range(len(sigmas) - 1):
-        schedule = schedule_step(sigmas, index, tolerance=config.tolerance)
+        schedule = schedule_steps(sigmas, tolerance=config.tolerance)[index]
         inputs = ToyInputs(latents, schedule.sigma.expand(batch))
         velocity, state, record = cached_forward(
             toy,

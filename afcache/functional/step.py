@@ -1,34 +1,73 @@
-"""The cached forward: one transformer call with its decision, as a pure function of the state."""
+"""The cached forward and the denoising step around it, as pure functions of the state."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
+from einops import rearrange
 from torch import Tensor
 
-from afcache._typing import Counts, Flags, HostModule, Nodes, PerSample, Scalar, Velocity, typed
+from afcache._typing import Flag, Flags, HostModule, PerSample, Velocity, typed
 from afcache.config import CacheConfig
 from afcache.functional import control, forecast
 from afcache.functional.attention import AttentionKernel
 from afcache.functional.branch import branch
+from afcache.functional.decision import decide, forecast_row, growth, predict_error
 from afcache.functional.distance import relative_l2
 from afcache.functional.stack import Embedded
-from afcache.state import CacheState, Coupling, StepRecord, StepSchedule
+from afcache.state import CacheState, Coupling, StepRecord, StepSchedule, solo
+
+# Writes (history, newest residual, refresh flags) into the history's own memory.
+HistoryWriter = Callable[[Tensor, Tensor, Tensor], None]
 
 
 class Architecture(NamedTuple):
-    """The three parts of a diffusion transformer, as functions of the module that owns the weights.
+    """The parts of a diffusion transformer, as functions of the module that owns the weights.
 
     Attributes:
         embed: `(transformer, inputs) -> Embedded`.
         stack: `(transformer, embedded, kernel) -> hidden_states [batch, img_seq, dim]`.
         head: `(transformer, hidden_states, temb) -> velocity [batch, img_seq, channels]`.
+        place: `(inputs, latents, sigma) -> inputs` of the same sample at another point of its trajectory.
 
     """
 
     embed: Callable[[HostModule, Any], Embedded]
     stack: Callable[[HostModule, Embedded, AttentionKernel], Tensor]
     head: Callable[[HostModule, Tensor, Tensor], Tensor]
+    place: Callable[[Any, Tensor, Tensor], Any]
+
+
+class Forecast(NamedTuple):
+    """A branch before the decision: its inputs to the blocks and what they are expected to return.
+
+    Attributes:
+        embedded: what the blocks would start from.
+        velocity: v_hat, `[batch, img_seq, channels]`.
+        orders: order of the row that made it; int64 `[batch]`.
+        growth: g at this step by the law of that order; float32 `[batch]`.
+
+    """
+
+    embedded: Embedded
+    velocity: Tensor
+    orders: Tensor
+    growth: Tensor
+
+
+class Outcome(NamedTuple):
+    """What either side of the decision returns for a branch, all fresh.
+
+    Attributes:
+        velocity: to step with.
+        measured_error: e of the samples; NaN where nothing was measured.
+        history: the next state's; empty when it was written in place.
+
+    """
+
+    velocity: Tensor
+    measured_error: Tensor
+    history: tuple[Tensor, ...]
 
 
 @typed
@@ -50,55 +89,6 @@ def full_forward(transformer: HostModule, inputs: Any, *, architecture: Architec
 
 
 @typed
-def growth(nodes: Nodes, orders: Counts, sigma: Scalar, *, config: CacheConfig) -> PerSample:
-    """The growth law g that `config` names, for an error made by rows of the given orders."""
-    if config.error_law == "remainder":
-        return control.remainder_growth(nodes, orders, sigma)
-    return control.power_growth(nodes, orders, sigma, exponent=config.growth_exponent)
-
-
-@typed
-def predict_error(state: CacheState, schedule: StepSchedule, *, config: CacheConfig) -> PerSample:
-    """The relative velocity error that a forecast of this step is expected to have.
-
-    The law follows the tag of the measurement: an error measured on the order-0 row grows like that of order 0.
-    """
-    law = growth(state.nodes, state.error_order, schedule.sigma, config=config)
-    return control.predicted_error(state.error_rate, law)
-
-
-@typed
-def decide(
-    state: CacheState, schedule: StepSchedule, coupling: Coupling, *, config: CacheConfig
-) -> tuple[Flags, PerSample, PerSample]:
-    """Decide which samples refresh at this step.
-
-    Returns:
-        the decision; the branch's own predicted error; the accumulated estimate if the step is forecast.
-
-    """
-    predicted = predict_error(state, schedule, config=config)
-    step_error = coupling.weight * predicted + coupling.others_error
-    accumulated = state.accumulated_error + control.contribution(step_error, schedule.sigma, schedule.sigma_next)
-    is_forced = schedule.step_index < config.warmup_steps
-    if config.refresh_last_step:
-        is_forced = is_forced | (schedule.step_index == schedule.num_steps - 1)
-    refresh = control.should_refresh(
-        accumulated,
-        tolerance=schedule.tolerance,
-        gap=forecast.gap_to(state.nodes, schedule.sigma),
-        last_gap=state.last_gap,
-        max_growth=config.max_growth,
-        is_forced=is_forced,
-    )
-    # A follower without a history (guidance switched on late) computes, whatever the leader does.
-    refresh = torch.where(coupling.is_follower, coupling.leader_refresh | (state.num_nodes == 0), refresh)
-    if config.batch_decisions == "shared":
-        refresh = refresh.any().expand_as(refresh)
-    return refresh, predicted, accumulated
-
-
-@typed
 def cached_forward(
     transformer: HostModule,
     inputs: Any,
@@ -109,6 +99,7 @@ def cached_forward(
     architecture: Architecture,
     kernel: AttentionKernel,
     config: CacheConfig,
+    writer: HistoryWriter | None = None,
 ) -> tuple[Velocity, CacheState, StepRecord]:
     """Compute or forecast the velocity of one step.
 
@@ -125,81 +116,197 @@ def cached_forward(
         architecture: the model's parts.
         kernel: the attention kernel.
         config: settings; static.
+        writer: None keeps the function pure. Otherwise it updates `state.history` in place, the next state shares that
+            memory, and `state` must not be used again.
 
     Returns:
         velocity `[batch, img_seq, channels]`; the next state, all tensors fresh; the record of the step.
     Cost:
-        one copy of `state.history` on either branch.
+        one copy of `state.history` on either side of the decision; with a `writer`, on refreshes only.
 
     """
-    embedded = architecture.embed(transformer, inputs)
-    orders = forecast.row_order(state.num_nodes, order=config.order)
-    row = forecast.polynomial_row(state.nodes, state.num_nodes, schedule.sigma, order=config.order)
-    row = forecast.damp_row(row, damping=config.damping)
-    residual_hat = forecast.apply_row(row, state.history)
-    velocity_hat = architecture.head(transformer, embedded.hidden_states + residual_hat, embedded.temb)
+    made = _forecast(transformer, inputs, state, schedule, architecture, config)
     refresh, predicted, accumulated = decide(state, schedule, coupling, config=config)
-    law = growth(state.nodes, orders, schedule.sigma, config=config)
-
-    def compute() -> tuple[Tensor, Tensor, Tensor]:
-        hidden_states = architecture.stack(transformer, embedded, kernel)
-        velocity = architecture.head(transformer, hidden_states, embedded.temb)
-        measured = relative_l2(velocity_hat, velocity)
-        if config.correction:
-            velocity = control.catch_up(
-                velocity,
-                velocity_hat,
-                lag=state.lag,
-                growth=law,
-                sigma=schedule.sigma,
-                sigma_next=schedule.sigma_next,
-            )
-        history = forecast.push(state.history, hidden_states - embedded.hidden_states, refresh)
-        return torch.where(refresh[:, None, None], velocity, velocity_hat), history, measured
-
-    def reuse() -> tuple[Tensor, Tensor, Tensor]:
-        return velocity_hat.clone(), state.history.clone(), torch.full_like(predicted, float("nan"))
-
     is_computed = refresh.any()
-    velocity, history, measured = branch(is_computed, compute, reuse)
-    is_measured = refresh & (state.num_nodes > 0)
-    measured = torch.where(is_measured, measured, torch.full_like(measured, float("nan")))
-    next_state = _advance(state, schedule, config, refresh, history, measured, accumulated, law, orders)
-    record = StepRecord(
+    outcome = branch(
+        is_computed,
+        lambda: _compute(transformer, made, state, schedule, refresh, architecture, kernel, config, writer),
+        lambda: _reuse(made, state, writer),
+    )
+    next_state, measured = _advance(state, schedule, config, refresh, made, outcome, accumulated)
+    return outcome.velocity, next_state, _record(refresh, is_computed, predicted, measured, next_state)
+
+
+@typed
+def denoising_step(
+    transformer: HostModule,
+    inputs: tuple[Any, ...],
+    latents: Velocity,
+    states: tuple[CacheState, ...],
+    schedule: StepSchedule,
+    guidance_scale: PerSample,
+    *,
+    architecture: Architecture,
+    kernel: AttentionKernel,
+    config: CacheConfig,
+) -> tuple[Velocity, tuple[CacheState, ...], tuple[StepRecord, ...]]:
+    """Take one Euler step of the trajectory, with one decision for all guidance branches.
+
+    x_{i+1} = x_i + (sigma_{i+1} - sigma_i) (v_2 + s (v_1 - v_2));  v_1 alone where there is one branch
+
+    Args:
+        transformer: owner of the weights.
+        inputs: one entry for each guidance branch, the prompt's first; at most two. Their latents and timestep are
+            replaced by `latents` and the schedule's sigma.
+        latents: x_i.
+        states: one entry for each guidance branch.
+        schedule: where the step stands.
+        guidance_scale: s per sample; unused without a second branch.
+        architecture: the model's parts.
+        kernel: the attention kernel.
+        config: settings; static.
+
+    Returns:
+        x_{i+1} in the dtype of `latents`; the next states; the record of each branch. All tensors fresh.
+    Cost:
+        one decision, so one torch.cond, however many branches; one copy of every history.
+    Reference:
+        Ho, Salimans, 2022, arXiv 2207.12598 (guidance).
+
+    """
+    placed = [architecture.place(entry, latents, schedule.sigma) for entry in inputs]
+    made = [
+        _forecast(transformer, entry, state, schedule, architecture, config)
+        for entry, state in zip(placed, states, strict=True)
+    ]
+    predicted = [predict_error(state, schedule, config=config) for state in states]
+    coupling = _lead(predicted, guidance_scale)
+    refresh, _, accumulated = decide(states[0], schedule, coupling, config=config)
+    is_computed = refresh.any()
+    outcomes = branch(
+        is_computed,
+        lambda: tuple(
+            _compute(transformer, m, state, schedule, refresh, architecture, kernel, config, None)
+            for m, state in zip(made, states, strict=True)
+        ),
+        lambda: tuple(_reuse(m, state, None) for m, state in zip(made, states, strict=True)),
+    )
+    next_states, records = [], []
+    for m, state, outcome, error in zip(made, states, outcomes, predicted, strict=True):
+        next_state, measured = _advance(state, schedule, config, refresh, m, outcome, accumulated)
+        next_states.append(next_state)
+        records.append(_record(refresh, is_computed, error, measured, next_state))
+    velocity = _guide([outcome.velocity for outcome in outcomes], guidance_scale)
+    stepped = latents.to(torch.float32) + (schedule.sigma_next - schedule.sigma) * velocity
+    return stepped.to(latents.dtype), tuple(next_states), tuple(records)
+
+
+def _forecast(
+    transformer: HostModule,
+    inputs: Any,
+    state: CacheState,
+    schedule: StepSchedule,
+    architecture: Architecture,
+    config: CacheConfig,
+) -> Forecast:
+    embedded = architecture.embed(transformer, inputs)
+    residual_hat = forecast.apply_row(forecast_row(state, schedule, config=config), state.history)
+    orders = forecast.row_order(state.num_nodes, order=config.order)
+    return Forecast(
+        embedded=embedded,
+        velocity=architecture.head(transformer, embedded.hidden_states + residual_hat, embedded.temb),
+        orders=orders,
+        growth=growth(state.nodes, orders, schedule.sigma, config=config),
+    )
+
+
+def _compute(
+    transformer: HostModule,
+    made: Forecast,
+    state: CacheState,
+    schedule: StepSchedule,
+    refresh: Flags,
+    architecture: Architecture,
+    kernel: AttentionKernel,
+    config: CacheConfig,
+    writer: HistoryWriter | None,
+) -> Outcome:
+    """Run the blocks; samples that do not refresh keep their forecast and their history."""
+    hidden_states = architecture.stack(transformer, made.embedded, kernel)
+    velocity = architecture.head(transformer, hidden_states, made.embedded.temb)
+    measured = relative_l2(made.velocity, velocity)
+    if config.correction:
+        velocity = control.catch_up(
+            velocity,
+            made.velocity,
+            lag=state.lag,
+            growth=made.growth,
+            sigma=schedule.sigma,
+            sigma_next=schedule.sigma_next,
+        )
+    velocity = torch.where(rearrange(refresh, "batch -> batch 1 1"), velocity, made.velocity)
+    residual = hidden_states - made.embedded.hidden_states
+    if writer is None:
+        return Outcome(velocity, measured, (forecast.push(state.history, residual, refresh),))
+    writer(state.history, residual, refresh)
+    return Outcome(velocity, measured, ())
+
+
+def _reuse(made: Forecast, state: CacheState, writer: HistoryWriter | None) -> Outcome:
+    unmeasured = torch.full_like(made.growth, float("nan"))
+    return Outcome(made.velocity.clone(), unmeasured, (state.history.clone(),) if writer is None else ())
+
+
+def _lead(predicted: list[PerSample], guidance_scale: PerSample) -> Coupling:
+    """The leading branch's coupling: errors of the guided velocity weigh |s| and |1 - s|."""
+    coupling = solo(predicted[0].shape[0], device=predicted[0].device)
+    if len(predicted) == 1:
+        return coupling
+    return coupling._replace(weight=guidance_scale.abs(), others_error=(1 - guidance_scale).abs() * predicted[1])
+
+
+def _guide(velocities: list[Velocity], guidance_scale: PerSample) -> Velocity:
+    velocity, *others = (velocity.to(torch.float32) for velocity in velocities)
+    for other in others:
+        velocity = other + rearrange(guidance_scale, "batch -> batch 1 1") * (velocity - other)
+    return velocity
+
+
+def _record(refresh: Flags, is_computed: Flag, predicted: PerSample, measured: PerSample, next_state: CacheState) -> StepRecord:
+    return StepRecord(
         refresh=refresh.clone(),
-        is_computed=is_computed,
+        is_computed=is_computed.clone(),
         predicted_error=predicted,
         measured_error=measured,
         accumulated_error=next_state.accumulated_error.clone(),
     )
-    return velocity, next_state, record
 
 
 def _advance(
     state: CacheState,
     schedule: StepSchedule,
     config: CacheConfig,
-    refresh: Tensor,
-    history: Tensor,
-    measured: Tensor,
-    accumulated: Tensor,
-    law: Tensor,
-    orders: Tensor,
-) -> CacheState:
-    """The state after the step: refreshed samples start a new segment, the others extend theirs."""
+    refresh: Flags,
+    made: Forecast,
+    outcome: Outcome,
+    accumulated: PerSample,
+) -> tuple[CacheState, PerSample]:
+    """The state after the step (refreshed samples start a new segment, the others extend theirs), and e where measured."""
     has_node = state.num_nodes > 0
     zeros = torch.zeros_like(accumulated)
-    unmeasured = torch.full_like(measured, float("inf"))
-    rate = torch.where(has_node, control.error_rate(measured, law), unmeasured)
+    measured = torch.where(refresh & has_node, outcome.measured_error, torch.full_like(zeros, float("nan")))
+    rate = torch.where(has_node, control.error_rate(measured, made.growth), torch.full_like(zeros, float("inf")))
     gap = torch.where(has_node, forecast.gap_to(state.nodes, schedule.sigma), zeros)
-    lag = control.extend_lag(state.lag, law, schedule.sigma, schedule.sigma_next)
-    return CacheState(
-        history=history,
+    lag = control.extend_lag(state.lag, made.growth, schedule.sigma, schedule.sigma_next)
+    next_state = CacheState(
+        history=outcome.history[0] if outcome.history else state.history,
         nodes=forecast.push(state.nodes, schedule.sigma.expand_as(zeros), refresh),
+        steps=forecast.push(state.steps, schedule.step_index.expand_as(zeros), refresh),
         num_nodes=torch.where(refresh, (state.num_nodes + 1).clamp(max=config.order + 1), state.num_nodes),
         error_rate=torch.where(refresh, rate, state.error_rate),
-        error_order=torch.where(refresh, orders, state.error_order),
+        error_order=torch.where(refresh, made.orders, state.error_order),
         accumulated_error=torch.where(refresh, zeros, accumulated),
         last_gap=torch.where(refresh, gap, state.last_gap),
         lag=torch.where(refresh, zeros, lag),
     )
+    return next_state, measured

@@ -8,7 +8,7 @@ from diffusers.models.attention_dispatch import dispatch_attention_fn
 from diffusers.models.transformers.transformer_flux import FluxAttnProcessor
 from torch import Tensor
 
-from afcache._typing import Features, HostModule, Velocity, typed
+from afcache._typing import Features, HostModule, Scalar, Velocity, typed
 from afcache.functional.attention import AttentionKernel, scaled_dot_product_attention
 from afcache.functional.stack import Embedded, run_stack
 from afcache.functional.step import Architecture
@@ -93,7 +93,20 @@ def head(transformer: HostModule, hidden_states: Features, temb: Tensor) -> Velo
     return transformer.proj_out(transformer.norm_out(hidden_states, temb))
 
 
-FLUX = Architecture(embed=embed, stack=stack, head=head)
+@typed
+def place(inputs: FluxInputs, latents: Velocity, sigma: Scalar) -> FluxInputs:
+    """The same sample at another point of its trajectory.
+
+    Args:
+        inputs: conditioning and positions; their latents and timestep are replaced.
+        latents: packed latents.
+        sigma: noise level, which is the timestep in [0, 1].
+
+    """
+    return inputs._replace(hidden_states=latents, timestep=sigma.expand(latents.shape[0]))
+
+
+FLUX = Architecture(embed=embed, stack=stack, head=head, place=place)
 
 
 def num_blocks(transformer: HostModule) -> int:

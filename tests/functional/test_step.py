@@ -7,8 +7,9 @@ from torch import Tensor
 
 from afcache.config import CacheConfig
 from afcache.functional.attention import scaled_dot_product_attention
-from afcache.functional.step import cached_forward, decide, predict_error
-from afcache.state import CacheState, init_state, schedule_step, solo
+from afcache.functional.decision import decide, predict_error
+from afcache.functional.step import cached_forward
+from afcache.state import CacheState, init_state, schedule_steps, solo
 from tests.toy import TOY, Run, Toy, ToyInputs, VelocityField, sample_toy, uneven_sigmas
 
 SIGMAS = uneven_sigmas(28)
@@ -152,14 +153,14 @@ def test_order_tag_makes_the_law_follow_the_measured_row():
     result = run(polynomial_in_sigma(0.3, 1.7), sigmas=SIGMAS[:3], tolerance=0.0, order=1)
     assert result.state.error_order.tolist() == [0, 0]
     config = CacheConfig(order=1)
-    near, far = (schedule_step(SIGMAS, i, tolerance=0.1) for i in (2, 6))
+    near, far = (schedule_steps(SIGMAS, tolerance=0.1)[i] for i in (2, 6))
     ratio = predict_error(result.state, far, config=config) / predict_error(result.state, near, config=config)
     gaps = (SIGMAS[1] - SIGMAS[6]) / (SIGMAS[1] - SIGMAS[2])
     torch.testing.assert_close(ratio, gaps.expand(2))
 
     longer = run(polynomial_in_sigma(0.3, 1.7, 0.4), sigmas=SIGMAS[:4], tolerance=0.0, order=1)
     assert longer.state.error_order.tolist() == [1, 1]
-    near, far = (schedule_step(SIGMAS, i, tolerance=0.1) for i in (3, 7))
+    near, far = (schedule_steps(SIGMAS, tolerance=0.1)[i] for i in (3, 7))
     ratio = predict_error(longer.state, far, config=config) / predict_error(longer.state, near, config=config)
     gaps = (SIGMAS[2] - SIGMAS[7]) / (SIGMAS[2] - SIGMAS[3])
     torch.testing.assert_close(ratio, (gaps**2).expand(2))
@@ -229,7 +230,7 @@ def test_the_stack_runs_exactly_when_a_sample_refreshes():
     toy, config = Toy(batch_of(mixture_flow, polynomial_in_sigma(0.3, 0.5, 0.01))), CacheConfig(tolerance=0.004, warmup_steps=2)
     state, latents, computed = init_state(2, 3, 4, order=1), LATENTS, 0
     for index in range(28):
-        schedule = schedule_step(SIGMAS, index, tolerance=config.tolerance)
+        schedule = schedule_steps(SIGMAS, tolerance=config.tolerance)[index]
         inputs = ToyInputs(latents, schedule.sigma.expand(2))
         before = toy.evaluations
         velocity, state, record = step_once(toy, inputs, state, schedule, config=config)
@@ -257,7 +258,7 @@ def test_cached_forward_leaves_its_inputs_unchanged_and_returns_fresh_tensors(in
     result = run(mixture_flow, sigmas=SIGMAS[: index + 1], tolerance=1e9, warmup_steps=3)
     state, toy = result.state, Toy(mixture_flow)
     before = [field.clone() for field in state]
-    schedule = schedule_step(SIGMAS, index, tolerance=1e9)
+    schedule = schedule_steps(SIGMAS, tolerance=1e9)[index]
     inputs = ToyInputs(result.latents, schedule.sigma.expand(2))
     _, after, record = step_once(toy, inputs, state, schedule, config=CacheConfig(tolerance=1e9, warmup_steps=3))
     assert bool(record.is_computed) == (index == 2)
@@ -271,7 +272,7 @@ def test_both_branches_return_the_same_metadata():
     metadata = []
     for index in (2, 3):
         result = run(mixture_flow, sigmas=SIGMAS[: index + 1], tolerance=1e9, warmup_steps=3)
-        schedule = schedule_step(SIGMAS, index, tolerance=1e9)
+        schedule = schedule_steps(SIGMAS, tolerance=1e9)[index]
         inputs = ToyInputs(result.latents, schedule.sigma.expand(2))
         velocity, state, record = step_once(Toy(mixture_flow), inputs, result.state, schedule, config=config)
         metadata.append([(x.shape, x.dtype, x.stride()) for x in (velocity, *state, *record)])
@@ -294,7 +295,7 @@ def test_decide_weighs_the_leaders_error_and_adds_that_of_the_others():
     config = CacheConfig(warmup_steps=1)
     sigmas = torch.tensor([1.0, 0.9, 0.8, 0.7, 0.0])
     leader, other = measured_state(5.0), measured_state(3.0)
-    schedule = schedule_step(sigmas, 2, tolerance=1.0)
+    schedule = schedule_steps(sigmas, tolerance=1.0)[2]
     # e = c h^2 = 5 * 0.01 and 3 * 0.01; guidance scale 4: 4 * 0.05 + 3 * 0.03, times a step of 0.1.
     coupling = solo(1)._replace(weight=torch.tensor([4.0]), others_error=3.0 * predict_error(other, schedule, config=config))
     _, predicted, accumulated = decide(leader, schedule, coupling, config=config)
@@ -305,14 +306,14 @@ def test_decide_weighs_the_leaders_error_and_adds_that_of_the_others():
 @pytest.mark.parametrize("adopted", [True, False])
 def test_a_follower_adopts_the_leaders_decision(adopted: bool):
     config = CacheConfig(warmup_steps=1)
-    schedule = schedule_step(torch.tensor([1.0, 0.9, 0.8, 0.0]), 2, tolerance=0.0 if not adopted else 1e9)
+    schedule = schedule_steps(torch.tensor([1.0, 0.9, 0.8, 0.0]), tolerance=0.0 if not adopted else 1e9)[2]
     coupling = solo(1)._replace(is_follower=torch.tensor(True), leader_refresh=torch.tensor([adopted]))
     refresh, _, _ = decide(measured_state(1.0), schedule, coupling, config=config)
     assert bool(refresh) == adopted
 
 
 def test_a_follower_without_history_computes():
-    schedule = schedule_step(torch.tensor([1.0, 0.9, 0.8, 0.0]), 2, tolerance=1e9)
+    schedule = schedule_steps(torch.tensor([1.0, 0.9, 0.8, 0.0]), tolerance=1e9)[2]
     coupling = solo(1)._replace(is_follower=torch.tensor(True))
     refresh, _, _ = decide(init_state(1, 3, 4, order=1), schedule, coupling, config=CacheConfig())
     assert bool(refresh)
@@ -344,7 +345,7 @@ def test_cached_forward_compiles_to_one_graph_that_equals_eager():
         sigmas = SIGMAS if steps == 28 else uneven_sigmas(20)
         state, latents, pattern = init_state(2, 3, 4, order=1), LATENTS, ""
         for index in range(steps):
-            schedule = schedule_step(sigmas, index, tolerance=config.tolerance)
+            schedule = schedule_steps(sigmas, tolerance=config.tolerance)[index]
             velocity, state, record = compiled(ToyInputs(latents, schedule.sigma.expand(2)), state, schedule, solo(2))
             latents = latents + (schedule.sigma_next - schedule.sigma) * velocity
             pattern += "F" if bool(record.refresh[0]) else "."
