@@ -1,0 +1,332 @@
+"""Which policy is best on mini-FLUX? A resumable search on seeds 0 to 63, and a report on seeds 1000 to 1063.
+
+    python -m bench.search_policy search            # hours of one core; stop and start again at will
+    python -m bench.search_policy report            # speed against quality of the frozen presets, and of TaylorSeer
+    python -m bench.search_policy search --quick    # the same on 4 seeds and few variants, in a minute
+
+Every evaluation is one line of bench/runs/search_policy.jsonl; those found there are not run again. Delete the file after a
+change of the library's mathematics.
+"""
+
+import argparse
+import dataclasses
+import itertools
+import json
+import math
+import statistics
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+import afcache
+from afcache import CacheConfig
+from afcache.config import PRESETS
+from bench import closed_loop, mini_sampling
+from bench.recording import RESULTS, table, write_result
+
+RUNS = Path("bench/runs/search_policy.jsonl")
+TOLERANCES = (0.004, 0.008, 0.016, 0.03, 0.06)
+BASE = CacheConfig(warmup_steps=2, error_exponent=1.0, damping=0.2, max_growth=1.5)
+# TaylorSeer as its authors publish it, on the residual of the whole stack: the strongest peer.
+TAYLORSEER = CacheConfig(policy="fixed", forecast="taylorseer", correction=False, warmup_steps=3)
+
+
+class Setting(NamedTuple):
+    """How long and how guided."""
+
+    steps: int
+    cfg: float
+
+    def __str__(self) -> str:
+        return f"{self.steps} steps, CFG {self.cfg:g}"
+
+
+class Variant(NamedTuple):
+    """A policy whose tolerance (or interval) is swept."""
+
+    name: str
+    config: CacheConfig
+    use_surprise: bool = False
+    is_unguided: bool = False
+
+
+class Point(NamedTuple):
+    """One evaluation: how many times fewer block evaluations, and the PSNR of every seed."""
+
+    speed: float
+    psnr: tuple[float, ...]
+
+    @property
+    def mean(self) -> float:
+        """Mean PSNR in dB."""
+        return statistics.mean(self.psnr)
+
+    @property
+    def worst(self) -> float:
+        """PSNR of the worst seed in dB."""
+        return min(self.psnr)
+
+
+SETTINGS = (Setting(28, 1.0), Setting(50, 1.0), Setting(28, 2.0), Setting(50, 2.0))
+
+
+def single_changes() -> list[Variant]:
+    """The base, and each of its settings changed alone."""
+    changes: dict[str, dict[str, Any]] = {
+        "base": {},
+        **{f"growth limit {value:g}": {"max_growth": value} for value in (1.25, 1.7, 2.0, 3.0, math.inf)},
+        **{f"damping {value:g}": {"damping": value} for value in (0.0, 0.1, 0.3, 0.5)},
+        **{f"exponent {value:g}": {"error_exponent": value} for value in (0.5, 1.5, 2.0)},
+        "remainder law": {"error_law": "remainder"},
+        "warmup 3": {"warmup_steps": 3},
+        "last step refreshed": {"refresh_last_step": True},
+        "no correction": {"correction": False},
+        "order 0": {"order": 0, "damping": 0.0},
+        "order 2": {"order": 2},
+    }
+    variants = [Variant(name, dataclasses.replace(BASE, **change)) for name, change in changes.items()]
+    # Guided decisions would need a signal for each branch.
+    unguided = [
+        Variant("base, CFG 1 alone", BASE, is_unguided=True),
+        Variant("surprise, CFG 1 alone", BASE, is_unguided=True, use_surprise=True),
+    ]
+    return variants + unguided
+
+
+def combinations() -> list[Variant]:
+    """The settings that matter, together."""
+    return [
+        Variant(
+            f"growth limit {growth:g}, damping {damping:g}, exponent {exponent:g}",
+            dataclasses.replace(BASE, max_growth=growth, damping=damping, error_exponent=exponent),
+        )
+        for growth, damping, exponent in itertools.product((1.4, 1.5, 1.6, 1.8, 2.0), (0.1, 0.2, 0.3), (1.0, 1.5))
+    ]
+
+
+class Laboratory:
+    """Evaluates policies on fixed seeds, and remembers every result in a file.
+
+    Args:
+        seeds: of the images.
+        runs: the file.
+
+    """
+
+    def __init__(self, seeds: Sequence[int], runs: Path = RUNS) -> None:
+        self.seeds = tuple(seeds)
+        self._runs = runs
+        self._pipe = mini_sampling.load()
+        self._problems: dict[Setting, tuple[mini_sampling.Prepared, np.ndarray]] = {}
+        lines = runs.read_text().splitlines() if runs.exists() else []
+        self._known = {entry["key"]: Point(entry["speed"], tuple(entry["psnr"])) for entry in map(json.loads, lines)}
+
+    def evaluate(self, config: CacheConfig, setting: Setting, *, use_surprise: bool = False) -> Point:
+        """Sample all seeds, or read what an earlier run found."""
+        settings = {k: v for k, v in config.to_dict().items() if v != getattr(CacheConfig(), k)}
+        # Infinity is not JSON.
+        facts = {**settings, "max_growth": str(config.max_growth), "surprise": use_surprise, **setting._asdict()}
+        key = json.dumps({**facts, "seeds": [self.seeds[0], self.seeds[-1]]}, sort_keys=True)
+        if key not in self._known:
+            problem, references = self._problem(setting)
+            loop = closed_loop.sample(self._pipe.transformer, problem, config, use_surprise=use_surprise)
+            images = mini_sampling.decode(self._pipe, loop.latents)
+            psnr = tuple(min(afcache.psnr(a, b), 150.0) for a, b in zip(images, references, strict=True))
+            point = Point(loop.refreshes.numel() / int(loop.refreshes.sum()), psnr)
+            self._known[key] = point
+            self._runs.parent.mkdir(parents=True, exist_ok=True)
+            with self._runs.open("a") as file:
+                file.write(json.dumps({"key": key, "speed": point.speed, "psnr": point.psnr}) + "\n")
+        return self._known[key]
+
+    def curve(self, variant: Variant, setting: Setting, values: Iterable[float]) -> list[Point]:
+        """Points of rising speed, over tolerances or, under a fixed policy, intervals."""
+        configs = [_swept(variant.config, value) for value in values]
+        points = [self.evaluate(config, setting, use_surprise=variant.use_surprise) for config in configs]
+        return sorted(points)
+
+    def _problem(self, setting: Setting) -> tuple[mini_sampling.Prepared, np.ndarray]:
+        if setting not in self._problems:
+            problem = mini_sampling.prepare(self._pipe, self.seeds, steps=setting.steps, cfg=setting.cfg)
+            self._problems[setting] = problem, mini_sampling.decode(self._pipe, problem.latents)
+        return self._problems[setting]
+
+
+def _swept(config: CacheConfig, value: float) -> CacheConfig:
+    if config.policy == "fixed":
+        return dataclasses.replace(config, interval=int(value))
+    return dataclasses.replace(config, tolerance=value)
+
+
+def speed_at(curve: list[Point], quality: float) -> float:
+    """The highest speed at which the mean PSNR is `quality`, linearly between points; 1 if none is that good.
+
+    Where even the fastest point is better, its speed.
+    """
+    best = max((point.speed for point in curve if point.mean >= quality), default=1.0)
+    for slow, fast in itertools.pairwise(sorted(curve)):
+        if slow.mean >= quality > fast.mean:
+            share = (slow.mean - quality) / (slow.mean - fast.mean)
+            best = max(best, slow.speed + share * (fast.speed - slow.speed))
+    return best
+
+
+def worst_at(curve: list[Point], speed: float) -> float:
+    """PSNR of the worst seed at a speed, linearly between the points."""
+    points = sorted(curve)
+    return float(np.interp(speed, [p.speed for p in points], [p.worst for p in points]))
+
+
+def score_row(
+    laboratory: Laboratory, variant: Variant, settings: Sequence[Setting], tolerances: Sequence[float]
+) -> dict[str, Any]:
+    """A row of the search: geometric means over the settings."""
+    curves = [laboratory.curve(variant, setting, tolerances) for setting in settings]
+    speeds = {q: statistics.geometric_mean(speed_at(curve, q) for curve in curves) for q in (50, 45, 40)}
+    balanced = [laboratory.evaluate(_swept(variant.config, 0.016), s, use_surprise=variant.use_surprise) for s in settings]
+    return {
+        "variant": variant.name,
+        **{f"speed at {quality} dB": value for quality, value in speeds.items()},
+        "score": statistics.geometric_mean(speeds.values()),
+        "speed at tolerance .016": statistics.geometric_mean(point.speed for point in balanced),
+        "PSNR there": statistics.mean(point.mean for point in balanced),
+        "worst there": min(point.worst for point in balanced),
+    }
+
+
+def search(*, quick: bool) -> None:
+    """Change one setting at a time, then the settings that matter together; write the ranking."""
+    settings = SETTINGS[:1] if quick else SETTINGS[:3]
+    tolerances = (0.016, 0.03) if quick else TOLERANCES
+    screening = Laboratory(range(4) if quick else range(16))
+    finals = screening if quick else Laboratory(range(64))
+    single = single_changes()[:4] if quick else single_changes()
+    joint = combinations()[:2] if quick else combinations()
+
+    def rank(title: str, laboratory: Laboratory, variants: list[Variant]) -> list[dict[str, Any]]:
+        rows = []
+        for variant in variants:
+            usable = [s for s in settings if s.cfg == 1.0] if variant.is_unguided else settings
+            rows.append(score_row(laboratory, variant, usable, tolerances))
+            print(f"{title}: {table(rows[-1:]).splitlines()[-1]}", flush=True)
+        return sorted(rows, key=lambda row: -row["score"])
+
+    first = rank("one change", screening, single)
+    screened = rank("together", screening, joint)
+    names = {row["variant"] for row in screened[: 2 if quick else 8]}
+    last = rank("finals", finals, [variant for variant in joint if variant.name in names])
+    rows = [
+        {"round": name, **row}
+        for name, part in (("one change", first), ("together", screened), ("finals", last))
+        for row in part
+    ]
+    print(table(rows))
+    if not quick:
+        write_result(
+            "policy_search_cpu_202611",
+            "Search for the policy: fewer block evaluations at equal PSNR, mini-FLUX",
+            rows,
+            notes=[
+                "One change and combinations: seeds 0-15; finals: seeds 0-63. Geometric means over 28 and 50 steps at CFG 1 "
+                "and 28 steps at CFG 2; the surprise signal, and the base beside it, at CFG 1 alone.",
+                f"Speeds are interpolated between tolerances {', '.join(f'{t:g}' for t in tolerances)}; a variant that is "
+                "still better than asked at its fastest counts with that speed. Score: geometric mean of the three speeds.",
+                f"Base: {BASE}",
+            ],
+        )
+
+
+def report(*, quick: bool) -> None:
+    """Curves of the presets and of TaylorSeer on fresh seeds."""
+    laboratory = Laboratory(range(1000, 1004) if quick else range(1000, 1064))
+    settings = SETTINGS[:1] if quick else SETTINGS
+    tolerances = (0.016, 0.06) if quick else (0.002, 0.004, 0.008, 0.012, 0.016, 0.024, 0.03, 0.045, 0.06, 0.09, 0.13)
+    intervals = (3, 5) if quick else (2, 3, 4, 5, 6, 7, 8, 9)
+    families = [Variant("AFCache, balanced", PRESETS["balanced"]), Variant("AFCache, fast", PRESETS["fast"])]
+    peers = [
+        Variant("TaylorSeer order 1, first 3 steps", TAYLORSEER),
+        Variant("TaylorSeer order 1, first 2 steps", dataclasses.replace(TAYLORSEER, warmup_steps=2)),
+    ]
+    rows, comparison, curves = [], [], {}
+    for setting in settings:
+        for variant in families + peers:
+            is_ours = variant in families
+            curve = laboratory.curve(variant, setting, tolerances if is_ours else intervals)
+            curves[setting, variant.name] = curve
+            rows += [
+                {
+                    "setting": str(setting),
+                    "policy": variant.name,
+                    "fewer block evaluations": p.speed,
+                    "PSNR mean": p.mean,
+                    "worst": p.worst,
+                }
+                for p in curve
+            ]
+        for quality in (45, 40, 35):
+            comparison.append(_compare(setting, quality, curves, families, peers))
+    print(table(comparison))
+    if quick:
+        return
+    _plot(curves, settings, RESULTS / "policy_curves_cpu_202611.png")
+    notes = ["Fresh seeds 1000-1063, PSNR against the uncached image of the same seed. Speeds at equal PSNR are interpolated."]
+    write_result(
+        "policy_comparison_cpu_202611", "AFCache against fixed-interval Taylor at equal quality", comparison, notes=notes
+    )
+    write_result("policy_curves_cpu_202611", "Speed against quality: every point", rows, notes=notes)
+
+
+def _compare(
+    setting: Setting,
+    quality: float,
+    curves: dict[tuple[Setting, str], list[Point]],
+    families: list[Variant],
+    peers: list[Variant],
+) -> dict[str, Any]:
+    """The better of our two families against the better of TaylorSeer's two warmups, at one quality."""
+    ours = max((curves[setting, variant.name] for variant in families), key=lambda curve: speed_at(curve, quality))
+    theirs = max((curves[setting, variant.name] for variant in peers), key=lambda curve: speed_at(curve, quality))
+    speed, peer_speed = speed_at(ours, quality), speed_at(theirs, quality)
+    return {
+        "setting": str(setting),
+        "PSNR (dB)": quality,
+        "AFCache": speed,
+        "TaylorSeer": peer_speed,
+        "ratio": speed / peer_speed,
+        "AFCache worst seed": worst_at(ours, speed),
+        "TaylorSeer worst seed": worst_at(theirs, peer_speed),
+    }
+
+
+def _plot(curves: dict[tuple[Setting, str], list[Point]], settings: Sequence[Setting], path: Path) -> None:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 7), layout="constrained")
+    FigureCanvasAgg(figure)
+    for axes, setting in zip(figure.subplots(2, 2).flat, settings, strict=True):
+        for (where, name), curve in curves.items():
+            if where == setting:
+                (line,) = axes.plot([p.speed for p in curve], [p.mean for p in curve], "o-", markersize=3, label=name)
+                axes.plot([p.speed for p in curve], [p.worst for p in curve], ":", color=line.get_color(), linewidth=1)
+        axes.set_title(f"{setting} (dotted: worst of 64)", fontsize=9)
+        axes.set_xlabel("times fewer block evaluations")
+        axes.set_ylabel("PSNR (dB)")
+        axes.grid(alpha=0.3)
+    figure.axes[0].legend(fontsize=7)
+    figure.savefig(path, dpi=120)
+
+
+def main() -> None:
+    """Search or report."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("task", choices=["search", "report"])
+    parser.add_argument("--quick", action="store_true", help="few seeds and variants; writes no results")
+    arguments = parser.parse_args()
+    {"search": search, "report": report}[arguments.task](quick=arguments.quick)
+
+
+if __name__ == "__main__":
+    main()
