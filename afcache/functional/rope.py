@@ -1,7 +1,6 @@
 """Rotary position embedding as FLUX applies it: neighbouring channels form the rotated pairs."""
 
 import torch
-from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 
@@ -25,6 +24,6 @@ def apply_rotary_emb(x: Heads, cos: Float[Tensor, "seq head_dim"], sin: Float[Te
         Su et al., 2021, arXiv 2104.09864, equation 34.
 
     """
-    first, second = rearrange(x, "batch heads seq (pair two) -> two batch heads seq pair", two=2)
-    turned = rearrange([-second, first], "two batch heads seq pair -> batch heads seq (pair two)")
+    first, second = x.unflatten(-1, (-1, 2)).unbind(-1)
+    turned = torch.stack([-second, first], dim=-1).flatten(-2)
     return (x.to(torch.float32) * cos + turned.to(torch.float32) * sin).to(x.dtype)

@@ -1,0 +1,329 @@
+"""What a cached step costs: random weights, forced refreshes, never a word about quality.
+
+    python -m bench.overhead steps                   # refresh and cached step against the compiled, uncached model
+    python -m bench.overhead parts                   # where a cached step spends its time
+    python -m bench.overhead compile                 # cold compile seconds at 12, 24 and 57 blocks
+
+Everything is measured in one process, in alternation; medians, and the spread between quartiles. Leave the machine alone.
+"""
+
+import argparse
+import dataclasses
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
+
+import afcache
+from afcache import CacheConfig
+from afcache.functional import forecast
+from afcache.functional.attention import scaled_dot_product_attention
+from afcache.functional.decision import forecast_row
+from afcache.functional.step import Architecture, cached_forward
+from afcache.models import flux
+from afcache.runtime import write_newest
+from afcache.state import init_state, schedule_steps, solo
+from bench.recording import table, write_result
+
+TEXT_TOKENS = 64
+STEPS = 28
+WARMUP = 2
+
+
+def make_transformer(*, dim: int, double: int, single: int) -> Any:
+    """FLUX with random weights."""
+    torch.manual_seed(0)
+    head_dim = 64 if dim >= 512 else 32
+    rotary = (8, 28, 28) if head_dim == 64 else (4, 14, 14)
+    return FluxTransformer2DModel(
+        num_layers=double,
+        num_single_layers=single,
+        attention_head_dim=head_dim,
+        num_attention_heads=dim // head_dim,
+        axes_dims_rope=rotary,
+        in_channels=64,
+        joint_attention_dim=dim,
+        pooled_projection_dim=dim,
+        guidance_embeds=True,
+    ).eval()
+
+
+def make_pipeline(transformer: Any) -> Any:
+    """A real FluxPipeline around it, without text encoders and decoder: the loop users run."""
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0)
+    parts = dict.fromkeys(("vae", "text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2"))
+    pipe = FluxPipeline(scheduler=scheduler, transformer=transformer, **parts)  # pyright: ignore[reportArgumentType]
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+class Stopwatch:
+    """Seconds of every transformer call of an image, taken outside of whatever forward is bound."""
+
+    def __init__(self, transformer: torch.nn.Module) -> None:
+        self.seconds: list[float] = []
+        self._started = 0.0
+        transformer.register_forward_pre_hook(self._start)
+        transformer.register_forward_hook(self._stop)
+
+    def _start(self, *_: Any) -> None:
+        self._started = time.perf_counter()
+
+    def _stop(self, *_: Any) -> None:
+        self.seconds.append(time.perf_counter() - self._started)
+
+
+def draw(pipe: Any, tokens: int) -> float:
+    """Sample once; seconds of the whole pipeline."""
+    dim = pipe.transformer.config.joint_attention_dim
+    side = int(tokens**0.5) * 16
+    generator = torch.Generator().manual_seed(0)
+    prompt = torch.randn(1, TEXT_TOKENS, dim, generator=generator)
+    pooled = torch.randn(1, dim, generator=generator)
+    started = time.perf_counter()
+    pipe(
+        prompt_embeds=prompt,
+        pooled_prompt_embeds=pooled,
+        height=side,
+        width=side,
+        num_inference_steps=STEPS,
+        generator=generator,
+        output_type="latent",
+    )
+    return time.perf_counter() - started
+
+
+def forced(interval: int) -> CacheConfig:
+    """A refresh every `interval` steps after the warmup, with every computation that the default policy makes."""
+    return CacheConfig(policy="fixed", interval=interval, warmup_steps=WARMUP, damping=0.2, error_exponent=1.0)
+
+
+def measure_steps(tokens: int, intervals: list[int], rounds: int) -> list[dict[str, Any]]:
+    """Rows of the main table for one number of tokens."""
+    torch._dynamo.reset()
+    transformers = [make_transformer(dim=512, double=4, single=8) for _ in range(1 + len(intervals))]
+    pipes = [make_pipeline(transformer) for transformer in transformers]
+    watches = [Stopwatch(transformer) for transformer in transformers]
+    transformers[0].compile(fullgraph=True)
+    for pipe, interval in zip(pipes[1:], intervals, strict=True):
+        afcache.compile_pipeline(pipe, forced(interval))
+    for pipe in pipes:
+        draw(pipe, tokens)
+    totals: list[list[float]] = [[] for _ in pipes]
+    for watch in watches:
+        watch.seconds.clear()
+    for _ in range(rounds):
+        for pipe, total in zip(pipes, totals, strict=True):
+            total.append(draw(pipe, tokens))
+    plain = watches[0].seconds
+    rows = []
+    for i, interval in enumerate(intervals, start=1):
+        pattern = afcache.report(pipes[i]).pattern() * rounds
+        refreshes = [s for s, kind in zip(watches[i].seconds, pattern, strict=True) if kind == "F"]
+        cached = [s for s, kind in zip(watches[i].seconds, pattern, strict=True) if kind == "."]
+        promised = len(pattern) / pattern.count("F")
+        # Ratios are taken within a round: the machine's mood is common to both.
+        gains = [_sum(plain, r) / _sum(watches[i].seconds, r) for r in range(rounds)]
+        pipeline_gains = [a / b for a, b in zip(totals[0], totals[i], strict=True)]
+        rows.append(
+            {
+                "image tokens": tokens,
+                "refresh every": interval,
+                "uncached step (ms)": _spread([1e3 * s for s in plain]),
+                "refresh (ms)": _spread([1e3 * s for s in refreshes]),
+                "cached step (ms)": _spread([1e3 * s for s in cached]),
+                "cached / refresh (%)": 100 * statistics.median(cached) / statistics.median(refreshes),
+                "promised": promised,
+                "speed-up": _spread(gains),
+                "efficiency": statistics.median(gains) / promised,
+                "speed-up, whole pipeline": _spread(pipeline_gains),
+            }
+        )
+    return rows
+
+
+def _sum(seconds: list[float], image: int) -> float:
+    return sum(seconds[image * STEPS : (image + 1) * STEPS])
+
+
+def _spread(values: list[float]) -> str:
+    """Median and quartiles."""
+    low, middle, high = statistics.quantiles(values, n=4)
+    return f"{middle:.3g} ({low:.3g} to {high:.3g})"
+
+
+def measure_parts(tokens: int, repeats: int) -> list[dict[str, Any]]:
+    """Where a cached step and a refresh spend their time: each part compiled and timed alone, in alternation."""
+    transformer = make_transformer(dim=512, double=4, single=8)
+    inputs = _inputs(tokens, transformer.config.joint_attention_dim)
+    config = dataclasses.replace(forced(1000), warmup_steps=1)
+    schedules = schedule_steps(torch.linspace(1, 0, STEPS + 1), tolerance=0.016)
+    state, coupling = init_state(1, tokens, 512, order=1), solo(1)
+    embedded = flux.embed(transformer, inputs)
+    velocity = flux.head(transformer, embedded.hidden_states, embedded.temb)
+    # The machinery of a step around a model that costs nothing.
+    empty = Architecture(
+        embed=lambda transformer, inputs: inputs._replace(hidden_states=inputs.hidden_states.clone()),
+        stack=lambda transformer, embedded, kernel: embedded.hidden_states + 1,
+        head=lambda transformer, hidden_states, temb: hidden_states[..., :64].clone(),
+        place=flux.place,
+    )
+
+    def step(architecture: Architecture, writer: Any) -> Callable[[Any, Any, Any], Any]:
+        def run(inputs: Any, state: Any, schedule: Any) -> Any:
+            return cached_forward(
+                transformer,
+                inputs,
+                state,
+                schedule,
+                coupling,
+                architecture=architecture,
+                kernel=scaled_dot_product_attention,
+                config=config,
+                writer=writer,
+            )
+
+        return torch.compile(run, fullgraph=True)
+
+    compiled, machinery, copying = step(flux.FLUX, write_newest), step(empty, write_newest), step(empty, None)
+    embed = torch.compile(lambda inputs: flux.embed(transformer, inputs), fullgraph=True)
+    head = torch.compile(lambda hidden, temb: flux.head(transformer, hidden, temb), fullgraph=True)
+    row = torch.compile(
+        lambda state, schedule: forecast.apply_row(forecast_row(state, schedule, config=config), state.history),
+        fullgraph=True,
+    )
+    forward = torch.compile(transformer.forward, fullgraph=True)
+    _, state, _ = compiled(inputs, state, schedules[0])
+    cached = schedules[3]
+    parts: dict[str, Callable[[], Any]] = {
+        "uncached step": lambda: forward(**inputs._asdict(), return_dict=False),
+        "refresh": lambda: compiled(inputs, state, schedules[0]),
+        "cached step": lambda: compiled(inputs, state, cached),
+        "embedding": lambda: embed(inputs),
+        "forecast (one row over the history)": lambda: row(state, cached),
+        "head": lambda: head(embedded.hidden_states, embedded.temb),
+        "machinery with an empty model": lambda: machinery(embedded, state, cached),
+        "the same with the history copied": lambda: copying(embedded, state, cached),
+        "a copy of the history alone": state.history.clone,
+        "a copy of the velocity alone": velocity.clone,
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in parts}
+    for repeat in range(repeats + 3):
+        for name, call in parts.items():
+            started = time.perf_counter()
+            call()
+            if repeat >= 3:
+                seconds[name].append(time.perf_counter() - started)
+    refresh = statistics.median(seconds["refresh"])
+    return [
+        {
+            "image tokens": tokens,
+            "part": name,
+            "milliseconds": _spread([1e3 * value for value in values]),
+            "% of a refresh": 100 * statistics.median(values) / refresh,
+        }
+        for name, values in seconds.items()
+    ]
+
+
+def _inputs(tokens: int, dim: int) -> afcache.FluxInputs:
+    side = int(tokens**0.5)
+    positions = torch.cartesian_prod(torch.zeros(1), torch.arange(side), torch.arange(side)).float()
+    return afcache.FluxInputs(
+        hidden_states=torch.randn(1, tokens, 64),
+        encoder_hidden_states=torch.randn(1, TEXT_TOKENS, dim),
+        pooled_projections=torch.randn(1, dim),
+        timestep=torch.full((1,), 0.5),
+        img_ids=positions,
+        txt_ids=torch.zeros(TEXT_TOKENS, 3),
+        guidance=torch.full((1,), 3.5),
+    )
+
+
+CONTENDERS = {
+    "plain": "diffusers' forward, torch.compile(fullgraph=True)",
+    "plain, regional": "diffusers' compile_repeated_blocks(fullgraph=True)",
+    "afcache": "compile_pipeline",
+}
+
+
+def measure_compilation(blocks: list[tuple[int, int]], contenders: list[str], backend: str) -> Iterator[dict[str, Any]]:
+    """Seconds of the first call, in a process of its own, without caches."""
+    for double, single in blocks:
+        for contender in contenders:
+            arguments = ["first-call", "--contender", contender, "--blocks", str(double), str(single), "--backend", backend]
+            result = subprocess.run(
+                [sys.executable, "-W", "ignore", "-m", "bench.overhead", *arguments],
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+            lines = result.stdout.strip().splitlines()
+            yield {
+                "blocks": double + single,
+                "contender": contender,
+                "backend": backend,
+                "first call (s)": float(lines[-1])
+                if result.returncode == 0 and lines
+                else result.stderr.strip().splitlines()[-1],
+            }
+
+
+def first_call(contender: str, double: int, single: int, backend: str) -> float:
+    """Seconds until the first call has returned, at hidden 128 and 64 image tokens."""
+    torch.compiler.config.force_disable_caches = True
+    transformer = make_transformer(dim=128, double=double, single=single)
+    pipe = make_pipeline(transformer)
+    if contender == "plain":
+        transformer.compile(fullgraph=True, backend=backend)
+    elif contender == "plain, regional":
+        transformer.compile_repeated_blocks(fullgraph=True, backend=backend)
+    else:
+        afcache.compile_pipeline(pipe, backend=backend)
+    inputs = _inputs(64, 128)
+    pipe.scheduler.set_timesteps(STEPS)
+    started = time.perf_counter()
+    with torch.no_grad():
+        timestep = pipe.scheduler.timesteps[:1] / 1000
+        transformer(**inputs._replace(timestep=timestep)._asdict(), return_dict=False)
+    return time.perf_counter() - started
+
+
+def main() -> None:
+    """Run one of the three benchmarks."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("task", choices=["steps", "parts", "compile", "first-call"])
+    parser.add_argument("--tokens", type=int, nargs="+", default=[256, 1024], help="image tokens; squares")
+    parser.add_argument("--intervals", type=int, nargs="+", default=[2, 4, 8], help="steps between refreshes")
+    parser.add_argument("--rounds", type=int, default=5, help="images per contender")
+    parser.add_argument("--blocks", type=int, nargs="+", default=[4, 8, 8, 16, 19, 38], help="pairs: double, single")
+    parser.add_argument("--contender", choices=CONTENDERS, default="plain")
+    parser.add_argument("--backend", default="inductor")
+    arguments = parser.parse_args()
+    if arguments.task == "first-call":
+        double, single = arguments.blocks[:2]
+        print(first_call(arguments.contender, double, single, arguments.backend))
+        return
+    if arguments.task == "steps":
+        name, title = "overhead_steps_cpu_202611", "What a cached step costs, hidden 512, 4 + 8 blocks, random weights"
+        rows = [row for tokens in arguments.tokens for row in measure_steps(tokens, arguments.intervals, arguments.rounds)]
+    elif arguments.task == "parts":
+        name, title = "overhead_parts_cpu_202611", "Where the time goes, hidden 512, 4 + 8 blocks, random weights"
+        with torch.no_grad():
+            rows = [row for tokens in arguments.tokens for row in measure_parts(tokens, 20 * arguments.rounds)]
+    else:
+        name, title = "overhead_compile_cpu_202611", "Cold compile: seconds of the first call, hidden 128, 64 image tokens"
+        pairs = list(zip(arguments.blocks[::2], arguments.blocks[1::2], strict=True))
+        rows = list(measure_compilation(pairs, list(CONTENDERS), arguments.backend))
+    print(table(rows))
+    notes = ["Median (quartiles). float32, batch 1, 64 text tokens, 28 steps, 2 warmup steps."]
+    write_result(name, title, rows, notes=notes)
+
+
+if __name__ == "__main__":
+    main()
