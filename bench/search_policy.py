@@ -215,7 +215,7 @@ def search(*, quick: bool) -> None:
 
     first = rank("one change", screening, single)
     screened = rank("together", screening, joint)
-    names = {row["variant"] for row in screened[: 2 if quick else 8]}
+    names = {row["variant"] for row in screened[: 2 if quick else 5]}
     last = rank("finals", finals, [variant for variant in joint if variant.name in names])
     rows = [
         {"round": name, **row}
