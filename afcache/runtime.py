@@ -15,7 +15,7 @@ from torch.utils import _pytree as pytree
 from afcache.config import CacheConfig
 from afcache.functional import forecast
 from afcache.functional.decision import predict_error
-from afcache.functional.step import cached_forward, full_forward
+from afcache.functional.step import HistoryWriter, cached_forward, full_forward
 from afcache.models import flux
 from afcache.schedule import ScheduledStep, check_scheduler, check_sigmas, correction_holds, read_step
 from afcache.state import (
@@ -282,9 +282,7 @@ class Runtime:
     def _build(self, corrects: bool) -> Callable[..., Any]:
         transformer, kernel = self._transformer, flux.attention_kernel(self._transformer)
         config = dataclasses.replace(self.config, correction=corrects)
-        # A state that lives in CUDA-graph memory is cloned after each call, so it cannot be written in place.
-        can_write = torch.__version__ >= _WRITES_IN_BRANCHES and not self.options.uses_cuda_graphs
-        writer = write_newest if can_write else None
+        writer = history_writer(self.options)
 
         def step(inputs: Any, state: Any, schedule: Any, coupling: Any) -> Any:
             return cached_forward(
@@ -320,6 +318,13 @@ def write_newest(history: Tensor, newest: Tensor, refresh: Tensor) -> None:
     Cached steps then touch the history by reading it once.
     """
     history.copy_(forecast.push(history, newest, refresh))
+
+
+def history_writer(options: CompileOptions) -> HistoryWriter | None:
+    """How the history is updated: in place, or, where that cannot be, as a fresh value (None)."""
+    # A state that lives in CUDA-graph memory is cloned after each call: writing into it would be lost.
+    can_write = torch.__version__ >= _WRITES_IN_BRANCHES and not options.uses_cuda_graphs
+    return write_newest if can_write else None
 
 
 def _clone(values: Any) -> Any:

@@ -80,11 +80,11 @@ def sample(transformer: Any, problem: Prepared, config: CacheConfig, *, use_surp
     return Loop(latents, torch.stack(refreshes))
 
 
-def _sparse_stack(refresh: Tensor, transformer: Any, embedded: Embedded, kernel: AttentionKernel) -> Tensor:
+def _sparse_stack(refresh: Tensor, transformer: Any, inputs: Any, embedded: Embedded, kernel: AttentionKernel) -> Tensor:
     rows = refresh.nonzero().flatten()
-    hidden_states, encoder_hidden_states, temb = (value[rows] for value in embedded[:3])
-    chosen = Embedded(hidden_states, encoder_hidden_states, temb, embedded.image_rotary_emb)
-    return embedded.hidden_states.index_copy(0, rows, FLUX.stack(transformer, chosen, kernel))
+    some = inputs._replace(encoder_hidden_states=inputs.encoder_hidden_states[rows])
+    chosen = Embedded(embedded.hidden_states[rows], embedded.temb[rows])
+    return embedded.hidden_states.index_copy(0, rows, FLUX.stack(transformer, some, chosen, kernel))
 
 
 class _Surprise:

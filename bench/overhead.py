@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
@@ -24,6 +24,7 @@ from afcache import CacheConfig
 from afcache.functional import forecast
 from afcache.functional.attention import scaled_dot_product_attention
 from afcache.functional.decision import forecast_row
+from afcache.functional.stack import Embedded
 from afcache.functional.step import Architecture, cached_forward
 from afcache.models import flux
 from afcache.runtime import write_newest
@@ -78,24 +79,31 @@ class Stopwatch:
         self.seconds.append(time.perf_counter() - self._started)
 
 
-def draw(pipe: Any, tokens: int) -> float:
-    """Sample once; seconds of the whole pipeline."""
+class Drawn(NamedTuple):
+    """Latents, and seconds of the whole pipeline."""
+
+    latents: torch.Tensor
+    seconds: float
+
+
+def draw(pipe: Any, tokens: int) -> Drawn:
+    """Sample once, always the same."""
     dim = pipe.transformer.config.joint_attention_dim
     side = int(tokens**0.5) * 16
     generator = torch.Generator().manual_seed(0)
     prompt = torch.randn(1, TEXT_TOKENS, dim, generator=generator)
     pooled = torch.randn(1, dim, generator=generator)
     started = time.perf_counter()
-    pipe(
-        prompt_embeds=prompt,
-        pooled_prompt_embeds=pooled,
+    latents = pipe(
+        prompt_embeds=prompt.to(pipe.device),
+        pooled_prompt_embeds=pooled.to(pipe.device),
         height=side,
         width=side,
         num_inference_steps=STEPS,
         generator=generator,
         output_type="latent",
-    )
-    return time.perf_counter() - started
+    ).images
+    return Drawn(latents, time.perf_counter() - started)
 
 
 def forced(interval: int) -> CacheConfig:
@@ -120,7 +128,7 @@ def measure_steps(tokens: int, intervals: list[int], rounds: int) -> list[dict[s
         watch.seconds.clear()
     for _ in range(rounds):
         for pipe, total in zip(pipes, totals, strict=True):
-            total.append(draw(pipe, tokens))
+            total.append(draw(pipe, tokens).seconds)
     plain = watches[0].seconds
     rows = []
     for i, interval in enumerate(intervals, start=1):
@@ -169,8 +177,8 @@ def measure_parts(tokens: int, repeats: int) -> list[dict[str, Any]]:
     velocity = flux.head(transformer, embedded.hidden_states, embedded.temb)
     # The machinery of a step around a model that costs nothing.
     empty = Architecture(
-        embed=lambda transformer, inputs: inputs._replace(hidden_states=inputs.hidden_states.clone()),
-        stack=lambda transformer, embedded, kernel: embedded.hidden_states + 1,
+        embed=lambda transformer, inputs: Embedded(inputs.hidden_states.clone(), inputs.temb.clone()),
+        stack=lambda transformer, inputs, embedded, kernel: embedded.hidden_states + 1,
         head=lambda transformer, hidden_states, temb: hidden_states[..., :64].clone(),
         place=flux.place,
     )

@@ -242,8 +242,8 @@ def report(*, quick: bool) -> None:
     """Curves of the presets and of TaylorSeer on fresh seeds."""
     laboratory = Laboratory(range(1000, 1004) if quick else range(1000, 1064))
     settings = SETTINGS[:1] if quick else SETTINGS
-    tolerances = (0.016, 0.06) if quick else (0.002, 0.004, 0.008, 0.012, 0.016, 0.024, 0.03, 0.045, 0.06, 0.09, 0.13)
-    intervals = (3, 5) if quick else (2, 3, 4, 5, 6, 7, 8, 9)
+    tolerances = (0.016, 0.06) if quick else (0.004, 0.008, 0.012, 0.016, 0.024, 0.04, 0.07, 0.12)
+    intervals = (3, 5) if quick else (2, 3, 4, 5, 6, 7, 8)
     families = [Variant("AFCache, balanced", PRESETS["balanced"]), Variant("AFCache, fast", PRESETS["fast"])]
     peers = [
         Variant("TaylorSeer order 1, first 3 steps", TAYLORSEER),

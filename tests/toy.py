@@ -9,7 +9,7 @@ from torch import Tensor
 from afcache.config import CacheConfig
 from afcache.functional.attention import scaled_dot_product_attention
 from afcache.functional.stack import Embedded
-from afcache.functional.step import Architecture, cached_forward
+from afcache.functional.step import Architecture, HistoryWriter, cached_forward
 from afcache.state import CacheState, Coupling, StepRecord, init_state, schedule_steps, solo
 
 # (x [batch, img_seq, channels], sigma [batch]) -> velocity, same shape as x.
@@ -31,15 +31,14 @@ class Toy:
 
 def _embed(toy: Any, inputs: ToyInputs) -> Embedded:
     del toy
-    zeros = torch.zeros_like(inputs.hidden_states)
     # torch.cond does not take a tensor and a view of it, and sigma may be a view of the schedule's.
-    return Embedded(zeros, inputs.hidden_states, inputs.sigma[:, None].clone(), (zeros, zeros))
+    return Embedded(torch.zeros_like(inputs.hidden_states), inputs.sigma[:, None].clone())
 
 
-def _stack(toy: Any, embedded: Embedded, kernel: Any) -> Tensor:
+def _stack(toy: Any, inputs: ToyInputs, embedded: Embedded, kernel: Any) -> Tensor:
     del kernel
     toy.evaluations += 1
-    return toy.field(embedded.encoder_hidden_states, embedded.temb[:, 0])
+    return toy.field(inputs.hidden_states, embedded.temb[:, 0])
 
 
 def _head(toy: Any, hidden_states: Tensor, temb: Tensor) -> Tensor:
@@ -59,7 +58,11 @@ class Run(NamedTuple):
     latents: Tensor
     path: list[Tensor]
     records: list[StepRecord]
-    state: CacheState
+    states: list[CacheState]
+
+    @property
+    def state(self) -> CacheState:
+        return self.states[-1]
 
     def pattern(self, sample: int = 0) -> str:
         return "".join("F" if bool(record.refresh[sample]) else "." for record in self.records)
@@ -72,12 +75,13 @@ def sample_toy(
     *,
     latents: Tensor,
     coupling: Coupling | None = None,
+    writer: HistoryWriter | None = None,
 ) -> Run:
     """Euler steps with a cache over a closed-form velocity field, eagerly."""
     toy = Toy(field)
     batch, img_seq, channels = latents.shape
     state = init_state(batch, img_seq, channels, order=config.order, dtype=latents.dtype)
-    records, path = [], [latents]
+    records, path, states = [], [latents], [state]
     for index in range(len(sigmas) - 1):
         schedule = schedule_steps(sigmas, tolerance=config.tolerance)[index]
         inputs = ToyInputs(latents, schedule.sigma.expand(batch))
@@ -90,11 +94,13 @@ def sample_toy(
             architecture=TOY,
             kernel=scaled_dot_product_attention,
             config=config,
+            writer=writer,
         )
         latents = latents + (schedule.sigma_next - schedule.sigma) * velocity
         records.append(record)
+        states.append(state)
         path.append(latents)
-    return Run(latents, path, records, state)
+    return Run(latents, path, records, states)
 
 
 def uneven_sigmas(steps: int) -> Tensor:

@@ -26,14 +26,14 @@ class Architecture(NamedTuple):
 
     Attributes:
         embed: `(transformer, inputs) -> Embedded`.
-        stack: `(transformer, embedded, kernel) -> hidden_states [batch, img_seq, dim]`.
+        stack: `(transformer, inputs, embedded, kernel) -> hidden_states [batch, img_seq, dim]`.
         head: `(transformer, hidden_states, temb) -> velocity [batch, img_seq, channels]`.
         place: `(inputs, latents, sigma) -> inputs` of the same sample at another point of its trajectory.
 
     """
 
     embed: Callable[[HostModule, Any], Embedded]
-    stack: Callable[[HostModule, Embedded, AttentionKernel], Tensor]
+    stack: Callable[[HostModule, Any, Embedded, AttentionKernel], Tensor]
     head: Callable[[HostModule, Tensor, Tensor], Tensor]
     place: Callable[[Any, Tensor, Tensor], Any]
 
@@ -42,6 +42,7 @@ class Forecast(NamedTuple):
     """A branch before the decision: its inputs to the blocks and what they are expected to return.
 
     Attributes:
+        inputs: of the transformer.
         embedded: what the blocks would start from.
         velocity: v_hat, `[batch, img_seq, channels]`.
         orders: order of the row that made it; int64 `[batch]`.
@@ -49,6 +50,7 @@ class Forecast(NamedTuple):
 
     """
 
+    inputs: Any
     embedded: Embedded
     velocity: Tensor
     orders: Tensor
@@ -85,7 +87,8 @@ def full_forward(transformer: HostModule, inputs: Any, *, architecture: Architec
 
     """
     embedded = architecture.embed(transformer, inputs)
-    return architecture.head(transformer, architecture.stack(transformer, embedded, kernel), embedded.temb)
+    hidden_states = architecture.stack(transformer, inputs, embedded, kernel)
+    return architecture.head(transformer, hidden_states, embedded.temb)
 
 
 @typed
@@ -213,6 +216,7 @@ def _forecast(
     residual_hat = forecast.apply_row(forecast_row(state, schedule, config=config), state.history)
     orders = forecast.row_order(state.num_nodes, order=config.order)
     return Forecast(
+        inputs=inputs,
         embedded=embedded,
         velocity=architecture.head(transformer, embedded.hidden_states + residual_hat, embedded.temb),
         orders=orders,
@@ -232,7 +236,7 @@ def _compute(
     writer: HistoryWriter | None,
 ) -> Outcome:
     """Run the blocks; samples that do not refresh keep their forecast and their history."""
-    hidden_states = architecture.stack(transformer, made.embedded, kernel)
+    hidden_states = architecture.stack(transformer, made.inputs, made.embedded, kernel)
     velocity = architecture.head(transformer, hidden_states, made.embedded.temb)
     measured = relative_l2(made.velocity, velocity)
     if config.correction:

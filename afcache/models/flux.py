@@ -39,14 +39,14 @@ class FluxInputs(NamedTuple):
 
 @typed
 def embed(transformer: HostModule, inputs: FluxInputs) -> Embedded:
-    """Embed latents, text, timestep, guidance and positions with the host's own modules.
+    """Embed latents, timestep, guidance and pooled text with the host's own modules.
 
     Args:
         transformer: the host's `FluxTransformer2DModel`.
         inputs: as diffusers hands them over; timestep in [0, 1].
 
     Returns:
-        tokens of width `dim`, the conditioning vector and the rotary embedding; all fresh.
+        image tokens of width `dim` and the conditioning vector; fresh.
 
     """
     hidden_states = transformer.x_embedder(inputs.hidden_states)
@@ -56,20 +56,16 @@ def embed(transformer: HostModule, inputs: FluxInputs) -> Embedded:
     else:
         guidance = inputs.guidance.to(hidden_states.dtype) * 1000
         temb = transformer.time_text_embed(timestep, guidance, inputs.pooled_projections)
-    return Embedded(
-        hidden_states=hidden_states,
-        encoder_hidden_states=transformer.context_embedder(inputs.encoder_hidden_states),
-        temb=temb,
-        image_rotary_emb=transformer.pos_embed(torch.cat((inputs.txt_ids, inputs.img_ids), dim=0)),
-    )
+    return Embedded(hidden_states, temb)
 
 
 @typed
-def stack(transformer: HostModule, embedded: Embedded, kernel: AttentionKernel) -> Features:
-    """Run the double- and single-stream blocks.
+def stack(transformer: HostModule, inputs: FluxInputs, embedded: Embedded, kernel: AttentionKernel) -> Features:
+    """Embed text and positions, and run the double- and single-stream blocks.
 
     Args:
         transformer: the host's `FluxTransformer2DModel`.
+        inputs: as diffusers hands them over.
         embedded: from `embed`.
         kernel: the attention kernel.
 
@@ -77,7 +73,14 @@ def stack(transformer: HostModule, embedded: Embedded, kernel: AttentionKernel) 
         image tokens.
 
     """
-    return run_stack(transformer.transformer_blocks, transformer.single_transformer_blocks, embedded, kernel=kernel)
+    return run_stack(
+        transformer.transformer_blocks,
+        transformer.single_transformer_blocks,
+        embedded,
+        transformer.context_embedder(inputs.encoder_hidden_states),
+        image_rotary_emb=transformer.pos_embed(torch.cat((inputs.txt_ids, inputs.img_ids), dim=0)),
+        kernel=kernel,
+    )
 
 
 @typed

@@ -1,0 +1,56 @@
+"""torch.compile's modes on a small random FLUX: refused nowhere, and the state survives them."""
+
+import math
+
+import pytest
+import torch
+
+import afcache
+from afcache import CacheConfig
+from afcache.runtime import CompileOptions, history_writer, write_newest
+from bench.overhead import draw, make_pipeline, make_transformer
+
+pytestmark = pytest.mark.host
+# Random weights change slowly with sigma, so the schedule decides: a mixed pattern that no rounding can turn.
+CONFIG = CacheConfig(policy="fixed", interval=4, warmup_steps=2)
+
+
+def run(device: str, mode: str | None, *, compile: bool = True) -> tuple[list[torch.Tensor], str]:
+    """Two images: the second would meet memory that the first one's graphs own."""
+    pipe = make_pipeline(make_transformer(dim=128, double=1, single=1).to(device))
+    afcache.compile_pipeline(pipe, CONFIG, compile=compile, mode=mode)
+    images = [draw(pipe, 16) for _ in range(2)]
+    return [image.latents.cpu() for image in images], afcache.report(pipe).pattern()
+
+
+def check(device: str, mode: str) -> None:
+    expected, pattern = run(device, None, compile=False)
+    results, compiled_pattern = run(device, mode)
+    assert compiled_pattern == pattern == "FF" + "...F" * 6 + ".."
+    for result, latents in zip(results, expected, strict=True):
+        assert math.isfinite(float(result.abs().max()))
+        torch.testing.assert_close(result, latents, rtol=0, atol=2e-3)
+
+
+@pytest.mark.compile
+@pytest.mark.parametrize("mode", ["default", "reduce-overhead", "max-autotune-no-cudagraphs"])
+def test_modes_give_eagers_images(mode: str):
+    check("cpu", mode)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
+    assert not torch._dynamo.utils.counters["graph_break"]
+
+
+@pytest.mark.gpu
+@pytest.mark.compile
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs need a GPU")
+@pytest.mark.parametrize("mode", ["reduce-overhead", "max-autotune"])
+def test_states_survive_the_memory_of_cuda_graphs(mode: str):
+    check("cuda", mode)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
+
+
+@pytest.mark.parametrize("mode", ["reduce-overhead", "max-autotune"])
+def test_a_state_in_cuda_graph_memory_is_never_written_in_place(mode: str):
+    assert history_writer(CompileOptions(mode=mode)) is None
+    assert history_writer(CompileOptions(backend="cudagraphs")) is None
+    assert history_writer(CompileOptions()) is history_writer(CompileOptions(mode=mode, enabled=False)) is write_newest
