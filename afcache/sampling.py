@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from afcache._typing import HostModule
 from afcache.config import CacheConfig, resolve_config
@@ -78,8 +79,8 @@ def denoise(
     """
     settings = resolve_config(config)
     _check(sigmas, inputs, negative, guidance_scale, settings)
-    branches = (inputs,) if negative is None else (inputs, negative)
-    latents = inputs.hidden_states
+    branches = _detach((inputs,) if negative is None else (inputs, negative))
+    latents = branches[0].hidden_states
     batch, img_seq, _ = latents.shape
     states = tuple(
         init_state(batch, img_seq, transformer.inner_dim, order=settings.order, dtype=latents.dtype, device=latents.device)
@@ -101,6 +102,15 @@ def denoise(
         )
         records.append(record)
     return Denoised(latents, states, records)
+
+
+def _detach(branches: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Text encoders called outside of no_grad return tensors that want a gradient; a trajectory has none.
+
+    What the branches share stays one tensor: torch.cond takes no two tensors of the same memory.
+    """
+    known: dict[int, Tensor] = {}
+    return pytree.tree_map_only(Tensor, lambda tensor: known.setdefault(id(tensor), tensor.detach()), branches)
 
 
 def _check(sigmas: Tensor, inputs: Any, negative: Any, guidance_scale: float, config: CacheConfig) -> None:

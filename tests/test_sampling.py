@@ -1,5 +1,7 @@
 """The functional step without a pipeline: the pipeline's own result, and one graph for everything."""
 
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -101,3 +103,14 @@ def test_negative_inputs_of_another_shape_are_refused(pipe):
     problem, other = prepare(pipe, [0], steps=2), prepare(pipe, [0, 1], steps=2)
     with pytest.raises(ValueError, match=r"negative.hidden_states must have the shape .* \(1, 64, 32\), got \(2, 64, 32\)"):
         afcache.denoise(pipe.transformer, problem.branches[0], problem.sigmas, negative=other.branches[0])
+
+
+def test_the_readmes_example_runs(capsys: pytest.CaptureFixture[str]):
+    readme = (Path(__file__).parent.parent / "README.md").read_text()
+    (example,) = (block for block in re.findall(r"```python\n(.*?)```", readme, re.DOTALL) if "afcache.denoise(" in block)
+    assert "torch.compile(afcache.denoising_step, fullgraph=True)" in example
+    exec(example.replace("fullgraph=True", 'fullgraph=True, backend="aot_eager"'), {})
+    pattern = capsys.readouterr().out.strip()
+    assert len(pattern) == 28
+    assert set(pattern) == {"F", "."}
+    assert counters["stats"]["unique_graphs"] == 1
