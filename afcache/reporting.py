@@ -135,10 +135,12 @@ class Report:
         x = [step.step for step in leader]
         axes.plot(x, [_worst(step.estimated_error) for step in leader], drawstyle="steps-mid", label="estimated, accumulated")
         axes.plot(x, [_worst(step.measured_error) for step in leader], "o", label="measured at a refresh (relative)")
-        axes.axhline(self.config["tolerance"], color="tab:red", linestyle="--", linewidth=1, label="tolerance")
+        tolerance = 0.0 if self.config["policy"] == "fixed" else self.config["tolerance"]
+        if tolerance > 0:
+            axes.axhline(tolerance, color="tab:red", linestyle="--", linewidth=1, label="tolerance")
         axes.set_yscale("symlog", linthresh=1e-3)
-        largest = [_worst(step.measured_error) for step in leader] + [self.config["tolerance"]]
-        axes.set_ylim(0, 2 * max(value for value in largest if math.isfinite(value)))
+        largest = [_worst(step.measured_error) for step in leader] + [tolerance]
+        axes.set_ylim(0, 2 * max(value for value in largest if math.isfinite(value)) or 1.0)
         axes.set_xlabel("step (shaded: computed in full)")
         axes.set_ylabel("error of the velocity")
         axes.set_title(f"{self.pattern()}   {self.block_speedup:.2f}x fewer block evaluations", fontsize=9, family="monospace")
@@ -160,8 +162,8 @@ class Report:
         ]
         if self.config["policy"] == "none":
             return "\n".join(lines)
-        estimate, tolerance = self._largest_estimate(), self.config["tolerance"]
-        lines.append(f"  estimate   {estimate:.4f} at most between refreshes (tolerance {tolerance:g})")
+        limit = "" if self.config["policy"] == "fixed" else f" (tolerance {self.config['tolerance']:g})"
+        lines.append(f"  estimate   {self._largest_estimate():.4f} at most between refreshes{limit}")
         lines.append(f"  state      {self.state_bytes / 2**20:.2f} MiB")
         if self.guidance_scale:
             scale = self.guidance_scale[0]
@@ -174,6 +176,9 @@ class Report:
     def _settings(self) -> str:
         if self.config["policy"] == "none":
             return "policy none"
+        if self.config["policy"] == "fixed":
+            interval, name, order = (self.config[key] for key in ("interval", "forecast", "order"))
+            return f"a refresh every {interval} steps, {name} forecast of order {order}"
         return (
             f"tolerance {self.config['tolerance']:g}, order {self.config['order']}, {self.config['batch_decisions']} decisions"
         )

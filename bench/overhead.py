@@ -34,6 +34,8 @@ from bench.recording import table, write_result
 TEXT_TOKENS = 64
 STEPS = 28
 WARMUP = 2
+_FORECAST = "forecast (one row over the history)"
+_MACHINERY = "machinery with an empty model"
 
 
 def make_transformer(*, dim: int, double: int, single: int) -> Any:
@@ -214,9 +216,9 @@ def measure_parts(tokens: int, repeats: int) -> list[dict[str, Any]]:
         "refresh": lambda: compiled(inputs, state, schedules[0]),
         "cached step": lambda: compiled(inputs, state, cached),
         "embedding": lambda: embed(inputs),
-        "forecast (one row over the history)": lambda: row(state, cached),
+        _FORECAST: lambda: row(state, cached),
         "head": lambda: head(embedded.hidden_states, embedded.temb),
-        "machinery with an empty model": lambda: machinery(embedded, state, cached),
+        _MACHINERY: lambda: machinery(embedded, state, cached),
         "the same with the history copied": lambda: copying(embedded, state, cached),
         "a copy of the history alone": state.history.clone,
         "a copy of the velocity alone": velocity.clone,
@@ -228,15 +230,24 @@ def measure_parts(tokens: int, repeats: int) -> list[dict[str, Any]]:
             call()
             if repeat >= 3:
                 seconds[name].append(time.perf_counter() - started)
-    refresh = statistics.median(seconds["refresh"])
+    medians = {name: statistics.median(values) for name, values in seconds.items()}
+    shown = {name: _spread([1e3 * value for value in values]) for name, values in seconds.items()}
+    outside = medians["embedding"] + medians["head"]
+    differences = {
+        "blocks (uncached step - embedding - head)": medians["uncached step"] - outside,
+        "decision and statistics (machinery - forecast)": medians[_MACHINERY] - medians[_FORECAST],
+        "dispatch (cached step - embedding - head - machinery)": medians["cached step"] - outside - medians[_MACHINERY],
+    }
+    medians |= differences
+    shown |= {name: f"{1e3 * value:.3g}" for name, value in differences.items()}
     return [
         {
             "image tokens": tokens,
             "part": name,
-            "milliseconds": _spread([1e3 * value for value in values]),
-            "% of a refresh": 100 * statistics.median(values) / refresh,
+            "milliseconds": shown[name],
+            "% of a refresh": 100 * value / medians["refresh"],
         }
-        for name, values in seconds.items()
+        for name, value in medians.items()
     ]
 
 

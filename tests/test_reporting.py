@@ -74,6 +74,19 @@ def test_plot_of_nothing_is_refused(tmp_path):
 
 
 @pytest.mark.host
+@pytest.mark.parametrize("cfg", [1.0, 2.0])
+def test_a_fixed_policy_says_what_it_does(pipe, tmp_path, cfg: float):
+    config = CacheConfig(policy="fixed", forecast="taylorseer", interval=5, correction=False)
+    sample(afcache.compile_pipeline(pipe, config, compile=False), cfg=cfg, steps=14)
+    report = afcache.report(pipe)
+    assert report.pattern() == "FFF" + "....F" * 2 + "."
+    assert "a refresh every 5 steps, taylorseer forecast of order 1" in str(report)
+    assert "tolerance" not in str(report)
+    report.plot(tmp_path / "report.png")
+    assert (tmp_path / "report.png").stat().st_size > 5000
+
+
+@pytest.mark.host
 def test_report_agrees_with_the_blocks_that_really_ran(pipe):
     """Counted independently, by hooks on submodules that our forward calls once per block evaluation."""
     calls = []
