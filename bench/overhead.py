@@ -265,6 +265,14 @@ def _inputs(tokens: int, dim: int) -> afcache.FluxInputs:
     )
 
 
+_NOTES = {
+    "steps": "Median (quartiles). float32, batch 1, 64 text tokens, 28 steps, 2 warmup steps. Efficiency: the speed-up of the "
+    "transformer's time over the compiled, uncached model, divided by what the skipped blocks promise.",
+    "parts": "Median (quartiles). float32, batch 1, 64 text tokens. Parts are compiled and timed alone; the last three rows are "
+    "differences of medians.",
+    "compile": "Each first call in a process of its own, caches off. No regional row for afcache: a region inside a branch of "
+    "torch.cond fails in inductor (tests/test_compile_contract_regions.py), and all blocks are inside one branch.",
+}
 CONTENDERS = {
     "plain": "diffusers' forward, torch.compile(fullgraph=True)",
     "plain, regional": "diffusers' compile_repeated_blocks(fullgraph=True)",
@@ -341,7 +349,7 @@ def main() -> None:
         pairs = list(zip(arguments.blocks[::2], arguments.blocks[1::2], strict=True))
         rows = list(measure_compilation(pairs, list(CONTENDERS), arguments.backend))
     print(table(rows))
-    notes = ["Median (quartiles). float32, batch 1, 64 text tokens, 28 steps, 2 warmup steps."]
+    notes = [_NOTES[arguments.task]]
     write_result(name, title, rows, notes=notes)
 
 
