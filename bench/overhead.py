@@ -266,10 +266,10 @@ def _inputs(tokens: int, dim: int) -> afcache.FluxInputs:
 
 
 _NOTES = {
-    "steps": "Median (quartiles). float32, batch 1, 64 text tokens, 28 steps, 2 warmup steps. Efficiency: the speed-up of "
+    "steps": "Median (quartiles). float32, batch 1, 64 text tokens, 28 steps, 2 warmup steps. Efficiency: speed-up of "
     "the transformer's time over the compiled, uncached model, divided by what the skipped blocks promise.",
-    "parts": "Median (quartiles). float32, batch 1, 64 text tokens. Parts are compiled and timed alone; the last three rows are "
-    "differences of medians.",
+    "parts": "Median (quartiles). float32, batch 1, 64 text tokens. Parts are compiled and timed alone; the last three "
+    "rows are differences of medians.",
     "compile": "Each first call in a process of its own, caches off. No regional row for afcache: a region inside a branch of "
     "torch.cond fails in inductor (tests/test_compile_contract_regions.py), and all blocks are inside one branch.",
 }
