@@ -19,7 +19,7 @@ class CacheConfig:
         policy: "adaptive" (error control), "fixed" (a refresh every `interval` steps, whatever the error) or "none" (every
             step computed by our forward).
         tolerance: a step is refreshed when the predicted error since the last refresh would reach this; relative velocity
-            error times sigma, finite, >= 0. 0 refreshes always.
+            error times sigma, finite, >= 0. 0 refreshes always. Only "adaptive" asks for it.
         warmup_steps: steps at the start that are always computed; >= 1. At least two steps are computed in any case,
             because an error must have been measured before a step can be forecast.
         max_growth: the distance in sigma to the last refresh may be at most this times the one before; >= 1, may be

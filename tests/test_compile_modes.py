@@ -54,3 +54,12 @@ def test_a_state_in_cuda_graph_memory_is_never_written_in_place(mode: str):
     assert history_writer(CompileOptions(mode=mode)) is None
     assert history_writer(CompileOptions(backend="cudagraphs")) is None
     assert history_writer(CompileOptions()) is history_writer(CompileOptions(mode=mode, enabled=False)) is write_newest
+
+
+@pytest.mark.parametrize("mode", ["reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"])
+def test_modes_keep_what_they_mean_to_inductor(mode: str):
+    tuning = CompileOptions(mode=mode).tuning()
+    assert tuning["options"].items() >= torch._inductor.list_mode_options(mode).items() > set()
+    assert tuning["options"]["size_asserts"] is False
+    assert CompileOptions(mode="default").tuning() == CompileOptions().tuning() == {"options": {"size_asserts": False}}
+    assert CompileOptions(mode=mode, backend="aot_eager").tuning() == {"mode": mode}
