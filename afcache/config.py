@@ -21,7 +21,7 @@ class CacheConfig:
         tolerance: a step is refreshed when the predicted error since the last refresh would reach this; relative velocity
             error times sigma, finite, >= 0. 0 refreshes always. Only "adaptive" asks for it.
         warmup_steps: steps at the start that are always computed; >= 1. At least two steps are computed in any case,
-            because an error must have been measured before a step can be forecast.
+            because an error must have been measured before a step can be forecast ("fixed" asks for no error).
         max_growth: the distance in sigma to the last refresh may be at most this times the one before; >= 1, may be
             infinite.
         interval: distance between refreshes in steps under "fixed", counted from the last warmup step; >= 1.

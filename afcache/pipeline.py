@@ -48,7 +48,8 @@ def compile_pipeline(
         compile: compile the forward as one graph; False runs it eagerly.
         backend: torch.compile's backend.
         mode: torch.compile's mode.
-        dynamic: torch.compile's dynamic shapes; None lets a second shape make them dynamic.
+        dynamic: torch.compile's dynamic shapes; None lets a second shape make them dynamic, False compiles each shape by
+            itself and updates the history in place.
 
     Returns:
         the same pipeline.

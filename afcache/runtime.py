@@ -332,10 +332,16 @@ def write_newest(history: Tensor, newest: Tensor, refresh: Tensor) -> None:
 
 
 def history_writer(options: CompileOptions) -> HistoryWriter | None:
-    """How the history is updated: in place, or, where that cannot be, as a fresh value (None)."""
+    """How the history is updated: in place, or, where that cannot or should not be, as a fresh value (None).
+
+    Compiled with dynamic shapes, a branch that writes specialises on every size (torch 2.13), so that each new resolution
+    would be one more graph; a copy of the history is a ten-thousandth of a refresh (bench/overhead.py).
+    """
+    if not options.enabled:
+        return write_newest
     # A state that lives in CUDA-graph memory is cloned after each call: writing into it would be lost.
     can_write = torch.__version__ >= _WRITES_IN_BRANCHES and not options.uses_cuda_graphs
-    return write_newest if can_write else None
+    return write_newest if can_write and options.dynamic is False else None
 
 
 def _clone(values: Any) -> Any:

@@ -1,5 +1,6 @@
 """A whole trajectory with the functional step: no pipeline, no scheduler object, no hidden state."""
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -47,7 +48,7 @@ def denoise(
     config: CacheConfig | None = None,
     step: Step = denoising_step,
     architecture: Architecture = flux.FLUX,
-    kernel: AttentionKernel = scaled_dot_product_attention,
+    kernel: AttentionKernel | None = None,
 ) -> Denoised:
     """Integrate from the first noise level to the last, with a cache.
 
@@ -65,20 +66,30 @@ def denoise(
         negative: inputs of the negative prompt, for classifier-free guidance; needs `guidance_scale`.
         guidance_scale: v = v_negative + guidance_scale (v_prompt - v_negative).
         config: settings; the preset "balanced" by default.
-        step: `denoising_step`, or what torch.compile made of it.
+        step: `denoising_step`, or what torch.compile made of it; not in a mode with CUDA graphs, whose outputs the next call
+            overwrites (`compile_pipeline` clones them).
         architecture: the model's parts.
-        kernel: the attention kernel.
+        kernel: the attention kernel; by default that of the transformer's attention backend.
 
     Returns:
         the latents, the last states, and a record of every step.
 
     Raises:
-        ValueError: sigmas are too few, not distinct or not falling; a guidance scale without negative inputs, or negative
-            inputs of another shape; policy "none", which has no state.
+        TypeError: sigmas are no tensor, or the inputs are not FluxInputs.
+        ValueError: sigmas are too few, not falling or above 1; a guidance scale that is not finite, or without negative
+            inputs, or negative inputs with other latents.
+        NotImplementedError: our forward would not compute what this transformer does; the message says why.
 
     """
     settings = resolve_config(config)
-    _check(sigmas, inputs, negative, guidance_scale, settings)
+    if architecture is flux.FLUX:
+        flux.check_transformer(transformer)
+        flux.check_blocks(transformer)
+        _check_type("inputs", inputs)
+        _check_type("negative", inputs if negative is None else negative)
+    if kernel is None:
+        kernel = flux.attention_kernel(transformer) if architecture is flux.FLUX else scaled_dot_product_attention
+    _check(sigmas, inputs, negative, guidance_scale)
     branches = _detach((inputs,) if negative is None else (inputs, negative))
     latents = branches[0].hidden_states
     batch, img_seq, _ = latents.shape
@@ -113,23 +124,34 @@ def _detach(branches: tuple[Any, ...]) -> tuple[Any, ...]:
     return pytree.tree_map_only(Tensor, lambda tensor: known.setdefault(id(tensor), tensor.detach()), branches)
 
 
-def _check(sigmas: Tensor, inputs: Any, negative: Any, guidance_scale: float, config: CacheConfig) -> None:
+def _check_type(name: str, value: Any) -> None:
+    if not isinstance(value, flux.FluxInputs):
+        raise TypeError(
+            f"{name} must be afcache.FluxInputs, got {type(value).__name__}. Make them with afcache.FluxInputs(...)."
+        )
+
+
+def _check(sigmas: Tensor, inputs: Any, negative: Any, guidance_scale: float) -> None:
+    cure = "Take scheduler.sigmas after scheduler.set_timesteps, or torch.linspace(1, 0, steps + 1)."
+    if not isinstance(sigmas, Tensor):
+        raise TypeError(f"sigmas must be a tensor of noise levels, got {type(sigmas).__name__}. {cure}")
     if sigmas.ndim != 1 or len(sigmas) < 2 or not bool((sigmas[1:] < sigmas[:-1]).all()):
         raise ValueError(
-            f"sigmas must be a falling sequence of at least two noise levels, got shape {tuple(sigmas.shape)}: {sigmas}. "
-            "Take scheduler.sigmas after scheduler.set_timesteps, or torch.linspace(1, 0, steps + 1)."
+            f"sigmas must be a falling sequence of at least two noise levels, got shape {tuple(sigmas.shape)}: {sigmas}. {cure}"
         )
-    if config.policy == "none":
+    if float(sigmas[0]) > 1 or float(sigmas[-1]) < 0:
         raise ValueError(
-            'config.policy must be "adaptive" or "fixed", got "none", which threads no state. Use '
-            "CacheConfig(tolerance=0.0) to compute every step."
+            f"sigmas must lie in [0, 1], got {float(sigmas[0]):g} to {float(sigmas[-1]):g}: timesteps are 1000 times as large. "
+            f"{cure}"
         )
+    if not math.isfinite(guidance_scale):
+        raise ValueError(f"guidance_scale must be finite, got {guidance_scale!r}; 1 means no guidance.")
     if negative is None and guidance_scale != 1.0:
         raise ValueError(
             f"guidance_scale must be 1 without negative inputs, got {guidance_scale!r}. Pass negative=, or leave it out."
         )
-    if negative is not None and negative.hidden_states.shape != inputs.hidden_states.shape:
+    if negative is not None and not torch.equal(negative.hidden_states, inputs.hidden_states):
         raise ValueError(
-            f"negative.hidden_states must have the shape of inputs.hidden_states {tuple(inputs.hidden_states.shape)}, got "
-            f"{tuple(negative.hidden_states.shape)}. Both branches share the latents: pass the same tensor."
+            f"negative.hidden_states {tuple(negative.hidden_states.shape)} must be inputs.hidden_states "
+            f"{tuple(inputs.hidden_states.shape)}: both branches share the latents. Use inputs._replace(...)."
         )

@@ -7,7 +7,9 @@ from torch import Tensor
 
 
 class CacheState(NamedTuple):
-    """What one guidance branch remembers between steps. Immutable: each step returns a new one.
+    """What one guidance branch remembers between steps. A value: each step returns a new one.
+
+    Only a step that was given a `writer` ends the life of the state that it read (see `cached_forward`).
 
     Attributes:
         history: residuals (stack output - stack input) of the image tokens at the last refreshes, newest first; not
@@ -81,7 +83,8 @@ class StepRecord(NamedTuple):
         is_computed: the block stack ran; bool, 0-d.
         predicted_error: relative velocity error expected of this step's forecast; float32 `[batch]`.
         measured_error: the error that a refresh found; NaN on other steps and before the first forecast; float32 `[batch]`.
-        accumulated_error: the estimate after this step, 0 after a refresh; float32 `[batch]`.
+        accumulated_error: the estimate after this step, 0 after a refresh; the leading branch's is the guided velocity's, the
+            others' are their own; float32 `[batch]`.
 
     """
 

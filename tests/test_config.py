@@ -25,6 +25,9 @@ from afcache.config import PRESETS, CacheConfig, resolve_config
         ("error_law", None, ValueError, "error_law must be one of 'power', 'remainder', got None"),
         ("batch_decisions", "each", ValueError, "batch_decisions must be one of 'independent', 'shared', got 'each'"),
         ("correction", 1, TypeError, "correction must be True or False, got 1"),
+        ("interval", 0, ValueError, "interval must be >= 1, got 0"),
+        ("interval", 2.5, TypeError, "interval must be an integer, got 2.5"),
+        ("forecast", "taylor", ValueError, "forecast must be one of 'polynomial', 'taylorseer', got 'taylor'"),
         ("refresh_last_step", "yes", TypeError, "refresh_last_step must be True or False, got 'yes'"),
     ],
 )

@@ -1,5 +1,6 @@
 """The functional step without a pipeline: the pipeline's own result, and one graph for everything."""
 
+import dataclasses
 import re
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,9 @@ from torch._dynamo.utils import counters
 
 import afcache
 from afcache import CacheConfig
+from afcache.functional.attention import scaled_dot_product_attention
+from afcache.models.flux import FLUX
+from afcache.state import init_state, schedule_steps
 from bench.mini_sampling import Prepared, prepare
 from tests.sampling import largest_difference
 
@@ -82,26 +86,107 @@ def test_a_compiled_step_is_one_graph_for_each_number_of_branches(pipe, backend:
     assert not counters["graph_break"]
 
 
+def test_policy_none_computes_every_step(pipe):
+    problem = prepare(pipe, [0], steps=8)
+    result = denoise(pipe, problem, CacheConfig(policy="none"))
+    assert result.pattern() == "F" * 8
+    assert largest_difference(result.latents.numpy(), problem.latents.numpy()) < 1e-4
+
+
+def test_one_step_serves_every_tolerance_and_few_graphs_every_shape(pipe):
+    """A new tolerance adds no graph; batch sizes and text lengths add one each, the third of a kind none."""
+    step = torch.compile(afcache.denoising_step, fullgraph=True, backend="aot_eager")
+    problem = prepare(pipe, [0], steps=6)
+    for tolerance in (0.0, 0.01, 0.1):
+        denoise(pipe, problem, dataclasses.replace(ADAPTIVE, tolerance=tolerance), step=step)
+    assert counters["stats"]["unique_graphs"] == 1
+    for seeds in ([0, 1], [0, 1, 2], [0, 1, 2, 3]):
+        batch = prepare(pipe, seeds, steps=6)
+        eager, compiled = denoise(pipe, batch), denoise(pipe, batch, step=step)
+        assert largest_difference(compiled.latents.numpy(), eager.latents.numpy()) < 1e-4
+    assert counters["stats"]["unique_graphs"] == 2
+    for length in (12, 10, 8):
+        (inputs,) = problem.branches
+        text = inputs.encoder_hidden_states[:, :length].clone()
+        shorter = inputs._replace(encoder_hidden_states=text, txt_ids=inputs.txt_ids[:length].clone())
+        denoise(pipe, problem._replace(branches=(shorter,)), step=step)
+    assert counters["stats"]["unique_graphs"] == 3
+    assert not counters["graph_break"]
+
+
+def test_guidance_switched_on_late_computes(pipe):
+    """The second branch has no history to forecast from, whatever the policy thinks is due."""
+    problem = prepare(pipe, [0], steps=12, cfg=2.0)
+    config = CacheConfig(policy="fixed", interval=5, warmup_steps=2)
+    fixed = {"architecture": FLUX, "kernel": scaled_dot_product_attention, "config": config}
+    prompt, _ = problem.branches
+    latents, scale = prompt.hidden_states, torch.full((1,), 2.0)
+    states = (init_state(1, 64, 96, order=1),)
+    decisions = ""
+    with torch.no_grad():
+        for index, schedule in enumerate(schedule_steps(problem.sigmas, tolerance=0.0)):
+            if index == 4:
+                states = (*states, init_state(1, 64, 96, order=1))
+            branches = problem.branches[: len(states)]
+            arguments = (pipe.transformer, branches, latents, states, schedule, scale)
+            latents, states, records = afcache.denoising_step(*arguments, **fixed)
+            decisions += "F" if records[0].is_computed else "."
+    assert decisions == "FF..F.F....F"
+    assert bool(torch.isfinite(latents).all())
+
+
+def test_what_compile_pipeline_refuses_is_refused_here(pipe):
+    problem = prepare(pipe, [0], steps=2)
+    block = pipe.transformer.single_transformer_blocks[0]
+    hook = block.register_forward_hook(lambda *_: None)
+    try:
+        with pytest.raises(NotImplementedError, match="forward hooks"):
+            denoise(pipe, problem)
+    finally:
+        hook.remove()
+
+
+def test_a_third_branch_is_refused(pipe):
+    problem = prepare(pipe, [0], steps=2)
+    state = init_state(1, 64, 96, order=1)
+    schedule = schedule_steps(problem.sigmas, tolerance=0.0)[0]
+    with pytest.raises(ValueError, match="one or two, got 3"):
+        afcache.denoising_step(
+            pipe.transformer,
+            problem.branches * 3,
+            problem.branches[0].hidden_states,
+            (state,) * 3,
+            schedule,
+            torch.ones(1),
+            architecture=FLUX,
+            kernel=scaled_dot_product_attention,
+            config=ADAPTIVE,
+        )
+
+
 @pytest.mark.parametrize(
-    ("options", "message"),
+    ("options", "error", "message"),
     [
-        ({"sigmas": torch.tensor([0.0, 1.0])}, r"sigmas must be a falling sequence of at least two noise levels"),
-        ({"sigmas": torch.tensor([1.0])}, r"sigmas must be a falling .* got shape \(1,\)"),
-        ({"config": CacheConfig(policy="none")}, r"config.policy must be .* CacheConfig\(tolerance=0.0\)"),
-        ({"guidance_scale": 2.0}, r"guidance_scale must be 1 without negative inputs, got 2.0"),
+        ({"sigmas": torch.tensor([0.0, 1.0])}, ValueError, "sigmas must be a falling sequence of at least two noise levels"),
+        ({"sigmas": torch.tensor([1.0])}, ValueError, r"sigmas must be a falling .* got shape \(1,\)"),
+        ({"sigmas": torch.linspace(1000, 0, 9)}, ValueError, r"sigmas must lie in \[0, 1\], got 1000 to 0: timesteps"),
+        ({"sigmas": [1.0, 0.0]}, TypeError, "sigmas must be a tensor of noise levels, got list"),
+        ({"guidance_scale": 2.0}, ValueError, "guidance_scale must be 1 without negative inputs, got 2.0"),
+        ({"guidance_scale": float("nan")}, ValueError, "guidance_scale must be finite, got nan"),
+        ({"negative": {}}, TypeError, "negative must be afcache.FluxInputs, got dict"),
     ],
-    ids=["rising", "too few", "policy none", "guidance alone"],
 )
-def test_bad_arguments_name_the_rule(pipe, options: dict[str, Any], message: str):
+def test_bad_arguments_name_the_rule(pipe, options: dict[str, Any], error: type[Exception], message: str):
     problem = prepare(pipe, [0], steps=2)
     arguments = {"sigmas": problem.sigmas, **options}
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(error, match=message):
         afcache.denoise(pipe.transformer, problem.branches[0], **arguments)
 
 
-def test_negative_inputs_of_another_shape_are_refused(pipe):
-    problem, other = prepare(pipe, [0], steps=2), prepare(pipe, [0, 1], steps=2)
-    with pytest.raises(ValueError, match=r"negative.hidden_states must have the shape .* \(1, 64, 32\), got \(2, 64, 32\)"):
+@pytest.mark.parametrize("seeds", [[1], [0, 1]], ids=["other values", "another shape"])
+def test_negative_inputs_with_other_latents_are_refused(pipe, seeds: list[int]):
+    problem, other = prepare(pipe, [0], steps=2), prepare(pipe, seeds, steps=2)
+    with pytest.raises(ValueError, match="both branches share the latents"):
         afcache.denoise(pipe.transformer, problem.branches[0], problem.sigmas, negative=other.branches[0])
 
 
@@ -109,6 +194,7 @@ def test_the_readmes_example_runs(capsys: pytest.CaptureFixture[str]):
     readme = (Path(__file__).parent.parent / "README.md").read_text()
     (example,) = (block for block in re.findall(r"```python\n(.*?)```", readme, re.DOTALL) if "afcache.denoise(" in block)
     assert "torch.compile(afcache.denoising_step, fullgraph=True)" in example
+    assert "pipe" not in example
     exec(example.replace("fullgraph=True", 'fullgraph=True, backend="aot_eager"'), {})
     pattern = capsys.readouterr().out.strip()
     assert len(pattern) == 28

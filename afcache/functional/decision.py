@@ -53,7 +53,9 @@ def decide(
     is_forced = schedule.step_index < config.warmup_steps
     if config.refresh_last_step:
         is_forced = is_forced | (schedule.step_index == schedule.num_steps - 1)
-    if config.policy == "fixed":
+    if config.policy == "none":
+        refresh = torch.ones_like(state.num_nodes, dtype=torch.bool)
+    elif config.policy == "fixed":
         # Counted from the last warmup step, as TaylorSeer does.
         is_due = (schedule.step_index - (config.warmup_steps - 1)) % config.interval == 0
         refresh = (is_forced | is_due) | (state.num_nodes == 0)

@@ -169,6 +169,9 @@ def denoising_step(
         kernel: the attention kernel.
         config: settings; static.
 
+    Raises:
+        ValueError: no or more than two branches.
+
     Returns:
         x_{i+1} in the dtype of `latents`; the next states; the record of each branch. All tensors fresh.
     Cost:
@@ -177,6 +180,8 @@ def denoising_step(
         Ho, Salimans, 2022, arXiv 2207.12598 (guidance).
 
     """
+    if not 1 <= len(inputs) <= 2:
+        raise ValueError(f"inputs must have one entry for each guidance branch, one or two, got {len(inputs)}.")
     placed = [architecture.place(entry, latents, schedule.sigma) for entry in inputs]
     made = [
         _forecast(transformer, entry, state, schedule, architecture, config)
@@ -185,6 +190,9 @@ def denoising_step(
     predicted = [predict_error(state, schedule, config=config) for state in states]
     coupling = _lead(predicted, guidance_scale)
     refresh, _, accumulated = decide(states[0], schedule, coupling, config=config)
+    # A branch without a history (guidance switched on late) has nothing to forecast from.
+    for state in states[1:]:
+        refresh = refresh | (state.num_nodes == 0)
     is_computed = refresh.any()
     outcomes = branch(
         is_computed,
@@ -196,6 +204,8 @@ def denoising_step(
     )
     next_states, records = [], []
     for m, state, outcome, error in zip(made, states, outcomes, predicted, strict=True):
+        if next_states:
+            accumulated = state.accumulated_error + control.contribution(error, schedule.sigma, schedule.sigma_next)
         next_state, measured = _advance(state, schedule, config, refresh, m, outcome, accumulated)
         next_states.append(next_state)
         records.append(_record(refresh, is_computed, error, measured, next_state))
