@@ -366,10 +366,28 @@ def test_everything_is_one_graph(pipe, backend: str, tolerance: float):
     assert math.isfinite(afcache.report(pipe).seconds(is_computed=False))
 
 
-def test_cached_steps_keep_the_history_where_it_is(pipe):
-    """The runtime owns its states, so the compiled step writes into them instead of copying them."""
+def test_a_new_kind_of_shape_adds_one_graph_and_the_next_of_its_kind_none(pipe):
+    afcache.compile_pipeline(pipe, ADAPTIVE, backend="aot_eager")
+    sample(pipe, steps=3)
+    expected = 1
+    kinds: list[list[dict[str, Any]]] = [
+        [{"height": 48, "width": 48}, {"height": 64, "width": 48}],
+        [{"max_sequence_length": 12}, {"max_sequence_length": 10}],
+        [{"seed": [0, 1], "prompt": [PROMPT] * 2}, {"seed": [0, 1, 2], "prompt": [PROMPT] * 3}],
+    ]
+    for shapes in kinds:
+        expected += 1
+        for options in shapes:
+            sample(pipe, steps=3, **options)
+            assert torch._dynamo.utils.counters["stats"]["unique_graphs"] <= expected, options
+    assert not torch._dynamo.utils.counters["graph_break"]
+
+
+@pytest.mark.parametrize(("options", "places"), [({"compile": False}, 1), ({"backend": "aot_eager", "dynamic": False}, 1)])
+def test_cached_steps_keep_the_history_where_it_is(pipe, options: dict[str, Any], places: int):
+    """The runtime owns its states, so a step of fixed shape writes into them instead of copying them."""
     pointers = set()
-    compiled(pipe)
+    afcache.compile_pipeline(pipe, ADAPTIVE, **options)
 
     def look(pipe: Any, step: int, timestep: torch.Tensor, arguments: dict[str, Any]) -> dict[str, Any]:
         del step, timestep
@@ -378,4 +396,4 @@ def test_cached_steps_keep_the_history_where_it_is(pipe):
 
     sample(pipe, callback_on_step_end=look)
     assert set(afcache.report(pipe).pattern()) == {"F", "."}
-    assert len(pointers) == 1
+    assert len(pointers) == places
