@@ -138,11 +138,11 @@ def _check_integer(name: str, value: object, low: int, high: int | None) -> None
 
 
 # Chosen by bench/search_policy.py on mini-FLUX, seeds 0 to 63, and reported on other seeds. On trained features the linear law
-# beats the power of the remainder's order, which trusts long gaps too much. Gaps that grow slowly are worth 2 dB up to 4x; past
-# that the growth limit itself keeps steps from being saved.
+# beats the power of the remainder's order, which trusts long gaps too much. Gaps that grow slowly are worth 2 dB, and cost
+# speed only beyond 4x at 28 steps and 6.2x at 50.
 _TUNED = CacheConfig(warmup_steps=2, error_exponent=1.0, damping=0.2, max_growth=1.5)
 PRESETS: dict[Preset, CacheConfig] = {
     "quality": dataclasses.replace(_TUNED, tolerance=0.008),
     "balanced": dataclasses.replace(_TUNED, tolerance=0.016),
-    "fast": dataclasses.replace(_TUNED, tolerance=0.03, max_growth=1.8),
+    "fast": dataclasses.replace(_TUNED, tolerance=0.06),
 }

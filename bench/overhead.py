@@ -274,9 +274,9 @@ def _inputs(tokens: int, dim: int) -> afcache.FluxInputs:
 
 
 _NOTES = {
-    "steps": "Median (quartiles). float32, batch 1, 64 text tokens, 28 steps, 2 warmup steps. Efficiency: speed-up of "
-    "the transformer's time over the compiled, uncached model, divided by what the skipped blocks promise; both are compiled with the "
-    "same settings. Speed-up and efficiency are made of the medians of steps.",
+    "steps": "Median (quartiles). float32, batch 1, 64 text tokens, 28 steps, 2 warmup steps. Efficiency: speed-up of the "
+    "transformer's time over the compiled, uncached model, divided by what the skipped blocks promise; both are compiled "
+    "with the same settings. Speed-up and efficiency are made of the medians of steps.",
     "parts": "Median (quartiles). float32, batch 1, 64 text tokens. Parts are compiled and timed alone; the last three "
     "rows are differences of medians.",
     "compile": "Each first call in a process of its own, caches off. No regional row for afcache: a region inside a branch of "
