@@ -277,10 +277,10 @@ def report(*, quick: bool) -> None:
         return
     _plot(curves, settings, RESULTS / "policy_curves_cpu_202611.png")
     notes = [
-        "Fresh seeds 1000-1063, PSNR against the uncached image of the same seed. Speeds at equal PSNR are interpolated; a curve "
-        "that ends above the asked PSNR counts with its last speed, on either side.",
-        "TaylorSeer: fixed intervals and finite differences in step index as its authors define them (arXiv 2503.06923), but on "
-        "the residual of the whole stack, as its lite variants do; the authors forecast every module's output.",
+        "Fresh seeds 1000-1063, PSNR against the uncached image of the same seed. Speeds at equal PSNR are interpolated; a "
+        "curve that ends above the asked PSNR counts with its last speed, on either side.",
+        "TaylorSeer: fixed intervals and finite differences in step index as its authors define them (arXiv 2503.06923), but "
+        "on the residual of the whole stack, as its lite variants do; the authors forecast every module's output.",
     ]
     write_result(
         "policy_comparison_cpu_202611", "AFCache against fixed-interval Taylor at equal quality", comparison, notes=notes
