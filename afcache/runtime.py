@@ -54,7 +54,7 @@ class CompileOptions:
         """The arguments of torch.compile that choose among inductor's settings.
 
         A step has hundreds of parameters as inputs. Dynamo's guards have checked their shapes by then; checking them again in
-        the generated code took a tenth of a cached step.
+        the generated code is time that a cached step notices.
         """
         if self.backend != "inductor":
             return {"mode": self.mode}
@@ -335,7 +335,7 @@ def history_writer(options: CompileOptions) -> HistoryWriter | None:
     """How the history is updated: in place, or, where that cannot or should not be, as a fresh value (None).
 
     Compiled with dynamic shapes, a branch that writes specialises on every size (torch 2.13), so that each new resolution
-    would be one more graph; a copy of the history is a ten-thousandth of a refresh (bench/overhead.py).
+    would be one more graph; a copy of the history costs little (`python -m bench.overhead parts`).
     """
     if not options.enabled:
         return write_newest

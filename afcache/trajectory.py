@@ -87,11 +87,6 @@ class Trajectory:
     num_blocks: int = 0
 
     @property
-    def num_steps(self) -> int:
-        """Steps from the first one to the end of the schedule."""
-        return len(self.timesteps) - self.first_index
-
-    @property
     def bytes(self) -> int:
         """Memory of all branches' states."""
         return sum(state_bytes(branch.state) for branch in self.branches)

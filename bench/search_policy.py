@@ -1,6 +1,6 @@
 """Which policy is best on mini-FLUX? A resumable search on seeds 0 to 63, and a report on seeds 1000 to 1063.
 
-    python -m bench.search_policy search            # hours of one core; stop and start again at will
+    python -m bench.search_policy search            # about an hour of one core; stop and start again at will
     python -m bench.search_policy report            # speed against quality of the frozen presets, and of TaylorSeer
     python -m bench.search_policy search --quick    # the same on 4 seeds and few variants, in a minute
 

@@ -1,5 +1,6 @@
 """A transformer whose velocity is a given function of sigma: closed-form trajectories for the cached step."""
 
+import itertools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -107,3 +108,34 @@ def uneven_sigmas(steps: int) -> Tensor:
     """FLUX-like: shifted, so that no two steps are equally long."""
     linear = torch.linspace(1, 0, steps + 1, dtype=torch.float64)
     return (1.6 * linear / (1 + 0.6 * linear)).to(torch.float32)
+
+
+SIGMAS = uneven_sigmas(28)
+LATENTS = torch.linspace(-1, 1, 2 * 3 * 4).reshape(2, 3, 4)
+
+
+def polynomial_in_sigma(*coefficients: float) -> VelocityField:
+    """A velocity that depends on sigma alone: the exact Euler sum is known, and errors do not feed back."""
+
+    def field(x: Tensor, sigma: Tensor) -> Tensor:
+        value = sum(c * sigma**i for i, c in enumerate(coefficients))
+        return (value * torch.ones_like(sigma))[:, None, None].expand_as(x).contiguous()
+
+    return field
+
+
+def mixture_flow(x: Tensor, sigma: Tensor) -> Tensor:
+    """Velocity of the flow from noise to a two-point mixture at +-1, per coordinate: E[noise - data | x]."""
+    s = sigma[:, None, None].clamp(min=1e-3)
+    data = torch.tanh(x * (1 - s) / s**2)
+    return (x - data) / s
+
+
+def euler(field: VelocityField, latents: Tensor, sigmas: Tensor = SIGMAS) -> Tensor:
+    for sigma, sigma_next in itertools.pairwise(sigmas):
+        latents = latents + (sigma_next - sigma) * field(latents, sigma.expand(latents.shape[0]))
+    return latents
+
+
+def run(field: VelocityField, latents: Tensor = LATENTS, sigmas: Tensor = SIGMAS, **settings) -> Run:
+    return sample_toy(field, sigmas, CacheConfig(**settings), latents=latents)

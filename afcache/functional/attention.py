@@ -1,7 +1,7 @@
 """Joint attention over text and image tokens; the kernel is an argument.
 
-Reshapes that every block repeats are torch's own here and in rope.py: Dynamo steps through einops' Python, which took half
-of the time that it needs to trace FLUX (bench/overhead.py).
+Reshapes that every block repeats are torch's own here and in rope.py: Dynamo steps through einops' Python, which takes longer
+than tracing the rest of the block.
 """
 
 from collections.abc import Callable

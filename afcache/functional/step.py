@@ -61,9 +61,9 @@ class Outcome(NamedTuple):
     """What either side of the decision returns for a branch, all fresh.
 
     Attributes:
-        velocity: to step with.
-        measured_error: e of the samples; NaN where nothing was measured.
-        history: the next state's; empty when it was written in place.
+        velocity: to step with, `[batch, img_seq, channels]`.
+        measured_error: e of the samples, relative; NaN where nothing was measured; float32 `[batch]`.
+        history: the next state's, `[nodes, batch, img_seq, dim]`; empty when it was written in place.
 
     """
 

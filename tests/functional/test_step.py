@@ -1,4 +1,3 @@
-import itertools
 import math
 
 import pytest
@@ -6,42 +5,25 @@ import torch
 from torch import Tensor
 
 from afcache.config import CacheConfig
-from afcache.functional import forecast
 from afcache.functional.attention import scaled_dot_product_attention
 from afcache.functional.decision import decide, predict_error
 from afcache.functional.step import cached_forward
 from afcache.state import CacheState, init_state, schedule_steps, solo
-from tests.toy import TOY, Run, Toy, ToyInputs, VelocityField, sample_toy, uneven_sigmas
-
-SIGMAS = uneven_sigmas(28)
-LATENTS = torch.linspace(-1, 1, 2 * 3 * 4).reshape(2, 3, 4)
-
-
-def polynomial_in_sigma(*coefficients: float) -> VelocityField:
-    """A velocity that depends on sigma alone: the exact Euler sum is known, and errors do not feed back."""
-
-    def field(x: Tensor, sigma: Tensor) -> Tensor:
-        value = sum(c * sigma**i for i, c in enumerate(coefficients))
-        return (value * torch.ones_like(sigma))[:, None, None].expand_as(x).contiguous()
-
-    return field
-
-
-def mixture_flow(x: Tensor, sigma: Tensor) -> Tensor:
-    """Velocity of the flow from noise to a two-point mixture at +-1, per coordinate: E[noise - data | x]."""
-    s = sigma[:, None, None].clamp(min=1e-3)
-    data = torch.tanh(x * (1 - s) / s**2)
-    return (x - data) / s
-
-
-def euler(field: VelocityField, latents: Tensor, sigmas: Tensor = SIGMAS) -> Tensor:
-    for sigma, sigma_next in itertools.pairwise(sigmas):
-        latents = latents + (sigma_next - sigma) * field(latents, sigma.expand(latents.shape[0]))
-    return latents
-
-
-def run(field: VelocityField, latents: Tensor = LATENTS, sigmas: Tensor = SIGMAS, **settings) -> Run:
-    return sample_toy(field, sigmas, CacheConfig(**settings), latents=latents)
+from tests.toy import (
+    LATENTS,
+    SIGMAS,
+    TOY,
+    Run,
+    Toy,
+    ToyInputs,
+    VelocityField,
+    euler,
+    mixture_flow,
+    polynomial_in_sigma,
+    run,
+    sample_toy,
+    uneven_sigmas,
+)
 
 
 def test_tolerance_zero_refreshes_always_and_equals_the_uncached_run():
@@ -356,47 +338,3 @@ def test_cached_forward_compiles_to_one_graph_that_equals_eager():
     assert set(pattern) == {"F", "."}
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
     assert not torch._dynamo.utils.counters["graph_break"]
-
-
-def test_a_writer_changes_the_history_in_place_and_nothing_else():
-    """The runtime's variant of the step gives the pure one's values, and its state stays where it was."""
-
-    def write(history: Tensor, newest: Tensor, refresh: Tensor) -> None:
-        history.copy_(forecast.push(history, newest, refresh))
-
-    config = CacheConfig(tolerance=0.01, warmup_steps=2)
-    pure = sample_toy(mixture_flow, SIGMAS, config, latents=LATENTS)
-    in_place = sample_toy(mixture_flow, SIGMAS, config, latents=LATENTS, writer=write)
-    assert in_place.pattern() == pure.pattern()
-    assert torch.equal(in_place.latents, pure.latents)
-    assert torch.equal(in_place.state.history, pure.state.history)
-    assert len({state.history.data_ptr() for state in in_place.states}) == 1
-    assert len({state.history.data_ptr() for state in pure.states}) > 2
-
-
-@pytest.mark.parametrize("interval", [1, 3, 5])
-@pytest.mark.parametrize("warmup", [1, 2, 3])
-def test_the_fixed_policy_refreshes_every_so_many_steps_after_the_warmup(interval: int, warmup: int):
-    result = run(mixture_flow, policy="fixed", interval=interval, warmup_steps=warmup, tolerance=0.0)
-    expected = ["F" if i < warmup or (i - warmup + 1) % interval == 0 else "." for i in range(28)]
-    assert result.pattern() == "".join(expected)
-
-
-def test_the_fixed_policy_with_taylorseers_row_is_taylorseer():
-    """Re-computed by hand: order 1 in step index, a full step every third, no correction."""
-    field = polynomial_in_sigma(0.3, 1.1, -0.7, 0.5)
-    settings = {"policy": "fixed", "forecast": "taylorseer", "interval": 3, "warmup_steps": 3, "correction": False}
-    result = run(field, **settings)
-    latents, known = LATENTS, []
-    for step in range(28):
-        sigma, sigma_next = SIGMAS[step], SIGMAS[step + 1]
-        if step < 3 or (step - 2) % 3 == 0:
-            velocity = field(latents, sigma.expand(2))
-            known.append((step, velocity))
-        else:
-            (before, older), (last, newest) = known[-2:]
-            velocity = newest + (newest - older) / (last - before) * (step - last)
-        latents = latents + (sigma_next - sigma) * velocity
-    assert result.pattern() == "FFF" + "..F" * 8 + "."
-    torch.testing.assert_close(result.latents, latents, rtol=0, atol=2e-5)
-    assert float((result.latents - euler(field, LATENTS)).abs().max()) > 1e-3

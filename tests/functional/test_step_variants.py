@@ -1,0 +1,53 @@
+"""The step with a history written in place, and with refreshes at fixed intervals."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from afcache.config import CacheConfig
+from afcache.functional import forecast
+from tests.toy import LATENTS, SIGMAS, euler, mixture_flow, polynomial_in_sigma, run, sample_toy
+
+
+def test_a_writer_changes_the_history_in_place_and_nothing_else():
+    """The runtime's variant of the step gives the pure one's values, and its state stays where it was."""
+
+    def write(history: Tensor, newest: Tensor, refresh: Tensor) -> None:
+        history.copy_(forecast.push(history, newest, refresh))
+
+    config = CacheConfig(tolerance=0.01, warmup_steps=2)
+    pure = sample_toy(mixture_flow, SIGMAS, config, latents=LATENTS)
+    in_place = sample_toy(mixture_flow, SIGMAS, config, latents=LATENTS, writer=write)
+    assert in_place.pattern() == pure.pattern()
+    assert torch.equal(in_place.latents, pure.latents)
+    assert torch.equal(in_place.state.history, pure.state.history)
+    assert len({state.history.data_ptr() for state in in_place.states}) == 1
+    assert len({state.history.data_ptr() for state in pure.states}) > 2
+
+
+@pytest.mark.parametrize("interval", [1, 3, 5])
+@pytest.mark.parametrize("warmup", [1, 2, 3])
+def test_the_fixed_policy_refreshes_every_so_many_steps_after_the_warmup(interval: int, warmup: int):
+    result = run(mixture_flow, policy="fixed", interval=interval, warmup_steps=warmup, tolerance=0.0)
+    expected = ["F" if i < warmup or (i - warmup + 1) % interval == 0 else "." for i in range(28)]
+    assert result.pattern() == "".join(expected)
+
+
+def test_the_fixed_policy_with_taylorseers_row_is_taylorseer():
+    """Re-computed by hand: order 1 in step index, a full step every third, no correction."""
+    field = polynomial_in_sigma(0.3, 1.1, -0.7, 0.5)
+    settings = {"policy": "fixed", "forecast": "taylorseer", "interval": 3, "warmup_steps": 3, "correction": False}
+    result = run(field, **settings)
+    latents, known = LATENTS, []
+    for step in range(28):
+        sigma, sigma_next = SIGMAS[step], SIGMAS[step + 1]
+        if step < 3 or (step - 2) % 3 == 0:
+            velocity = field(latents, sigma.expand(2))
+            known.append((step, velocity))
+        else:
+            (before, older), (last, newest) = known[-2:]
+            velocity = newest + (newest - older) / (last - before) * (step - last)
+        latents = latents + (sigma_next - sigma) * velocity
+    assert result.pattern() == "FFF" + "..F" * 8 + "."
+    torch.testing.assert_close(result.latents, latents, rtol=0, atol=2e-5)
+    assert float((result.latents - euler(field, LATENTS)).abs().max()) > 1e-3
