@@ -17,12 +17,13 @@ if TYPE_CHECKING:
     from afcache.assets import load_mini_flux, mini_flux_folder
     from afcache.config import PRESETS, CacheConfig
     from afcache.functional.step import cached_forward, denoising_step
+    from afcache.initial import check_state, init_state
     from afcache.metrics import psnr, ssim
     from afcache.models.flux import FluxInputs
     from afcache.pipeline import compile_pipeline, restore_pipeline, uncached
     from afcache.reporting import Report, report
     from afcache.sampling import Denoised, denoise
-    from afcache.state import CacheState, check_state, init_state
+    from afcache.state import CacheState
 
 # Imported on first use: diffusers takes seconds to import, and `afcache --help` needs none of it.
 _HOMES = {
@@ -33,11 +34,11 @@ _HOMES = {
     "FluxInputs": "models.flux",
     "Report": "reporting",
     "cached_forward": "functional.step",
-    "check_state": "state",
+    "check_state": "initial",
     "compile_pipeline": "pipeline",
     "denoise": "sampling",
     "denoising_step": "functional.step",
-    "init_state": "state",
+    "init_state": "initial",
     "load_mini_flux": "assets",
     "mini_flux_folder": "assets",
     "psnr": "metrics",

@@ -7,6 +7,7 @@
 | `heads`, `head_dim`, `dim` | attention heads, their width, the model's width |
 | `channels` | width of a latent token: what the transformer takes and returns |
 | `nodes` | refreshes that the history remembers, newest first |
+| `groups`, `blocks` | contiguous parts of the block stack, and its blocks |
 
 This file and those that use `typed` do without `from __future__ import annotations`: the checker needs real objects.
 """
@@ -28,6 +29,8 @@ HostModule = Any
 
 Features = Float[Tensor, "batch img_seq dim"]
 TextFeatures = Float[Tensor, "batch txt_seq dim"]
+Tokens = Float[Tensor, "batch seq dim"]
+AttentionMap = Float[Tensor, "batch query key"]
 Velocity = Float[Tensor, "batch img_seq channels"]
 History = Float[Tensor, "nodes batch img_seq dim"]
 Nodes = Float[Tensor, "nodes batch"]
@@ -38,6 +41,10 @@ Flags = Bool[Tensor, " batch"]
 Scalar = Float[Tensor, ""]
 Index = Int[Tensor, ""]
 Flag = Bool[Tensor, ""]
+PerGroup = Float[Tensor, "groups batch"]
+GroupCounts = Int[Tensor, "groups batch"]
+GroupFlags = Bool[Tensor, "groups batch"]
+GroupHistory = Float[Tensor, "groups batch img_seq dim"]
 Heads = Float[Tensor, "batch heads seq head_dim"]
 
 

@@ -4,11 +4,61 @@ import dataclasses
 import math
 from typing import Any, Literal, get_args
 
-Policy = Literal["adaptive", "fixed", "none"]
+from afcache._checks import check_choice, check_flag, check_integer, check_number, check_numbers
+
+Policy = Literal["adaptive", "fixed", "growing", "magcache", "planned", "teacache", "dbcache", "none"]
 BatchDecisions = Literal["independent", "shared"]
-Forecast = Literal["polynomial", "taylorseer"]
+Forecast = Literal["polynomial", "taylorseer", "chebyshev"]
+Strategy = Literal["by_stability", "taylor", "similarity", "attention", "difference"]
 ErrorLaw = Literal["power", "remainder"]
 Preset = Literal["quality", "balanced", "fast"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Layerwise:
+    """What the block stack does on a step that is not refreshed as a whole, group by group. Frozen.
+
+    Attributes:
+        groups: contiguous parts into which the stack is divided; 1 to the number of blocks.
+        strategy: "taylor" (forecast the group's residual), "similarity", "attention" or "difference" (reuse while the named
+            statistic has changed less than its threshold since the group was last computed, else compute the group), or
+            "by_stability" (each group follows the strategy of its stability class, most stable first, in this order).
+        stability_bounds: where the four classes meet, falling, in (-1, 1).
+        stability_margin: how far beyond a bound the stability must be to change the class; >= 0.
+        stability_decay: weight of the past in the moving average; in [0, 1).
+        similarity_threshold: largest 1 - cosine similarity of a group's input; >= 0.
+        attention_threshold: largest total variation distance of a group's coarse attention map; >= 0.
+        difference_threshold: largest relative change of a group's modulated input; >= 0.
+        adapt_thresholds: scale the three thresholds by a gain that rises slowly while the measured error stays under what the
+            tolerance allows, and falls quickly when it does not.
+
+    Raises:
+        ValueError: a value is out of its range or not one of its names.
+        TypeError: a value is of the wrong kind.
+
+    """
+
+    groups: int = 4
+    strategy: Strategy = "by_stability"
+    stability_bounds: tuple[float, float, float] = (0.98, 0.95, 0.9)
+    stability_margin: float = 0.005
+    stability_decay: float = 0.5
+    similarity_threshold: float = 0.05
+    attention_threshold: float = 0.1
+    difference_threshold: float = 0.2
+    adapt_thresholds: bool = True
+
+    def __post_init__(self) -> None:
+        check_integer("groups", self.groups, 1, None)
+        check_choice("strategy", self.strategy, get_args(Strategy))
+        check_numbers("stability_bounds", self.stability_bounds, -1.0, 1.0)
+        if len(self.stability_bounds) != 3 or list(self.stability_bounds) != sorted(set(self.stability_bounds), reverse=True):
+            raise ValueError(f"stability_bounds must be three falling numbers, got {self.stability_bounds!r}.")
+        check_number("stability_margin", self.stability_margin, 0.0, 1.0)
+        check_number("stability_decay", self.stability_decay, 0.0, 0.999)
+        for name in ("similarity_threshold", "attention_threshold", "difference_threshold"):
+            check_number(name, getattr(self, name), 0.0, math.inf, cure="0 computes every step")
+        check_flag("adapt_thresholds", self.adapt_thresholds)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -16,18 +66,29 @@ class CacheConfig:
     """What to cache and how carefully. Frozen: make another one with `dataclasses.replace`.
 
     Attributes:
-        policy: "adaptive" (error control), "fixed" (a refresh every `interval` steps, whatever the error) or "none" (every
-            step computed by our forward).
+        policy: what refreshes the whole stack. "adaptive": error control. Known beforehand: "fixed" (every `interval` steps),
+            "growing" (at intervals that grow by `interval_growth`), "magcache" (from calibrated `magnitude_ratios`), "planned"
+            (`refresh_steps`). Gates: "teacache" (the accumulated change of the first block's modulated input) and "dbcache"
+            (the change of what the `first_blocks` add). "none" computes every step by our forward.
         tolerance: a step is refreshed when the predicted error since the last refresh would reach this; relative velocity
             error times sigma, finite, >= 0. 0 refreshes always. Only "adaptive" asks for it.
-        warmup_steps: steps at the start that are always computed; >= 1. At least two steps are computed in any case,
-            because an error must have been measured before a step can be forecast ("fixed" asks for no error).
+        warmup_steps: steps at the start that are always computed; >= 1. "adaptive" computes two in any case, because an error
+            must have been measured before a step can be forecast.
         max_growth: the distance in sigma to the last refresh may be at most this times the one before; >= 1, may be
-            infinite.
-        interval: distance between refreshes in steps under "fixed", counted from the last warmup step; >= 1.
-        forecast: "polynomial" (in sigma, on the real, unequal nodes) or "taylorseer" (finite differences in step index, as
-            TaylorSeer's authors define them).
-        order: degree of the forecast; 0 to 4. The state keeps order + 1 residuals of image tokens.
+            infinite. "adaptive" only.
+        interval: distance between refreshes in steps, counted from the last warmup step; >= 1.
+        interval_growth: "growing" adds this after each refresh and rounds down; >= 0.
+        refresh_steps: "planned" refreshes at these steps, besides the warmup.
+        threshold: of "teacache", "dbcache" and "magcache", in their authors' units; >= 0, and 0 computes every step.
+        max_cached_steps: the gates and "magcache" refresh after this many cached steps in a row; None means no limit.
+        magnitude_ratios: "magcache": how the norm of the stack's residual changes at each step of a calibration run
+            (`afcache.calibrate_magnitudes`); resampled to other step counts.
+        first_blocks: blocks that run at every step, at the start of the stack; "dbcache" needs one at least.
+        last_blocks: blocks that run at every step, at its end.
+        forecast: "polynomial" (in sigma, on the real, unequal nodes), "taylorseer" (finite differences in step index, as
+            TaylorSeer's authors define them) or "chebyshev" (ridge regression over step index, as Spectrum's).
+        order: degree of the forecast; 0 to 4.
+        max_nodes: how many refreshes the state remembers; None means order + 1, or 16 under "chebyshev".
         damping: 0 forecasts in full, 1 reuses the last residual.
         error_law: how the forecast's error grows: "power" (a power of the distance to the last refresh) or "remainder" (the
             product of distances to all nodes of the row).
@@ -36,9 +97,10 @@ class CacheConfig:
         refresh_last_step: always compute the last step, so that the correction reaches the end.
         batch_decisions: "independent" (each sample decides, so that its result does not depend on its neighbours) or
             "shared" (all samples adopt every refresh, which computes fewer steps).
+        layerwise: what groups of blocks do on other steps; None forecasts the stack as a whole.
 
     Raises:
-        ValueError: a value is out of its range or not one of its names.
+        ValueError: a value is out of its range or not one of its names, or two settings exclude each other.
         TypeError: a value is of the wrong kind.
 
     """
@@ -48,36 +110,95 @@ class CacheConfig:
     warmup_steps: int = 3
     max_growth: float = 2.0
     interval: int = 4
+    interval_growth: float = 0.0
+    refresh_steps: tuple[int, ...] = ()
+    threshold: float = 0.1
+    max_cached_steps: int | None = None
+    magnitude_ratios: tuple[float, ...] = ()
+    first_blocks: int = 0
+    last_blocks: int = 0
     forecast: Forecast = "polynomial"
     order: int = 1
+    max_nodes: int | None = None
     damping: float = 0.0
     error_law: ErrorLaw = "power"
     error_exponent: float | None = None
     correction: bool = True
     refresh_last_step: bool = False
     batch_decisions: BatchDecisions = "independent"
+    layerwise: Layerwise | None = None
 
     def __post_init__(self) -> None:
-        _check_choice("policy", self.policy, get_args(Policy))
-        _check_choice("forecast", self.forecast, get_args(Forecast))
-        _check_choice("error_law", self.error_law, get_args(ErrorLaw))
-        _check_choice("batch_decisions", self.batch_decisions, get_args(BatchDecisions))
-        _check_number("tolerance", self.tolerance, 0.0, math.inf, cure="0 computes every step, 0.016 is balanced")
-        _check_integer("warmup_steps", self.warmup_steps, 1, None)
-        _check_integer("interval", self.interval, 1, None)
-        _check_number("max_growth", self.max_growth, 1.0, math.inf, infinite=True, cure="float('inf') means no limit")
-        _check_integer("order", self.order, 0, 4)
-        _check_number("damping", self.damping, 0.0, 1.0, cure="0 forecasts in full, 1 reuses")
+        check_choice("policy", self.policy, get_args(Policy))
+        check_choice("forecast", self.forecast, get_args(Forecast))
+        check_choice("error_law", self.error_law, get_args(ErrorLaw))
+        check_choice("batch_decisions", self.batch_decisions, get_args(BatchDecisions))
+        check_number("tolerance", self.tolerance, 0.0, math.inf, cure="0 computes every step, 0.016 is balanced")
+        check_integer("warmup_steps", self.warmup_steps, 1, None)
+        check_integer("interval", self.interval, 1, None)
+        check_number("interval_growth", self.interval_growth, 0.0, math.inf)
+        check_number("max_growth", self.max_growth, 1.0, math.inf, infinite=True, cure="float('inf') means no limit")
+        check_number("threshold", self.threshold, 0.0, math.inf, cure="0 computes every step")
+        if self.max_cached_steps is not None:
+            check_integer("max_cached_steps", self.max_cached_steps, 0, None)
+        for name in ("first_blocks", "last_blocks"):
+            check_integer(name, getattr(self, name), 0, None)
+        check_integer("order", self.order, 0, 4)
+        check_number("damping", self.damping, 0.0, 1.0, cure="0 forecasts in full, 1 reuses")
         if self.error_exponent is not None:
-            _check_number("error_exponent", self.error_exponent, 1e-3, 10.0, cure="None means order + 1")
+            check_number("error_exponent", self.error_exponent, 1e-3, 10.0, cure="None means order + 1")
+        if self.max_nodes is not None:
+            check_integer("max_nodes", self.max_nodes, self.order + 1, None)
         for name in ("correction", "refresh_last_step"):
-            if not isinstance(getattr(self, name), bool):
-                raise TypeError(f"{name} must be True or False, got {getattr(self, name)!r}.")
+            check_flag(name, getattr(self, name))
+        check_numbers("magnitude_ratios", self.magnitude_ratios, 0.0, math.inf)
+        _check_steps("refresh_steps", self.refresh_steps)
+        self._check_combination()
+
+    def _check_combination(self) -> None:
+        if self.policy == "magcache" and not self.magnitude_ratios:
+            raise ValueError(
+                "magnitude_ratios must not be empty under policy 'magcache': measure them with "
+                "afcache.calibrate_magnitudes(pipe, prompts), or take those of FLUX.1-dev from afcache.policy('magcache')."
+            )
+        if self.policy == "dbcache" and self.first_blocks == 0:
+            raise ValueError(
+                "first_blocks must be at least 1 under policy 'dbcache', got 0: it decides by what these blocks add."
+            )
+        if self.layerwise is None:
+            return
+        if not isinstance(self.layerwise, Layerwise):
+            raise TypeError(f"layerwise must be an afcache.Layerwise or None, got {self.layerwise!r}.")
+        if self.policy in ("teacache", "dbcache", "none") or self.first_blocks or self.last_blocks:
+            raise ValueError(
+                f"layerwise cannot be combined with policy {self.policy!r}, first_blocks={self.first_blocks} and "
+                f"last_blocks={self.last_blocks}: its groups gate themselves. Use 'adaptive', 'fixed', 'growing', 'magcache' "
+                "or 'planned' without first and last blocks."
+            )
+        if self.forecast == "chebyshev":
+            raise ValueError("layerwise cannot be combined with forecast 'chebyshev'; use 'polynomial' or 'taylorseer'.")
 
     @property
     def growth_exponent(self) -> float:
         """The highest power of the error law "power"."""
         return float(self.order + 1) if self.error_exponent is None else float(self.error_exponent)
+
+    @property
+    def num_nodes(self) -> int:
+        """How many refreshes the state remembers."""
+        if self.max_nodes is not None:
+            return self.max_nodes
+        return 16 if self.forecast == "chebyshev" else self.order + 1
+
+    @property
+    def is_gated(self) -> bool:
+        """Whether each step is decided by what is seen of its input."""
+        return self.policy in ("teacache", "dbcache")
+
+    @property
+    def num_groups(self) -> int:
+        """Groups that decide for themselves; 0 where the stack is forecast as a whole."""
+        return 0 if self.layerwise is None else self.layerwise.groups
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as plain values, for reports and files."""
@@ -110,31 +231,14 @@ def resolve_config(
             )
         return config
     name = "balanced" if preset is None else preset
-    _check_choice("preset", name, tuple(PRESETS))
+    check_choice("preset", name, tuple(PRESETS))
     base = PRESETS[name]  # pyright: ignore[reportArgumentType]
     return base if tolerance is None else dataclasses.replace(base, tolerance=tolerance)
 
 
-def _check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}.")
-
-
-def _check_number(name: str, value: object, low: float, high: float, *, infinite: bool = False, cure: str = "") -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise TypeError(f"{name} must be a number, got {value!r}.")
-    if math.isnan(value) or value < low or value > high or (math.isinf(value) and not infinite):
-        limits = f">= {low:g}" if math.isinf(high) else f"between {low:g} and {high:g}"
-        finite = "" if infinite else "finite and "
-        raise ValueError(f"{name} must be {finite}{limits}, got {value!r}" + (f"; {cure}." if cure else "."))
-
-
-def _check_integer(name: str, value: object, low: int, high: int | None) -> None:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name} must be an integer, got {value!r}.")
-    if value < low or (high is not None and value > high):
-        limits = f">= {low}" if high is None else f"between {low} and {high}"
-        raise ValueError(f"{name} must be {limits}, got {value!r}.")
+def _check_steps(name: str, values: object) -> None:
+    if not isinstance(values, tuple) or any(isinstance(v, bool) or not isinstance(v, int) or v < 0 for v in values):
+        raise ValueError(f"{name} must be a tuple of step indices from 0, got {values!r}.")
 
 
 # Chosen by bench/search_policy.py on mini-FLUX, seeds 0 to 63, and reported on other seeds. On trained features the linear law

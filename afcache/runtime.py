@@ -16,17 +16,12 @@ from afcache.config import CacheConfig
 from afcache.functional import forecast
 from afcache.functional.decision import predict_error
 from afcache.functional.step import HistoryWriter, cached_forward, full_forward
+from afcache.functional.update import follow
+from afcache.initial import init_state, solo
 from afcache.models import flux
+from afcache.plans import schedule_steps
 from afcache.schedule import ScheduledStep, check_scheduler, check_sigmas, correction_holds, read_step
-from afcache.state import (
-    CacheState,
-    Coupling,
-    StepRecord,
-    StepSchedule,
-    init_state,
-    schedule_steps,
-    solo,
-)
+from afcache.state import CacheState, Coupling, StepRecord, StepSchedule
 from afcache.trajectory import Branch, Call, Trajectory, is_new, learn_guidance, start_clock
 
 logger = logging.get_logger(__name__)
@@ -230,8 +225,8 @@ class Runtime:
         trajectory = Trajectory(
             timesteps=step.timesteps,
             sigmas=sigmas,
-            schedule=schedule_steps(sigmas[step.index :], tolerance=self.config.tolerance),
-            alone=solo(inputs.hidden_states.shape[0], device=sigmas.device),
+            schedule=schedule_steps(sigmas[step.index :], self.config),
+            alone=solo(inputs.hidden_states.shape[0], groups=self.config.num_groups, device=sigmas.device),
             first_index=step.index,
             shape=inputs.hidden_states.shape,
             corrects=corrects,
@@ -255,8 +250,7 @@ class Runtime:
             velocity, state, record = _clone((velocity, state, record))
         branch.state = state
         if branch_index == 0:
-            is_follower = ~trajectory.alone.is_follower
-            trajectory.coupling = trajectory.alone._replace(is_follower=is_follower, leader_refresh=record.refresh)
+            trajectory.coupling = follow(trajectory.alone, record)
         if trajectory.index == trajectory.first_index:
             trajectory.first_latents, branch.velocity = inputs.hidden_states, velocity
         return velocity, record
@@ -281,7 +275,16 @@ class Runtime:
         batch, img_seq, _ = inputs.hidden_states.shape
         dtype, device = inputs.hidden_states.dtype, inputs.hidden_states.device
         dim = self._transformer.inner_dim
-        return init_state(batch, img_seq, dim, order=self.config.order, dtype=dtype, device=device)
+        return init_state(
+            batch,
+            img_seq,
+            dim,
+            config=self.config,
+            txt_seq=inputs.encoder_hidden_states.shape[1],
+            num_blocks=flux.num_blocks(self._transformer),
+            dtype=dtype,
+            device=device,
+        )
 
     def _step(self, trajectory: Trajectory) -> Callable[..., Any]:
         """The forward for the trajectory's scheduler and attention backend, compiled once for each."""

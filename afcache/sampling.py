@@ -10,10 +10,13 @@ from torch.utils import _pytree as pytree
 
 from afcache._typing import HostModule
 from afcache.config import CacheConfig, resolve_config
+from afcache.functional.architecture import Architecture
 from afcache.functional.attention import AttentionKernel, scaled_dot_product_attention
-from afcache.functional.step import Architecture, denoising_step
+from afcache.functional.step import denoising_step
+from afcache.initial import init_state
 from afcache.models import flux
-from afcache.state import CacheState, StepRecord, init_state, schedule_steps
+from afcache.plans import schedule_steps
+from afcache.state import CacheState, StepRecord
 
 Step = Callable[..., tuple[Tensor, tuple[CacheState, ...], tuple[StepRecord, ...]]]
 
@@ -94,12 +97,21 @@ def denoise(
     latents = branches[0].hidden_states
     batch, img_seq, _ = latents.shape
     states = tuple(
-        init_state(batch, img_seq, transformer.inner_dim, order=settings.order, dtype=latents.dtype, device=latents.device)
-        for _ in branches
+        init_state(
+            batch,
+            img_seq,
+            transformer.inner_dim,
+            config=settings,
+            txt_seq=_text_length(branch),
+            num_blocks=1 if architecture.parts is None else architecture.parts.num_blocks(transformer),
+            dtype=latents.dtype,
+            device=latents.device,
+        )
+        for branch in branches
     )
     scale = torch.full((batch,), guidance_scale, dtype=torch.float32, device=latents.device)
     records = []
-    for schedule in schedule_steps(sigmas.to(latents.device), tolerance=settings.tolerance):
+    for schedule in schedule_steps(sigmas.to(latents.device), settings):
         latents, states, record = step(
             transformer,
             branches,
@@ -113,6 +125,10 @@ def denoise(
         )
         records.append(record)
     return Denoised(latents, states, records)
+
+
+def _text_length(inputs: Any) -> int:
+    return inputs.encoder_hidden_states.shape[1] if hasattr(inputs, "encoder_hidden_states") else 0
 
 
 def _detach(branches: tuple[Any, ...]) -> tuple[Any, ...]:

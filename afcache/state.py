@@ -2,7 +2,6 @@
 
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 
@@ -13,7 +12,8 @@ class CacheState(NamedTuple):
 
     Attributes:
         history: residuals (stack output - stack input) of the image tokens at the last refreshes, newest first; not
-            corrected; `[nodes, batch, img_seq, dim]` in the model's dtype.
+            corrected; `[nodes, batch, img_seq, dim]` in the model's dtype. With blocks that run at every step it is the
+            residual of the others, text tokens first; with groups it has no tokens.
         nodes: their sigmas, newest first; float32 `[nodes, batch]`.
         steps: their step indices, newest first; float32 `[nodes, batch]`.
         num_nodes: how many of them are filled; int64 `[batch]`.
@@ -23,6 +23,7 @@ class CacheState(NamedTuple):
             `[batch]`.
         last_gap: distance in sigma between the last two refreshes; 0 until there are two; float32 `[batch]`.
         lag: sum of (sigma_{j+1} - sigma_j) g(sigma_j) over the forecast steps since the last refresh; float32 `[batch]`.
+        extras: `GateState` or `GroupState` where the policy needs one, else empty.
 
     """
 
@@ -35,6 +36,59 @@ class CacheState(NamedTuple):
     accumulated_error: Tensor
     last_gap: Tensor
     lag: Tensor
+    extras: tuple[Tensor, ...] = ()
+
+
+class GateState(NamedTuple):
+    """What a gate compares each step with.
+
+    Attributes:
+        reference: "teacache": the first block's modulated input at the step before; "dbcache": what the first blocks added at
+            the last refresh; float32 `[batch, img_seq, dim]`.
+        accumulated: "teacache": rescaled changes since the last refresh; float32 `[batch]`.
+        num_cached: cached steps since the last refresh; int64 `[batch]`.
+
+    """
+
+    reference: Tensor
+    accumulated: Tensor
+    num_cached: Tensor
+
+
+class GroupState(NamedTuple):
+    """What each group of blocks remembers; `seq` counts text and image tokens, text first.
+
+    Summaries have `coarse` tokens: the text, and image tokens pooled to 64 at most. What the strategies in use do not need
+    has no elements.
+
+    Attributes:
+        history: residuals of the group at its last computations, newest first; `[groups, nodes, batch, seq, dim]`.
+        nodes: their sigmas; float32 `[groups, nodes, batch]`.
+        steps: their step indices; float32 `[groups, nodes, batch]`.
+        num_nodes: how many of them are filled; int64 `[groups, batch]`.
+        inputs: pooled input at the last computation; `[groups, batch, coarse, dim]`.
+        modulated: pooled input of its first block after modulation; `[groups, batch, coarse, dim]`.
+        attention_map: its first block's coarse attention map; float32 `[groups, batch, coarse, coarse]`.
+        attention: attention outputs of all blocks of the stack; `[blocks, batch, seq, dim]`.
+        stability: moving average of corrected cosine similarities; float32 `[groups, batch]`.
+        stability_class: 0 (most stable) to 3; int64 `[groups, batch]`.
+        num_measured: how often the stability was measured; int64 `[groups, batch]`.
+        gain: factor of the thresholds; float32 `[batch]`.
+
+    """
+
+    history: Tensor
+    nodes: Tensor
+    steps: Tensor
+    num_nodes: Tensor
+    inputs: Tensor
+    modulated: Tensor
+    attention_map: Tensor
+    attention: Tensor
+    stability: Tensor
+    stability_class: Tensor
+    num_measured: Tensor
+    gain: Tensor
 
 
 class StepSchedule(NamedTuple):
@@ -44,7 +98,7 @@ class StepSchedule(NamedTuple):
         sigma: noise level of the step; float32.
         sigma_next: noise level after it; float32.
         step_index: steps done before this one in the trajectory; int64.
-        num_steps: steps of the trajectory; int64.
+        is_forced: the step is computed whatever is seen (see `afcache.plans`); bool.
         tolerance: limit of the accumulated error; float32.
 
     """
@@ -52,7 +106,7 @@ class StepSchedule(NamedTuple):
     sigma: Tensor
     sigma_next: Tensor
     step_index: Tensor
-    num_steps: Tensor
+    is_forced: Tensor
     tolerance: Tensor
 
 
@@ -66,6 +120,8 @@ class Coupling(NamedTuple):
         leader_refresh: the leader's decision; bool `[batch]`; unused by the leader.
         weight: factor of the leader's own predicted error, |s| under guidance scale s, else 1; float32 `[batch]`.
         others_error: weighted sum of the other branches' predicted errors; float32 `[batch]`.
+        leader_choice: what each group did in the leader (see `GroupRecord`); int64 `[groups, batch]`; no groups unless
+            the policy has them.
 
     """
 
@@ -73,6 +129,7 @@ class Coupling(NamedTuple):
     leader_refresh: Tensor
     weight: Tensor
     others_error: Tensor
+    leader_choice: Tensor
 
 
 class StepRecord(NamedTuple):
@@ -85,6 +142,7 @@ class StepRecord(NamedTuple):
         measured_error: the error that a refresh found; NaN on other steps and before the first forecast; float32 `[batch]`.
         accumulated_error: the estimate after this step, 0 after a refresh; the leading branch's is the guided velocity's, the
             others' are their own; float32 `[batch]`.
+        groups: `GroupRecord` of a layerwise step, else empty.
 
     """
 
@@ -93,93 +151,29 @@ class StepRecord(NamedTuple):
     predicted_error: Tensor
     measured_error: Tensor
     accumulated_error: Tensor
+    groups: tuple[Tensor, ...] = ()
 
 
-def init_state(
-    batch: int,
-    img_seq: int,
-    dim: int,
-    *,
-    order: int,
-    dtype: torch.dtype = torch.float32,
-    device: torch.device | str = "cpu",
-) -> CacheState:
-    """Make the empty state of one guidance branch.
+class GroupRecord(NamedTuple):
+    """What each group of blocks did at a step.
 
-    Args:
-        batch, img_seq, dim: shape of the image tokens inside the transformer.
-        order: order of the forecast; order + 1 residuals are kept.
-        dtype: of the residuals; statistics are float32.
-        device: where everything lives.
-    Cost:
-        (order + 1) * batch * img_seq * dim elements of `dtype`.
+    Attributes:
+        choice: per sample: 0 computed, 1 forecast, 2 reused by similarity, 3 attention outputs reused and MLPs computed,
+            4 reused by difference detection; int64 `[groups, batch]`.
+        is_computed: the group's blocks ran; bool `[groups]`.
+        is_partial: the group's MLPs ran on reused attention outputs; bool `[groups]`.
+        distance: the statistic that the chosen strategy compared with its threshold, NaN for forecasts; float32
+            `[groups, batch]`.
+        stability: after the step; float32 `[groups, batch]`.
+        stability_class: after the step; int64 `[groups, batch]`.
+        gain: factor of the thresholds, after the step; float32 `[batch]`.
 
     """
-    nodes = order + 1
-    zeros = torch.zeros(batch, dtype=torch.float32, device=device)
-    counts = torch.zeros(batch, dtype=torch.int64, device=device)
-    return CacheState(
-        history=torch.zeros(nodes, batch, img_seq, dim, dtype=dtype, device=device),
-        nodes=torch.zeros(nodes, batch, dtype=torch.float32, device=device),
-        steps=torch.zeros(nodes, batch, dtype=torch.float32, device=device),
-        num_nodes=counts,
-        error_rate=torch.full_like(zeros, float("inf")),
-        error_order=counts.clone(),
-        accumulated_error=zeros,
-        last_gap=zeros.clone(),
-        lag=zeros.clone(),
-    )
 
-
-def check_state(state: CacheState, *, batch: int, img_seq: int, dim: int, order: int) -> None:
-    """Raise unless every field has the shape and dtype that the step expects.
-
-    Raises:
-        TypeError: a field is not a tensor.
-        ValueError: a field has the wrong shape or dtype; the message names it.
-
-    """
-    expected = init_state(batch, img_seq, dim, order=order, device="meta")
-    for name, value, model in zip(CacheState._fields, state, expected, strict=True):
-        if not isinstance(value, Tensor):
-            raise TypeError(f"CacheState.{name} must be a tensor, got {type(value).__name__}. Start from init_state.")
-        if value.shape != model.shape:
-            raise ValueError(
-                f"CacheState.{name} has shape {tuple(value.shape)}, expected {tuple(model.shape)} for batch={batch}, "
-                f"img_seq={img_seq}, dim={dim}, order={order}. A new shape needs a new state from init_state."
-            )
-        if name != "history" and value.dtype != model.dtype:
-            raise ValueError(f"CacheState.{name} must be {model.dtype}, got {value.dtype}.")
-
-
-def state_bytes(state: CacheState) -> int:
-    """The memory that a state holds, in bytes."""
-    return sum(field.numel() * field.element_size() for field in state)
-
-
-def solo(batch: int, *, device: torch.device | str = "cpu") -> Coupling:
-    """The coupling of a trajectory without guidance branches: the one branch leads and weighs 1."""
-    zeros = torch.zeros(batch, dtype=torch.float32, device=device)
-    return Coupling(
-        is_follower=torch.zeros((), dtype=torch.bool, device=device),
-        leader_refresh=torch.zeros(batch, dtype=torch.bool, device=device),
-        weight=torch.ones_like(zeros),
-        others_error=zeros,
-    )
-
-
-def schedule_steps(sigmas: Tensor, *, tolerance: float) -> list[StepSchedule]:
-    """Take a trajectory's schedule apart into its steps, once, so that no step has to make tensors of numbers.
-
-    Args:
-        sigmas: noise levels, one more than steps; `[steps + 1]`; used in float32.
-        tolerance: limit of the accumulated error.
-
-    """
-    num_steps = len(sigmas) - 1
-    # Each level has memory of its own: views of one tensor would be misaligned inputs of a compiled step.
-    levels = [sigma.clone() for sigma in sigmas.to(torch.float32).unbind()]
-    indices = [index.clone() for index in torch.arange(num_steps, device=sigmas.device).unbind()]
-    total = torch.tensor(num_steps, device=sigmas.device)
-    limit = torch.tensor(tolerance, dtype=torch.float32, device=sigmas.device)
-    return [StepSchedule(levels[i], levels[i + 1], indices[i], total, limit) for i in range(num_steps)]
+    choice: Tensor
+    is_computed: Tensor
+    is_partial: Tensor
+    distance: Tensor
+    stability: Tensor
+    stability_class: Tensor
+    gain: Tensor

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from afcache.functional.control import infer_guidance
+from afcache.initial import state_bytes
 from afcache.schedule import ScheduledStep
-from afcache.state import CacheState, Coupling, StepRecord, StepSchedule, state_bytes
+from afcache.state import CacheState, Coupling, StepRecord, StepSchedule
 
 
 @dataclass

@@ -16,8 +16,10 @@ from afcache.functional.attention import AttentionKernel, scaled_dot_product_att
 from afcache.functional.decision import decide, forecast_row, predict_error
 from afcache.functional.stack import Embedded
 from afcache.functional.step import cached_forward
+from afcache.initial import init_state, solo
 from afcache.models.flux import FLUX
-from afcache.state import CacheState, StepRecord, StepSchedule, init_state, schedule_steps, solo
+from afcache.plans import schedule_steps
+from afcache.state import CacheState, StepRecord, StepSchedule
 from bench.mini_sampling import Prepared
 
 
@@ -43,10 +45,10 @@ def sample(transformer: Any, problem: Prepared, config: CacheConfig, *, use_surp
     inputs = problem.branches[0]
     latents = inputs.hidden_states
     batch, img_seq, _ = latents.shape
-    states = [init_state(batch, img_seq, transformer.inner_dim, order=config.order) for _ in problem.branches]
+    states = [init_state(batch, img_seq, transformer.inner_dim, config=config) for _ in problem.branches]
     signal = _Surprise(states[0]) if use_surprise else None
     refreshes = []
-    for schedule in schedule_steps(problem.sigmas, tolerance=config.tolerance):
+    for schedule in schedule_steps(problem.sigmas, config):
         placed = [FLUX.place(branch, latents, schedule.sigma) for branch in problem.branches]
         coupling = solo(batch)
         if len(states) == 2:

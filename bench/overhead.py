@@ -22,13 +22,15 @@ from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransfo
 import afcache
 from afcache import CacheConfig
 from afcache.functional import forecast
+from afcache.functional.architecture import Architecture
 from afcache.functional.attention import scaled_dot_product_attention
 from afcache.functional.decision import forecast_row
 from afcache.functional.stack import Embedded
-from afcache.functional.step import Architecture, cached_forward
+from afcache.functional.step import cached_forward
+from afcache.initial import init_state, solo
 from afcache.models import flux
+from afcache.plans import schedule_steps
 from afcache.runtime import CompileOptions, write_newest
-from afcache.state import init_state, schedule_steps, solo
 from bench.recording import table, write_result
 
 TEXT_TOKENS = 64
@@ -181,8 +183,8 @@ def measure_parts(tokens: int, repeats: int) -> list[dict[str, Any]]:
     transformer = make_transformer(dim=512, double=4, single=8)
     inputs = _inputs(tokens, transformer.config.joint_attention_dim)
     config = dataclasses.replace(forced(1000), warmup_steps=1)
-    schedules = schedule_steps(torch.linspace(1, 0, STEPS + 1), tolerance=0.016)
-    state, coupling = init_state(1, tokens, 512, order=1), solo(1)
+    schedules = schedule_steps(torch.linspace(1, 0, STEPS + 1), config)
+    state, coupling = init_state(1, tokens, 512, config=config), solo(1)
     embedded = flux.embed(transformer, inputs)
     velocity = flux.head(transformer, embedded.hidden_states, embedded.temb)
     # The machinery of a step around a model that costs nothing.

@@ -12,8 +12,9 @@ from torch._dynamo.utils import counters
 import afcache
 from afcache import CacheConfig
 from afcache.functional.attention import scaled_dot_product_attention
+from afcache.initial import init_state
 from afcache.models.flux import FLUX
-from afcache.state import init_state, schedule_steps
+from afcache.plans import schedule_steps
 from bench.mini_sampling import Prepared, prepare
 from tests.sampling import largest_difference
 
@@ -121,12 +122,12 @@ def test_guidance_switched_on_late_computes(pipe):
     fixed = {"architecture": FLUX, "kernel": scaled_dot_product_attention, "config": config}
     prompt, _ = problem.branches
     latents, scale = prompt.hidden_states, torch.full((1,), 2.0)
-    states = (init_state(1, 64, 96, order=1),)
+    states = (init_state(1, 64, 96, config=config),)
     decisions = ""
     with torch.no_grad():
-        for index, schedule in enumerate(schedule_steps(problem.sigmas, tolerance=0.0)):
+        for index, schedule in enumerate(schedule_steps(problem.sigmas, config)):
             if index == 4:
-                states = (*states, init_state(1, 64, 96, order=1))
+                states = (*states, init_state(1, 64, 96, config=config))
             branches = problem.branches[: len(states)]
             arguments = (pipe.transformer, branches, latents, states, schedule, scale)
             latents, states, records = afcache.denoising_step(*arguments, **fixed)
@@ -148,8 +149,8 @@ def test_what_compile_pipeline_refuses_is_refused_here(pipe):
 
 def test_a_third_branch_is_refused(pipe):
     problem = prepare(pipe, [0], steps=2)
-    state = init_state(1, 64, 96, order=1)
-    schedule = schedule_steps(problem.sigmas, tolerance=0.0)[0]
+    state = init_state(1, 64, 96, config=ADAPTIVE)
+    schedule = schedule_steps(problem.sigmas, ADAPTIVE)[0]
     with pytest.raises(ValueError, match="one or two, got 3"):
         afcache.denoising_step(
             pipe.transformer,

@@ -1,13 +1,15 @@
 import pytest
 import torch
 
-from afcache.state import check_state, init_state, schedule_steps, solo, state_bytes
+from afcache.config import CacheConfig
+from afcache.initial import check_state, init_state, solo, state_bytes
+from afcache.plans import schedule_steps
 
-SHAPE = {"batch": 2, "img_seq": 5, "dim": 3, "order": 1}
+SHAPE = {"batch": 2, "img_seq": 5, "dim": 3, "config": CacheConfig()}
 
 
 def make_state(**options):
-    return init_state(2, 5, 3, order=1, **options)
+    return init_state(2, 5, 3, config=CacheConfig(), **options)
 
 
 def test_init_state_is_empty_and_unmeasured():
@@ -45,10 +47,10 @@ def test_state_bytes_counts_every_field():
 
 
 def test_a_scheduled_step_is_made_of_scalars_in_float32():
-    schedule = schedule_steps(torch.tensor([0.7, 0.2, 0.0], dtype=torch.float64), tolerance=0.1)[1]
+    schedule = schedule_steps(torch.tensor([0.7, 0.2, 0.0], dtype=torch.float64), CacheConfig(warmup_steps=1))[1]
     assert all(value.ndim == 0 for value in schedule)
     assert schedule.sigma.dtype == torch.float32
-    assert (int(schedule.step_index), int(schedule.num_steps)) == (1, 2)
+    assert (int(schedule.step_index), bool(schedule.is_forced)) == (1, False)
     assert float(schedule.sigma_next) == 0.0
 
 

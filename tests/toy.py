@@ -8,10 +8,13 @@ import torch
 from torch import Tensor
 
 from afcache.config import CacheConfig
+from afcache.functional.architecture import Architecture
 from afcache.functional.attention import scaled_dot_product_attention
 from afcache.functional.stack import Embedded
-from afcache.functional.step import Architecture, HistoryWriter, cached_forward
-from afcache.state import CacheState, Coupling, StepRecord, init_state, schedule_steps, solo
+from afcache.functional.step import HistoryWriter, cached_forward
+from afcache.initial import init_state, solo
+from afcache.plans import schedule_steps
+from afcache.state import CacheState, Coupling, StepRecord
 
 # (x [batch, img_seq, channels], sigma [batch]) -> velocity, same shape as x.
 VelocityField = Callable[[Tensor, Tensor], Tensor]
@@ -81,10 +84,10 @@ def sample_toy(
     """Euler steps with a cache over a closed-form velocity field, eagerly."""
     toy = Toy(field)
     batch, img_seq, channels = latents.shape
-    state = init_state(batch, img_seq, channels, order=config.order, dtype=latents.dtype)
+    state = init_state(batch, img_seq, channels, config=config, dtype=latents.dtype)
     records, path, states = [], [latents], [state]
     for index in range(len(sigmas) - 1):
-        schedule = schedule_steps(sigmas, tolerance=config.tolerance)[index]
+        schedule = schedule_steps(sigmas, config)[index]
         inputs = ToyInputs(latents, schedule.sigma.expand(batch))
         velocity, state, record = cached_forward(
             toy,

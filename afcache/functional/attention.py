@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from afcache._typing import Features, Heads, HostModule, TextFeatures, typed
+from afcache._typing import AttentionMap, Features, Heads, HostModule, TextFeatures, typed
 from afcache.functional.rope import apply_rotary_emb
 
 # (query, key, value) -> output, all `[batch, heads, seq, head_dim]`.
@@ -104,3 +104,26 @@ def self_attention(
 
     """
     return _attend(*_project(attn, hidden_states), image_rotary_emb, kernel)
+
+
+@typed
+def mean_attention_map(attn: HostModule, hidden_states: Features, encoder_hidden_states: TextFeatures | None) -> AttentionMap:
+    """softmax(q k^T / sqrt(head_dim)), averaged over heads: a summary of where a block attends.
+
+    Positions are left out: they are the same at every step, and pooled tokens have none.
+
+    Args:
+        attn: the host's attention module.
+        hidden_states: modulated image tokens of a double-stream block, all tokens of a single-stream block.
+        encoder_hidden_states: modulated text tokens of a double-stream block, else None.
+
+    Returns:
+        float32 `[batch, seq, seq]`, text first.
+
+    """
+    query, key, _ = _project(attn, hidden_states)
+    if encoder_hidden_states is not None:
+        text_query, text_key, _ = _project_added(attn, encoder_hidden_states)
+        query, key = torch.cat([text_query, query], dim=2), torch.cat([text_key, key], dim=2)
+    scores = query.to(torch.float32) @ key.to(torch.float32).mT / attn.head_dim**0.5
+    return scores.softmax(dim=-1).mean(dim=1)

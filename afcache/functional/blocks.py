@@ -8,7 +8,7 @@ linears are called like any other.
 import torch
 from torch import Tensor
 
-from afcache._typing import Features, HostModule, TextFeatures, typed
+from afcache._typing import Features, HostModule, TextFeatures, Tokens, typed
 from afcache.functional.attention import AttentionKernel, RotaryEmbedding, joint_attention, self_attention
 
 _FLOAT16_MAX = 65504
@@ -27,7 +27,8 @@ def double_stream_block(
     temb: Tensor,
     image_rotary_emb: RotaryEmbedding,
     kernel: AttentionKernel,
-) -> tuple[Features, TextFeatures]:
+    attention: tuple[Features, TextFeatures] | None = None,
+) -> tuple[Features, TextFeatures, tuple[Features, TextFeatures]]:
     """Run one double-stream block: joint attention, then an MLP for each stream.
 
     Args:
@@ -37,14 +38,17 @@ def double_stream_block(
         temb: conditioning vector `[batch, dim]` of timestep, guidance and pooled text.
         image_rotary_emb: `(cos, sin)`, each `[seq, head_dim]`, text positions first.
         kernel: the attention kernel.
+        attention: outputs to reuse, image and text; None computes them.
 
     Returns:
-        image tokens, text tokens (the host returns them the other way round).
+        image tokens, text tokens (the host returns them the other way round), and the attention outputs used.
 
     """
     image, gate_msa, shift_mlp, scale_mlp, gate_mlp = block.norm1(hidden_states, emb=temb)
     text, c_gate_msa, c_shift_mlp, c_scale_mlp, c_gate_mlp = block.norm1_context(encoder_hidden_states, emb=temb)
-    image, text = joint_attention(block.attn, image, text, image_rotary_emb=image_rotary_emb, kernel=kernel)
+    if attention is None:
+        attention = joint_attention(block.attn, image, text, image_rotary_emb=image_rotary_emb, kernel=kernel)
+    image, text = attention
 
     hidden_states = hidden_states + gate_msa[:, None] * image
     image = block.norm2(hidden_states) * (1 + scale_mlp[:, None]) + shift_mlp[:, None]
@@ -53,7 +57,7 @@ def double_stream_block(
     encoder_hidden_states = encoder_hidden_states + c_gate_msa[:, None] * text
     text = block.norm2_context(encoder_hidden_states) * (1 + c_scale_mlp[:, None]) + c_shift_mlp[:, None]
     encoder_hidden_states = encoder_hidden_states + c_gate_mlp[:, None] * block.ff_context(text)
-    return hidden_states, _clip_float16(encoder_hidden_states)
+    return hidden_states, _clip_float16(encoder_hidden_states), attention
 
 
 @typed
@@ -64,7 +68,8 @@ def single_stream_block(
     temb: Tensor,
     image_rotary_emb: RotaryEmbedding,
     kernel: AttentionKernel,
-) -> Features:
+    attention: Features | None = None,
+) -> tuple[Features, Features]:
     """Run one single-stream block: attention and MLP in parallel over text and image tokens.
 
     Args:
@@ -73,10 +78,28 @@ def single_stream_block(
         temb: conditioning vector `[batch, dim]`.
         image_rotary_emb: `(cos, sin)`, each `[seq, head_dim]`.
         kernel: the attention kernel.
+        attention: the output to reuse; None computes it.
+
+    Returns:
+        tokens, and the attention output used.
 
     """
     normed, gate = block.norm(hidden_states, emb=temb)
     mlp = block.act_mlp(block.proj_mlp(normed))
-    attention = self_attention(block.attn, normed, image_rotary_emb=image_rotary_emb, kernel=kernel)
+    if attention is None:
+        attention = self_attention(block.attn, normed, image_rotary_emb=image_rotary_emb, kernel=kernel)
     output = block.proj_out(torch.cat([attention, mlp], dim=2))
-    return _clip_float16(hidden_states + gate[:, None] * output)
+    return _clip_float16(hidden_states + gate[:, None] * output), attention
+
+
+@typed
+def modulate_double(block: HostModule, hidden_states: Features, encoder_hidden_states: TextFeatures, temb: Tensor) -> Tokens:
+    """What a double-stream block's attention sees: modulated tokens, text first."""
+    text = block.norm1_context(encoder_hidden_states, emb=temb)[0]
+    return torch.cat([text, block.norm1(hidden_states, emb=temb)[0]], dim=1)
+
+
+@typed
+def modulate_single(block: HostModule, tokens: Tokens, temb: Tensor) -> Tokens:
+    """What a single-stream block's attention sees: modulated tokens, text first."""
+    return block.norm(tokens, emb=temb)[0]

@@ -4,14 +4,18 @@ import torch
 
 from afcache._typing import Counts, Flags, Nodes, PerSample, Row, Scalar, typed
 from afcache.config import CacheConfig
-from afcache.functional import control, forecast
-from afcache.state import CacheState, Coupling, StepSchedule
+from afcache.functional import control, forecast, gate
+from afcache.functional.proposal import Memory
+from afcache.state import CacheState, Coupling, GateState, StepSchedule
 
 
 @typed
-def forecast_row(state: CacheState, schedule: StepSchedule, *, config: CacheConfig) -> Row:
-    """The row of weights that `config` names, at this step."""
-    if config.forecast == "taylorseer":
+def forecast_row(state: CacheState | Memory, schedule: StepSchedule, *, config: CacheConfig) -> Row:
+    """The row of weights that `config` names, at this step, over the history of the stack or of one of its groups."""
+    if config.forecast == "chebyshev":
+        step_index = schedule.step_index.to(torch.float32)
+        row = forecast.chebyshev_row(state.steps, state.num_nodes, step_index, order=config.order)
+    elif config.forecast == "taylorseer":
         step_index = schedule.step_index.to(torch.float32)
         row = forecast.taylorseer_row(state.steps, state.num_nodes, step_index, order=config.order)
     else:
@@ -39,9 +43,16 @@ def predict_error(state: CacheState, schedule: StepSchedule, *, config: CacheCon
 
 @typed
 def decide(
-    state: CacheState, schedule: StepSchedule, coupling: Coupling, *, config: CacheConfig
+    state: CacheState, schedule: StepSchedule, coupling: Coupling, change: PerSample | None = None, *, config: CacheConfig
 ) -> tuple[Flags, PerSample, PerSample]:
     """Decide which samples refresh at this step.
+
+    Args:
+        state: what the branch remembers.
+        schedule: where the step stands.
+        coupling: decisions shared with other guidance branches.
+        change: the statistic of the policy's gate; None without one.
+        config: settings; static.
 
     Returns:
         the decision; the branch's own predicted error; the accumulated estimate if the step is forecast.
@@ -50,24 +61,20 @@ def decide(
     predicted = predict_error(state, schedule, config=config)
     step_error = coupling.weight * predicted + coupling.others_error
     accumulated = state.accumulated_error + control.contribution(step_error, schedule.sigma, schedule.sigma_next)
-    is_forced = schedule.step_index < config.warmup_steps
-    if config.refresh_last_step:
-        is_forced = is_forced | (schedule.step_index == schedule.num_steps - 1)
-    if config.policy == "none":
-        refresh = torch.ones_like(state.num_nodes, dtype=torch.bool)
-    elif config.policy == "fixed":
-        # Counted from the last warmup step, as TaylorSeer does.
-        is_due = (schedule.step_index - (config.warmup_steps - 1)) % config.interval == 0
-        refresh = (is_forced | is_due) | (state.num_nodes == 0)
-    else:
+    if config.policy == "adaptive":
         refresh = control.should_refresh(
             accumulated,
             tolerance=schedule.tolerance,
             gap=forecast.gap_to(state.nodes, schedule.sigma),
             last_gap=state.last_gap,
             max_growth=config.max_growth,
-            is_forced=is_forced,
+            is_forced=schedule.is_forced,
         )
+    elif isinstance(state.extras, GateState):
+        assert change is not None
+        refresh = gate.is_changed(state.extras, change, schedule.is_forced, config=config) | (state.num_nodes == 0)
+    else:
+        refresh = schedule.is_forced | (state.num_nodes == 0)
     # A follower without a history (guidance switched on late) computes, whatever the leader does.
     refresh = torch.where(coupling.is_follower, coupling.leader_refresh | (state.num_nodes == 0), refresh)
     if config.batch_decisions == "shared":

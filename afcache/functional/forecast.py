@@ -10,6 +10,9 @@ from torch import Tensor
 
 from afcache._typing import Counts, Features, History, Nodes, PerSample, Row, Scalar, typed
 
+_CHEBYSHEV_RANGE = 50.0
+_CHEBYSHEV_RIDGE = 0.1
+
 
 @typed
 def row_order(num_nodes: Counts, *, order: int) -> Counts:
@@ -87,6 +90,45 @@ def taylorseer_row(steps: Nodes, num_nodes: Counts, step_index: Scalar, *, order
         factorial *= i
         row = torch.where(used >= i, row + differences[0] * distance**i / factorial, row)
     return torch.where(num_nodes > 0, row, torch.zeros_like(row))
+
+
+@typed
+def chebyshev_row(steps: Nodes, num_nodes: Counts, step_index: Scalar, *, order: int) -> Row:
+    """Spectrum's forecast: ridge regression on Chebyshev polynomials of the step index, over all refreshes remembered.
+
+    w = phi(s)^T (Phi^T Phi + lambda I)^{-1} Phi^T,  phi_i(s) = T_i(2 s / 50 - 1)
+
+    The range is 0 to 50 whatever the number of steps, as the authors have it; lambda = 0.1.
+
+    Args:
+        steps: step index of the last refreshes, newest first; float32.
+        num_nodes: how many of them are filled, per sample.
+        step_index: where to forecast; float32.
+        order: highest degree; static.
+
+    Returns:
+        weights; zero beyond the filled nodes.
+    Reference:
+        Spectrum, 2026, arXiv 2603.01623. The authors forecast the last block's output; here it is the residual.
+
+    """
+    count = steps.shape[0]
+    is_filled = torch.arange(count, device=steps.device)[:, None] < num_nodes
+    design = _chebyshev_basis(steps, order) * is_filled[..., None].to(steps.dtype)
+    design = rearrange(design, "nodes batch degree -> batch nodes degree")
+    penalty = _CHEBYSHEV_RIDGE * torch.eye(order + 1, dtype=steps.dtype, device=steps.device)
+    target = _chebyshev_basis(step_index.expand_as(steps[0]), order)
+    solution = torch.linalg.solve(design.mT @ design + penalty, target)
+    return rearrange(design @ solution[..., None], "batch nodes 1 -> nodes batch").contiguous()
+
+
+def _chebyshev_basis(steps: Tensor, order: int) -> Tensor:
+    """T_0 to T_order of the step index scaled to [-1, 1], along a new last axis."""
+    x = 2 * steps / _CHEBYSHEV_RANGE - 1
+    basis = [torch.ones_like(x), x]
+    for _ in range(order - 1):
+        basis.append(2 * x * basis[-1] - basis[-2])
+    return torch.stack(basis[: order + 1], dim=-1)
 
 
 @typed

@@ -1,12 +1,12 @@
-"""The block stack as one function from embedded tokens to image tokens."""
+"""The block stack, whole or in parts, as functions of tokens."""
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from afcache._typing import Features, HostModule, TextFeatures, typed
+from afcache._typing import Features, HostModule, TextFeatures, Tokens, typed
 from afcache.functional.attention import AttentionKernel, RotaryEmbedding
 from afcache.functional.blocks import double_stream_block, single_stream_block
 
@@ -24,10 +24,22 @@ class Embedded(NamedTuple):
     temb: Tensor
 
 
+class Blocks(NamedTuple):
+    """Consecutive blocks of the host.
+
+    Attributes:
+        double: double-stream blocks, in order.
+        single: single-stream blocks after them.
+
+    """
+
+    double: Sequence[HostModule]
+    single: Sequence[HostModule]
+
+
 @typed
 def run_stack(
-    double_blocks: Iterable[HostModule],
-    single_blocks: Iterable[HostModule],
+    blocks: Blocks,
     embedded: Embedded,
     encoder_hidden_states: TextFeatures,
     *,
@@ -37,8 +49,7 @@ def run_stack(
     """Run all blocks and return the image tokens.
 
     Args:
-        double_blocks: the host's double-stream blocks, in order.
-        single_blocks: the host's single-stream blocks, in order.
+        blocks: all of the host's.
         embedded: image tokens and conditioning.
         encoder_hidden_states: embedded text tokens.
         image_rotary_emb: `(cos, sin)`, each `[txt_seq + img_seq, head_dim]`, float32.
@@ -46,12 +57,67 @@ def run_stack(
 
     """
     hidden_states, temb = embedded
-    for block in double_blocks:
-        hidden_states, encoder_hidden_states = double_stream_block(
+    for block in blocks.double:
+        hidden_states, encoder_hidden_states, _ = double_stream_block(
             block, hidden_states, encoder_hidden_states, temb=temb, image_rotary_emb=image_rotary_emb, kernel=kernel
         )
     txt_seq = encoder_hidden_states.shape[1]
-    joint = torch.cat([encoder_hidden_states, hidden_states], dim=1)
-    for block in single_blocks:
-        joint = single_stream_block(block, joint, temb=temb, image_rotary_emb=image_rotary_emb, kernel=kernel)
-    return joint[:, txt_seq:]
+    tokens = torch.cat([encoder_hidden_states, hidden_states], dim=1)
+    for block in blocks.single:
+        tokens, _ = single_stream_block(block, tokens, temb=temb, image_rotary_emb=image_rotary_emb, kernel=kernel)
+    return tokens[:, txt_seq:]
+
+
+@typed
+def run_part(
+    blocks: Blocks,
+    tokens: Tokens,
+    *,
+    txt_seq: int,
+    temb: Tensor,
+    image_rotary_emb: RotaryEmbedding,
+    kernel: AttentionKernel,
+    attention: Tensor | None = None,
+) -> tuple[Tokens, list[Tokens]]:
+    """Run some of the blocks on text and image tokens.
+
+    Args:
+        blocks: those to run.
+        tokens: text first.
+        txt_seq: how many of them are text.
+        temb: conditioning vector `[batch, dim]`.
+        image_rotary_emb: `(cos, sin)`, each `[seq, head_dim]`, float32.
+        kernel: the attention kernel.
+        attention: outputs to reuse, `[blocks, batch, seq, dim]`, text first; None computes them.
+
+    Returns:
+        the tokens after the blocks, and each block's attention output, text first.
+
+    """
+    outputs = []
+    if blocks.double:
+        encoder_hidden_states, hidden_states = tokens[:, :txt_seq], tokens[:, txt_seq:]
+        for index, block in enumerate(blocks.double):
+            reused = None if attention is None else (attention[index, :, txt_seq:], attention[index, :, :txt_seq])
+            hidden_states, encoder_hidden_states, (image, text) = double_stream_block(
+                block,
+                hidden_states,
+                encoder_hidden_states,
+                temb=temb,
+                image_rotary_emb=image_rotary_emb,
+                kernel=kernel,
+                attention=reused,
+            )
+            outputs.append(torch.cat([text, image], dim=1))
+        tokens = torch.cat([encoder_hidden_states, hidden_states], dim=1)
+    for index, block in enumerate(blocks.single, start=len(blocks.double)):
+        tokens, output = single_stream_block(
+            block,
+            tokens,
+            temb=temb,
+            image_rotary_emb=image_rotary_emb,
+            kernel=kernel,
+            attention=None if attention is None else attention[index],
+        )
+        outputs.append(output)
+    return tokens, outputs

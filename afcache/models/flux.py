@@ -8,10 +8,11 @@ from diffusers.models.attention_dispatch import dispatch_attention_fn
 from diffusers.models.transformers.transformer_flux import FluxAttnProcessor
 from torch import Tensor
 
-from afcache._typing import Features, HostModule, Scalar, Velocity, typed
-from afcache.functional.attention import AttentionKernel, scaled_dot_product_attention
-from afcache.functional.stack import Embedded, run_stack
-from afcache.functional.step import Architecture
+from afcache._typing import AttentionMap, Features, HostModule, Scalar, Tokens, Velocity, typed
+from afcache.functional.architecture import Architecture, Part, Parts
+from afcache.functional.attention import AttentionKernel, mean_attention_map, scaled_dot_product_attention
+from afcache.functional.blocks import modulate_double, modulate_single
+from afcache.functional.stack import Blocks, Embedded, run_part, run_stack
 
 
 class FluxInputs(NamedTuple):
@@ -74,8 +75,7 @@ def stack(transformer: HostModule, inputs: FluxInputs, embedded: Embedded, kerne
 
     """
     return run_stack(
-        transformer.transformer_blocks,
-        transformer.single_transformer_blocks,
+        Blocks(transformer.transformer_blocks, transformer.single_transformer_blocks),
         embedded,
         transformer.context_embedder(inputs.encoder_hidden_states),
         image_rotary_emb=transformer.pos_embed(torch.cat((inputs.txt_ids, inputs.img_ids), dim=0)),
@@ -109,12 +109,82 @@ def place(inputs: FluxInputs, latents: Velocity, sigma: Scalar) -> FluxInputs:
     return inputs._replace(hidden_states=latents, timestep=sigma.expand(latents.shape[0]))
 
 
-FLUX = Architecture(embed=embed, stack=stack, head=head, place=place)
-
-
 def num_blocks(transformer: HostModule) -> int:
     """How many blocks one full forward evaluates."""
     return len(transformer.transformer_blocks) + len(transformer.single_transformer_blocks)
+
+
+@typed
+def open_tokens(transformer: HostModule, inputs: FluxInputs, embedded: Embedded) -> Tokens:
+    """Text and image tokens before the first block, text first."""
+    return torch.cat([transformer.context_embedder(inputs.encoder_hidden_states), embedded.hidden_states], dim=1)
+
+
+@typed
+def run(
+    transformer: HostModule,
+    inputs: FluxInputs,
+    tokens: Tokens,
+    temb: Tensor,
+    kernel: AttentionKernel,
+    part: Part,
+    attention: Tensor | None,
+) -> tuple[Tokens, list[Tokens]]:
+    """Run a part of the stack.
+
+    Args:
+        transformer: the host's `FluxTransformer2DModel`.
+        inputs: as diffusers hands them over.
+        tokens: text first.
+        temb: conditioning vector `[batch, dim]`.
+        kernel: the attention kernel.
+        part: which blocks.
+        attention: outputs to reuse, `[blocks, batch, seq, dim]`, or None.
+
+    Returns:
+        the tokens after it, and the attention output of each of its blocks.
+
+    """
+    double, single = list(transformer.transformer_blocks), list(transformer.single_transformer_blocks)
+    offset = len(double)
+    return run_part(
+        Blocks(double[part.start : part.stop], single[max(0, part.start - offset) : max(0, part.stop - offset)]),
+        tokens,
+        txt_seq=inputs.encoder_hidden_states.shape[1],
+        temb=temb,
+        image_rotary_emb=transformer.pos_embed(torch.cat((inputs.txt_ids, inputs.img_ids), dim=0)),
+        kernel=kernel,
+        attention=attention,
+    )
+
+
+@typed
+def observe(transformer: HostModule, hidden_states: Features, temb: Tensor) -> Features:
+    """Image tokens as the first block's attention would see them: TeaCache's signal."""
+    return transformer.transformer_blocks[0].norm1(hidden_states, emb=temb)[0]
+
+
+@typed
+def modulate(transformer: HostModule, tokens: Tokens, temb: Tensor, index: int, txt_seq: int) -> Tokens:
+    """Tokens, text first, as the attention of block `index` would see them."""
+    double = len(transformer.transformer_blocks)
+    if index < double:
+        return modulate_double(transformer.transformer_blocks[index], tokens[:, txt_seq:], tokens[:, :txt_seq], temb)
+    return modulate_single(transformer.single_transformer_blocks[index - double], tokens, temb)
+
+
+@typed
+def attention_map(transformer: HostModule, modulated: Tokens, index: int, txt_seq: int) -> AttentionMap:
+    """The attention map of block `index` over the given modulated tokens, averaged over heads; float32."""
+    double = len(transformer.transformer_blocks)
+    if index < double:
+        attn = transformer.transformer_blocks[index].attn
+        return mean_attention_map(attn, modulated[:, txt_seq:], modulated[:, :txt_seq])
+    return mean_attention_map(transformer.single_transformer_blocks[index - double].attn, modulated, None)
+
+
+PARTS = Parts(num_blocks=num_blocks, open=open_tokens, run=run, observe=observe, modulate=modulate, attention_map=attention_map)
+FLUX = Architecture(embed=embed, stack=stack, head=head, place=place, parts=PARTS)
 
 
 def check_transformer(transformer: object) -> None:

@@ -3,12 +3,15 @@ import math
 import pytest
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from afcache.config import CacheConfig
 from afcache.functional.attention import scaled_dot_product_attention
 from afcache.functional.decision import decide, predict_error
 from afcache.functional.step import cached_forward
-from afcache.state import CacheState, init_state, schedule_steps, solo
+from afcache.initial import init_state, solo
+from afcache.plans import schedule_steps
+from afcache.state import CacheState
 from tests.toy import (
     LATENTS,
     SIGMAS,
@@ -136,14 +139,14 @@ def test_order_tag_makes_the_law_follow_the_measured_row():
     result = run(polynomial_in_sigma(0.3, 1.7), sigmas=SIGMAS[:3], tolerance=0.0, order=1)
     assert result.state.error_order.tolist() == [0, 0]
     config = CacheConfig(order=1)
-    near, far = (schedule_steps(SIGMAS, tolerance=0.1)[i] for i in (2, 6))
+    near, far = (schedule_steps(SIGMAS, config)[i] for i in (2, 6))
     ratio = predict_error(result.state, far, config=config) / predict_error(result.state, near, config=config)
     gaps = (SIGMAS[1] - SIGMAS[6]) / (SIGMAS[1] - SIGMAS[2])
     torch.testing.assert_close(ratio, gaps.expand(2))
 
     longer = run(polynomial_in_sigma(0.3, 1.7, 0.4), sigmas=SIGMAS[:4], tolerance=0.0, order=1)
     assert longer.state.error_order.tolist() == [1, 1]
-    near, far = (schedule_steps(SIGMAS, tolerance=0.1)[i] for i in (3, 7))
+    near, far = (schedule_steps(SIGMAS, config)[i] for i in (3, 7))
     ratio = predict_error(longer.state, far, config=config) / predict_error(longer.state, near, config=config)
     gaps = (SIGMAS[2] - SIGMAS[7]) / (SIGMAS[2] - SIGMAS[3])
     torch.testing.assert_close(ratio, (gaps**2).expand(2))
@@ -211,9 +214,9 @@ def test_shared_decisions_refresh_all_samples_together():
 
 def test_the_stack_runs_exactly_when_a_sample_refreshes():
     toy, config = Toy(batch_of(mixture_flow, polynomial_in_sigma(0.3, 0.5, 0.01))), CacheConfig(tolerance=0.004, warmup_steps=2)
-    state, latents, computed = init_state(2, 3, 4, order=1), LATENTS, 0
+    state, latents, computed = init_state(2, 3, 4, config=config), LATENTS, 0
     for index in range(28):
-        schedule = schedule_steps(SIGMAS, tolerance=config.tolerance)[index]
+        schedule = schedule_steps(SIGMAS, config)[index]
         inputs = ToyInputs(latents, schedule.sigma.expand(2))
         before = toy.evaluations
         velocity, state, record = step_once(toy, inputs, state, schedule, config=config)
@@ -240,13 +243,14 @@ def step_once(toy: Toy, inputs: ToyInputs, state: CacheState, schedule, *, confi
 def test_cached_forward_leaves_its_inputs_unchanged_and_returns_fresh_tensors(index: int):
     result = run(mixture_flow, sigmas=SIGMAS[: index + 1], tolerance=1e9, warmup_steps=3)
     state, toy = result.state, Toy(mixture_flow)
-    before = [field.clone() for field in state]
-    schedule = schedule_steps(SIGMAS, tolerance=1e9)[index]
+    before = [field.clone() for field in pytree.tree_leaves(state)]
+    config = CacheConfig(tolerance=1e9, warmup_steps=3)
+    schedule = schedule_steps(SIGMAS, config)[index]
     inputs = ToyInputs(result.latents, schedule.sigma.expand(2))
-    _, after, record = step_once(toy, inputs, state, schedule, config=CacheConfig(tolerance=1e9, warmup_steps=3))
+    _, after, record = step_once(toy, inputs, state, schedule, config=config)
     assert bool(record.is_computed) == (index == 2)
-    assert all(torch.equal(x, y) for x, y in zip(before, state, strict=True))
-    pointers = {field.data_ptr() for field in state}
+    assert all(torch.equal(x, y) for x, y in zip(before, pytree.tree_leaves(state), strict=True))
+    pointers = {field.data_ptr() for field in pytree.tree_leaves(state)}
     assert after.history.data_ptr() not in pointers
 
 
@@ -255,16 +259,16 @@ def test_both_branches_return_the_same_metadata():
     metadata = []
     for index in (2, 3):
         result = run(mixture_flow, sigmas=SIGMAS[: index + 1], tolerance=1e9, warmup_steps=3)
-        schedule = schedule_steps(SIGMAS, tolerance=1e9)[index]
+        schedule = schedule_steps(SIGMAS, config)[index]
         inputs = ToyInputs(result.latents, schedule.sigma.expand(2))
         velocity, state, record = step_once(Toy(mixture_flow), inputs, result.state, schedule, config=config)
-        metadata.append([(x.shape, x.dtype, x.stride()) for x in (velocity, *state, *record)])
+        metadata.append([(x.shape, x.dtype, x.stride()) for x in pytree.tree_leaves((velocity, state, record))])
     assert metadata[0] == metadata[1]
 
 
 def measured_state(rate: float) -> CacheState:
     """Two refreshes at 1.0 and 0.9, an order-1 error rate, nothing accumulated."""
-    state = init_state(1, 3, 4, order=1)
+    state = init_state(1, 3, 4, config=CacheConfig(order=1))
     return state._replace(
         nodes=torch.tensor([[0.9], [1.0]]),
         num_nodes=torch.tensor([2]),
@@ -278,7 +282,7 @@ def test_decide_weighs_the_leaders_error_and_adds_that_of_the_others():
     config = CacheConfig(warmup_steps=1)
     sigmas = torch.tensor([1.0, 0.9, 0.8, 0.7, 0.0])
     leader, other = measured_state(5.0), measured_state(3.0)
-    schedule = schedule_steps(sigmas, tolerance=1.0)[2]
+    schedule = schedule_steps(sigmas, config)[2]
     # e = c h^2 = 5 * 0.01 and 3 * 0.01; guidance scale 4: 4 * 0.05 + 3 * 0.03, times a step of 0.1.
     coupling = solo(1)._replace(weight=torch.tensor([4.0]), others_error=3.0 * predict_error(other, schedule, config=config))
     _, predicted, accumulated = decide(leader, schedule, coupling, config=config)
@@ -288,17 +292,18 @@ def test_decide_weighs_the_leaders_error_and_adds_that_of_the_others():
 
 @pytest.mark.parametrize("adopted", [True, False])
 def test_a_follower_adopts_the_leaders_decision(adopted: bool):
-    config = CacheConfig(warmup_steps=1)
-    schedule = schedule_steps(torch.tensor([1.0, 0.9, 0.8, 0.0]), tolerance=0.0 if not adopted else 1e9)[2]
+    config = CacheConfig(warmup_steps=1, tolerance=1e9 if adopted else 0.0)
+    schedule = schedule_steps(torch.tensor([1.0, 0.9, 0.8, 0.0]), config)[2]
     coupling = solo(1)._replace(is_follower=torch.tensor(True), leader_refresh=torch.tensor([adopted]))
     refresh, _, _ = decide(measured_state(1.0), schedule, coupling, config=config)
     assert bool(refresh) == adopted
 
 
 def test_a_follower_without_history_computes():
-    schedule = schedule_steps(torch.tensor([1.0, 0.9, 0.8, 0.0]), tolerance=1e9)[2]
+    config = CacheConfig(warmup_steps=1, tolerance=1e9)
+    schedule = schedule_steps(torch.tensor([1.0, 0.9, 0.8, 0.0]), config)[2]
     coupling = solo(1)._replace(is_follower=torch.tensor(True))
-    refresh, _, _ = decide(init_state(1, 3, 4, order=1), schedule, coupling, config=CacheConfig())
+    refresh, _, _ = decide(init_state(1, 3, 4, config=config), schedule, coupling, config=config)
     assert bool(refresh)
 
 
@@ -323,12 +328,12 @@ def test_cached_forward_compiles_to_one_graph_that_equals_eager():
         )
 
     compiled = torch.compile(step, fullgraph=True, backend="aot_eager")
-    state, latents, pattern = init_state(2, 3, 4, order=1), LATENTS, ""
+    state, latents, pattern = init_state(2, 3, 4, config=config), LATENTS, ""
     for steps in (28, 20):
         sigmas = SIGMAS if steps == 28 else uneven_sigmas(20)
-        state, latents, pattern = init_state(2, 3, 4, order=1), LATENTS, ""
+        state, latents, pattern = init_state(2, 3, 4, config=config), LATENTS, ""
         for index in range(steps):
-            schedule = schedule_steps(sigmas, tolerance=config.tolerance)[index]
+            schedule = schedule_steps(sigmas, config)[index]
             velocity, state, record = compiled(ToyInputs(latents, schedule.sigma.expand(2)), state, schedule, solo(2))
             latents = latents + (schedule.sigma_next - schedule.sigma) * velocity
             pattern += "F" if bool(record.refresh[0]) else "."
