@@ -15,24 +15,30 @@ from afcache._version import __version__
 
 if TYPE_CHECKING:
     from afcache.assets import load_mini_flux, mini_flux_folder
-    from afcache.config import PRESETS, CacheConfig
+    from afcache.calibration import calibrate_magnitudes
+    from afcache.config import PRESETS, CacheConfig, Layerwise
     from afcache.functional.step import cached_forward, denoising_step
     from afcache.initial import check_state, init_state
     from afcache.metrics import psnr, ssim
     from afcache.models.flux import FluxInputs
     from afcache.pipeline import compile_pipeline, restore_pipeline, uncached
-    from afcache.reporting import Report, report
+    from afcache.policies import POLICIES, policy
+    from afcache.reading import report
+    from afcache.reporting import Report
     from afcache.sampling import Denoised, denoise
     from afcache.state import CacheState
 
 # Imported on first use: diffusers takes seconds to import, and `afcache --help` needs none of it.
 _HOMES = {
+    "POLICIES": "policies",
     "PRESETS": "config",
     "CacheConfig": "config",
     "CacheState": "state",
     "Denoised": "sampling",
     "FluxInputs": "models.flux",
+    "Layerwise": "config",
     "Report": "reporting",
+    "calibrate_magnitudes": "calibration",
     "cached_forward": "functional.step",
     "check_state": "initial",
     "compile_pipeline": "pipeline",
@@ -41,22 +47,26 @@ _HOMES = {
     "init_state": "initial",
     "load_mini_flux": "assets",
     "mini_flux_folder": "assets",
+    "policy": "policies",
     "psnr": "metrics",
-    "report": "reporting",
+    "report": "reading",
     "restore_pipeline": "pipeline",
     "ssim": "metrics",
     "uncached": "pipeline",
 }
 
 __all__ = [
+    "POLICIES",
     "PRESETS",
     "CacheConfig",
     "CacheState",
     "Denoised",
     "FluxInputs",
+    "Layerwise",
     "Report",
     "__version__",
     "cached_forward",
+    "calibrate_magnitudes",
     "check_state",
     "compile_pipeline",
     "denoise",
@@ -64,6 +74,7 @@ __all__ = [
     "init_state",
     "load_mini_flux",
     "mini_flux_folder",
+    "policy",
     "psnr",
     "report",
     "restore_pipeline",

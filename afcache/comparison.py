@@ -14,7 +14,8 @@ from PIL import Image
 from afcache.config import CacheConfig
 from afcache.metrics import psnr, ssim
 from afcache.pipeline import compile_pipeline, uncached
-from afcache.reporting import Report, report
+from afcache.reading import report
+from afcache.reporting import Report
 
 _ROUNDS = 3
 

@@ -16,7 +16,7 @@ from afcache.comparison import Draw, Job, compare, save, timed, write_report
 from afcache.config import resolve_config
 from afcache.models.flux import num_blocks
 from afcache.pipeline import compile_pipeline
-from afcache.reporting import report
+from afcache.reading import report
 
 _MINI_PROMPTS = (
     "a handwritten seven on a flower",

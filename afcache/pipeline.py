@@ -56,16 +56,18 @@ def compile_pipeline(
 
     Raises:
         NotImplementedError: the pipeline, its transformer or its scheduler is not supported; the message says what is.
-        ValueError: conflicting or invalid settings.
+        ValueError: conflicting or invalid settings, or more groups or blocks than the transformer has.
     Cost:
         Memory: order + 1 residuals of the image tokens per guidance branch (24 MiB each for FLUX.1 at 1024 x 1024 in
-        bfloat16). The first image also pays for compilation.
+        bfloat16); as many for each group of a `Layerwise` config, and its "attention" strategy keeps one per block. The first
+        image also pays for compilation.
 
     """
     settings = resolve_config(config, tolerance=tolerance, preset=preset)
     transformer = _transformer(pipe)
     flux.check_transformer(transformer)
     flux.check_blocks(transformer)
+    flux.check_config(transformer, settings)
     check_scheduler(pipe.scheduler)  # pyright: ignore[reportAttributeAccessIssue]
     options = CompileOptions(enabled=compile, backend=backend, mode=mode, dynamic=dynamic)
     _check_options(options)

@@ -6,13 +6,30 @@ import math
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
+from afcache.plots import draw_report, worst
 
-from afcache.pipeline import require_runtime
-from afcache.trajectory import Call, Trajectory
+_CHOICE_MARKS = {"computed": "F", "taylor": "t", "similarity": "s", "attention": "a", "difference": "d"}
+_MARKS = {"computed": "F", "mixed": "m", "partial": "p", "forecast": "."}
 
-_MARKS = {"computed": "F", "mixed": "m", "forecast": "."}
+
+@dataclasses.dataclass(frozen=True)
+class GroupReport:
+    """What a group of blocks did at one call, per sample.
+
+    Attributes:
+        choice: "computed", or the strategy followed: "taylor", "similarity", "attention", "difference".
+        distance: the statistic of its strategy; NaN where it has none.
+        threshold: of that statistic after the call; NaN where it has none.
+        stability: corrected similarity of successive residuals, averaged; 1 is most stable.
+        stability_class: 0 (most stable) to 3.
+
+    """
+
+    choice: tuple[str, ...]
+    distance: tuple[float, ...]
+    threshold: tuple[float, ...]
+    stability: tuple[float, ...]
+    stability_class: tuple[int, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,6 +47,9 @@ class StepReport:
         estimated_error: per sample, accumulated estimate after the step (relative velocity error times sigma, before
             correction); an indicator, not a bound.
         seconds: time of the call.
+        evaluations: blocks that ran.
+        mlp_evaluations: blocks whose MLPs alone ran, on reused attention outputs; not among the others.
+        groups: what each group of blocks did; empty without groups.
 
     """
 
@@ -42,12 +62,15 @@ class StepReport:
     measured_error: tuple[float, ...]
     estimated_error: tuple[float, ...]
     seconds: float
+    evaluations: int
+    mlp_evaluations: int = 0
+    groups: tuple[GroupReport, ...] = ()
 
     @property
     def kind(self) -> str:
-        """What happened: "computed" (for all samples), "mixed" (computed, adopted by some), or "forecast"."""
+        """What happened: "computed" (for all samples), "mixed" (adopted by some), "partial" (some groups), or "forecast"."""
         if not self.is_computed:
-            return "forecast"
+            return "partial" if self.groups and self.evaluations + self.mlp_evaluations else "forecast"
         return "computed" if all(self.refreshed) else "mixed"
 
 
@@ -75,8 +98,13 @@ class Report:
 
     @property
     def block_evaluations(self) -> int:
-        """Block evaluations that really ran."""
-        return self.num_blocks * sum(step.is_computed for step in self.steps)
+        """Block evaluations that really ran; those whose MLPs alone ran are counted by `mlp_evaluations`."""
+        return sum(step.evaluations for step in self.steps)
+
+    @property
+    def mlp_evaluations(self) -> int:
+        """Blocks whose MLPs alone ran, on reused attention outputs."""
+        return sum(step.mlp_evaluations for step in self.steps)
 
     @property
     def block_evaluations_uncached(self) -> int:
@@ -85,11 +113,12 @@ class Report:
 
     @property
     def block_speedup(self) -> float:
-        """How many times fewer block evaluations; 1 before a run."""
-        return self.block_evaluations_uncached / self.block_evaluations if self.steps else 1.0
+        """How many times fewer block evaluations, MLPs alone counted as a whole block; 1 before a run."""
+        ran = self.block_evaluations + self.mlp_evaluations
+        return self.block_evaluations_uncached / ran if self.steps else 1.0
 
     def pattern(self, branch: int = 0) -> str:
-        """One letter per step: F computed, m computed but not adopted by all samples, "." forecast."""
+        """One letter per step: F computed, m not adopted by all samples, p some groups alone, "." forecast or reused."""
         return "".join(_MARKS[step.kind] for step in self.steps if step.branch == branch)
 
     def seconds(self, *, is_computed: bool) -> float:
@@ -102,6 +131,7 @@ class Report:
         summary = {
             "pattern": self.pattern(),
             "block_evaluations": self.block_evaluations,
+            "mlp_evaluations": self.mlp_evaluations,
             "block_evaluations_uncached": self.block_evaluations_uncached,
             "block_speedup": self.block_speedup,
             "median_seconds_computed": self.seconds(is_computed=True),
@@ -114,7 +144,7 @@ class Report:
         Path(path).write_text(json.dumps(self.to_dict(), indent=2) + "\n")
 
     def plot(self, path: str | Path) -> None:
-        """Draw errors over the steps, with the computed ones marked, to a picture file.
+        """Draw errors over the steps, and what each group of blocks did, to a picture file.
 
         Raises:
             ValueError: nothing ran yet.
@@ -122,30 +152,7 @@ class Report:
         """
         if not self.steps:
             raise ValueError("report is empty: run the pipeline before plotting.")
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-
-        figure = Figure(figsize=(8, 3.5), layout="constrained")
-        FigureCanvasAgg(figure)
-        axes = figure.subplots()
-        leader = [step for step in self.steps if step.branch == 0]
-        for step in leader:
-            if step.is_computed:
-                axes.axvspan(step.step - 0.5, step.step + 0.5, color="tab:blue", alpha=0.15, linewidth=0)
-        x = [step.step for step in leader]
-        axes.plot(x, [_worst(step.estimated_error) for step in leader], drawstyle="steps-mid", label="estimated, accumulated")
-        axes.plot(x, [_worst(step.measured_error) for step in leader], "o", label="measured at a refresh (relative)")
-        tolerance = 0.0 if self.config["policy"] == "fixed" else self.config["tolerance"]
-        if tolerance > 0:
-            axes.axhline(tolerance, color="tab:red", linestyle="--", linewidth=1, label="tolerance")
-        axes.set_yscale("symlog", linthresh=1e-3)
-        largest = [_worst(step.measured_error) for step in leader] + [tolerance]
-        axes.set_ylim(0, 2 * max(value for value in largest if math.isfinite(value)) or 1.0)
-        axes.set_xlabel("step (shaded: computed in full)")
-        axes.set_ylabel("error of the velocity")
-        axes.set_title(f"{self.pattern()}   {self.block_speedup:.2f}x fewer block evaluations", fontsize=9, family="monospace")
-        axes.legend(fontsize=8)
-        figure.savefig(path, dpi=120)
+        draw_report(self, path)
 
     def __str__(self) -> str:
         if not self.steps:
@@ -155,15 +162,17 @@ class Report:
         lines = [
             f"AFCache ({self._settings()})",
             f"  steps      {self.pattern()}   F computed, . forecast"
-            + (", m computed for some samples" if "m" in self.pattern() else ""),
+            + (", m computed for some samples" if "m" in self.pattern() else "")
+            + (", p some groups" if "p" in self.pattern() else ""),
             f"  blocks     {self.block_evaluations} of {self.block_evaluations_uncached} evaluations ran: "
             f"{self.block_speedup:.2f}x fewer",
             f"  time       computed call {computed * 1e3:.1f} ms{forecast_time} (medians)",
         ]
         if self.config["policy"] == "none":
             return "\n".join(lines)
-        limit = "" if self.config["policy"] == "fixed" else f" (tolerance {self.config['tolerance']:g})"
+        limit = "" if self.config["policy"] != "adaptive" else f" (tolerance {self.config['tolerance']:g})"
         lines.append(f"  estimate   {self._largest_estimate():.4f} at most between refreshes{limit}")
+        lines += self._group_lines()
         lines.append(f"  state      {self.state_bytes / 2**20:.2f} MiB")
         if self.guidance_scale:
             scale = self.guidance_scale[0]
@@ -179,67 +188,31 @@ class Report:
         if self.config["policy"] == "fixed":
             interval, name, order = (self.config[key] for key in ("interval", "forecast", "order"))
             return f"a refresh every {interval} steps, {name} forecast of order {order}"
+        if self.config["policy"] in ("teacache", "dbcache", "magcache"):
+            return f"policy {self.config['policy']}, threshold {self.config['threshold']:g}"
+        if self.config["policy"] != "adaptive":
+            return f"policy {self.config['policy']}"
         return (
             f"tolerance {self.config['tolerance']:g}, order {self.config['order']}, {self.config['batch_decisions']} decisions"
         )
 
+    def _group_lines(self) -> list[str]:
+        """One line for each group, for the first sample and the leading branch."""
+        leader = [step for step in self.steps if step.branch == 0 and step.groups]
+        if not leader:
+            return []
+        lines = ["  groups     F computed, t Taylor, s similarity, a attention reused, d difference; stability at the end"]
+        for index in range(len(leader[0].groups)):
+            members = [step.groups[index] for step in leader]
+            choices = "".join(_CHOICE_MARKS[member.choice[0]] for member in members)
+            lines.append(f"    {index:>6}   {choices}   {members[-1].stability[0]:.3f}")
+        return lines
+
     def _largest_estimate(self) -> float:
-        return max((_worst(step.estimated_error) for step in self.steps if step.branch == 0), default=0.0)
+        return max((worst(step.estimated_error) for step in self.steps if step.branch == 0), default=0.0)
 
     def _branches(self) -> int:
         return 1 + max(step.branch for step in self.steps)
-
-
-def report(pipe: Any) -> Report:
-    """Read what the last run of a pipeline did. Before a run the report is empty.
-
-    Raises:
-        ValueError: the pipeline was not passed to `compile_pipeline`.
-    Cost:
-        waits for the device and copies the step records to the host.
-
-    """
-    runtime = require_runtime(pipe)
-    trajectory = runtime.last_trajectory(pipe)
-    config = runtime.config.to_dict()
-    if trajectory is None:
-        return Report(config, (), 0, 0, 0, ())
-    scale = trajectory.guidance_scale
-    return Report(
-        config=config,
-        steps=tuple(_read_call(call, trajectory) for call in trajectory.calls),
-        num_steps=len({call.step for call in trajectory.calls}),
-        num_blocks=trajectory.num_blocks,
-        state_bytes=trajectory.bytes,
-        guidance_scale=() if scale is None else _floats(scale),
-    )
-
-
-def _read_call(call: Call, trajectory: Trajectory) -> StepReport:
-    batch = trajectory.shape[0]
-    record = call.record
-    unknown = (math.nan,) * batch
-    # The leading branch's estimate is the step's: it is made for all branches together.
-    leader = next(other.record for other in trajectory.calls if other.step == call.step and other.branch == 0)
-    return StepReport(
-        step=call.step,
-        branch=call.branch,
-        sigma=float(trajectory.sigmas[call.step]),
-        refreshed=(True,) * batch if record is None else tuple(record.refresh.tolist()),
-        is_computed=True if record is None else bool(record.is_computed),
-        predicted_error=unknown if record is None else _floats(record.predicted_error),
-        measured_error=unknown if record is None else _floats(record.measured_error),
-        estimated_error=(0.0,) * batch if leader is None else _floats(leader.accumulated_error),
-        seconds=call.elapsed(),
-    )
-
-
-def _floats(values: Tensor) -> tuple[float, ...]:
-    return tuple(values.to(torch.float64).tolist())
-
-
-def _worst(values: tuple[float, ...]) -> float:
-    return max((value for value in values if math.isfinite(value)), default=math.nan)
 
 
 def _finite(value: Any) -> Any:

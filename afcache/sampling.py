@@ -79,8 +79,8 @@ def denoise(
 
     Raises:
         TypeError: sigmas are no tensor, or the inputs are not FluxInputs.
-        ValueError: sigmas are too few, not falling or above 1; a guidance scale that is not finite, or without negative
-            inputs, or negative inputs with other latents.
+        ValueError: more groups or blocks than the transformer has; sigmas are too few, not falling or above 1; a guidance
+            scale that is not finite, or without negative inputs, or negative inputs with other latents.
         NotImplementedError: our forward would not compute what this transformer does; the message says why.
 
     """
@@ -88,6 +88,7 @@ def denoise(
     if architecture is flux.FLUX:
         flux.check_transformer(transformer)
         flux.check_blocks(transformer)
+        flux.check_config(transformer, settings)
         _check_type("inputs", inputs)
         _check_type("negative", inputs if negative is None else negative)
     if kernel is None:

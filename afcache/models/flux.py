@@ -9,6 +9,7 @@ from diffusers.models.transformers.transformer_flux import FluxAttnProcessor
 from torch import Tensor
 
 from afcache._typing import AttentionMap, Features, HostModule, Scalar, Tokens, Velocity, typed
+from afcache.config import CacheConfig
 from afcache.functional.architecture import Architecture, Part, Parts
 from afcache.functional.attention import AttentionKernel, mean_attention_map, scaled_dot_product_attention
 from afcache.functional.blocks import modulate_double, modulate_single
@@ -212,6 +213,23 @@ def check_transformer(transformer: object) -> None:
                 f"attention processor at {name} runs under diffusers' context parallelism, which is not supported. "
                 "Run on one device, or call afcache.restore_pipeline(pipe)."
             )
+
+
+def check_config(transformer: HostModule, config: CacheConfig) -> None:
+    """Raise unless the settings fit the number of blocks.
+
+    Raises:
+        ValueError: naming the setting and the number.
+
+    """
+    blocks = num_blocks(transformer)
+    if config.num_groups > blocks:
+        raise ValueError(f"groups must be at most the number of blocks of the transformer, {blocks}, got {config.num_groups}.")
+    if config.first_blocks + config.last_blocks >= blocks:
+        raise ValueError(
+            f"first_blocks + last_blocks must be less than the number of blocks of the transformer, {blocks}, got "
+            f"{config.first_blocks} + {config.last_blocks}: none would be left to cache."
+        )
 
 
 def check_blocks(transformer: HostModule) -> None:

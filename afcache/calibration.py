@@ -1,0 +1,58 @@
+"""Measurements on a user's own model that some policies ask for."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from afcache.config import CacheConfig
+from afcache.pipeline import bound_runtime, compile_pipeline, require_runtime, restore_pipeline
+
+
+def calibrate_magnitudes(pipe: Any, prompts: Sequence[str], **options: Any) -> tuple[float, ...]:
+    """Measure how the norm of the stack's residual changes from step to step: MagCache's calibration.
+
+    import afcache
+
+    ratios = afcache.calibrate_magnitudes(pipe, ["a cat holding a sign"], num_inference_steps=28)
+    pipe = afcache.compile_pipeline(pipe, afcache.policy("magcache", magnitude_ratios=ratios))
+
+    Every step is computed. With true CFG the prompt's branch is measured.
+
+    Args:
+        pipe: a pipeline that `compile_pipeline` would take, uncached.
+        prompts: what to draw; the ratios are averaged.
+        options: of the pipeline's call, e.g. `num_inference_steps`, `height`, `width`, `true_cfg_scale`.
+
+    Returns:
+        one ratio for each step, the mean over tokens of ||r_i|| / ||r_{i-1}||; the first is 1.
+
+    Raises:
+        ValueError: no prompt, or the pipeline is cached already.
+    Reference:
+        Ma et al., 2025, MagCache, arXiv 2506.09045, equation 3.
+
+    """
+    if isinstance(prompts, str) or not prompts:
+        raise ValueError(f"prompts must be a list of at least one prompt, got {prompts!r}.")
+    if bound_runtime(pipe.transformer) is not None:
+        raise ValueError("pipe is cached already. Call afcache.restore_pipeline(pipe) first; calibration runs uncached.")
+    runs: list[list[float]] = []
+    compile_pipeline(pipe, CacheConfig(tolerance=0.0), compile=False)
+
+    def measure(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        del timestep
+        trajectory = require_runtime(pipe).last_trajectory(pipe)
+        assert trajectory is not None
+        newest, before = trajectory.branches[0].state.history.to(torch.float32)
+        ratio = newest.norm(dim=-1) / before.norm(dim=-1)
+        runs[-1].append(1.0 if step == 0 else float(ratio.mean()))
+        return tensors
+
+    try:
+        for prompt in prompts:
+            runs.append([])
+            pipe(prompt, callback_on_step_end=measure, **{"output_type": "latent", **options})
+    finally:
+        restore_pipeline(pipe)
+    return tuple(sum(step) / len(runs) for step in zip(*runs, strict=True))
