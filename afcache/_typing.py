@@ -7,6 +7,7 @@
 | `heads`, `head_dim`, `dim` | attention heads, their width, the model's width |
 | `channels` | width of a latent token: what the transformer takes and returns |
 | `nodes` | refreshes that the history remembers, newest first |
+| `coarse` | text tokens, and image tokens pooled to 64 at most |
 | `groups`, `blocks` | contiguous parts of the block stack, and its blocks |
 
 This file and those that use `typed` do without `from __future__ import annotations`: the checker needs real objects.
@@ -30,6 +31,7 @@ HostModule = Any
 Features = Float[Tensor, "batch img_seq dim"]
 TextFeatures = Float[Tensor, "batch txt_seq dim"]
 Tokens = Float[Tensor, "batch seq dim"]
+Summary = Float[Tensor, "batch coarse dim"]
 AttentionMap = Float[Tensor, "batch query key"]
 Velocity = Float[Tensor, "batch img_seq channels"]
 History = Float[Tensor, "nodes batch img_seq dim"]

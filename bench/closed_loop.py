@@ -1,7 +1,8 @@
 """Many seeds at once, each with its own decisions, and the block stack only for those that refresh.
 
 The steps are the library's own `cached_forward`; only the stack is told which samples count, because `torch.where` would
-throw the others away. Images and decisions are the pipeline's (tests/test_bench.py), in a fraction of its time.
+throw the others away. Images and decisions are the pipeline's (tests/test_bench.py), in a fraction of its time. Groups of
+blocks are computed for all samples; what is counted is what each of them alone would have run.
 """
 
 import functools
@@ -12,22 +13,35 @@ from torch import Tensor
 
 from afcache import CacheConfig
 from afcache.functional import forecast
+from afcache.functional.architecture import Part
 from afcache.functional.attention import AttentionKernel, scaled_dot_product_attention
 from afcache.functional.decision import decide, forecast_row, predict_error
+from afcache.functional.group import divide
 from afcache.functional.stack import Embedded
-from afcache.functional.step import cached_forward
+from afcache.functional.step import cached_forward, look, prepare
+from afcache.functional.update import follow
 from afcache.initial import init_state, solo
-from afcache.models.flux import FLUX
+from afcache.models.flux import FLUX, PARTS, num_blocks
 from afcache.plans import schedule_steps
-from afcache.state import CacheState, StepRecord, StepSchedule
+from afcache.state import CacheState, Coupling, GroupRecord, StepRecord, StepSchedule
 from bench.mini_sampling import Prepared
 
 
 class Loop(NamedTuple):
-    """A batch at its end: latents, and which sample refreshed at which step, bool `[steps, batch]`."""
+    """A batch at its end.
+
+    Attributes:
+        latents: `[batch, img_seq, channels]`.
+        refreshes: which sample refreshed at which step; bool `[steps, batch]`.
+        runs: block evaluations of each block in whole, summed over steps, branches and samples; `[blocks]`.
+        mlp_runs: evaluations of its MLPs alone; `[blocks]`.
+
+    """
 
     latents: Tensor
     refreshes: Tensor
+    runs: Tensor
+    mlp_runs: Tensor
 
 
 @torch.no_grad()
@@ -45,41 +59,75 @@ def sample(transformer: Any, problem: Prepared, config: CacheConfig, *, use_surp
     inputs = problem.branches[0]
     latents = inputs.hidden_states
     batch, img_seq, _ = latents.shape
-    states = [init_state(batch, img_seq, transformer.inner_dim, config=config) for _ in problem.branches]
+    states = [
+        init_state(
+            batch,
+            img_seq,
+            transformer.inner_dim,
+            config=config,
+            txt_seq=branch.encoder_hidden_states.shape[1],
+            num_blocks=num_blocks(transformer),
+        )
+        for branch in problem.branches
+    ]
     signal = _Surprise(states[0]) if use_surprise else None
-    refreshes = []
+    refreshes, runs = [], torch.zeros(2, num_blocks(transformer), dtype=torch.int64)
     for schedule in schedule_steps(problem.sigmas, config):
         placed = [FLUX.place(branch, latents, schedule.sigma) for branch in problem.branches]
-        coupling = solo(batch)
+        coupling = solo(batch, groups=config.num_groups)
         if len(states) == 2:
             others = abs(1 - problem.cfg) * predict_error(states[1], schedule, config=config)
             coupling = coupling._replace(weight=torch.full((batch,), abs(problem.cfg)), others_error=others)
         if signal is not None:
             coupling = coupling._replace(others_error=signal.excess(transformer, placed[0], states[0], schedule, config))
-        refresh = decide(states[0], schedule, coupling, config=config)[0]
+        refresh = _decide(transformer, placed[0], states[0], schedule, coupling, config)
+        architecture = _sparse(refresh, num_blocks(transformer), config)
         velocities = []
         for index, branch in enumerate(placed):
-            if index == 1:
-                coupling = solo(batch)._replace(is_follower=torch.ones((), dtype=torch.bool), leader_refresh=refresh)
             velocity, states[index], record = cached_forward(
                 transformer,
                 branch,
                 states[index],
                 schedule,
                 coupling,
-                architecture=FLUX._replace(stack=functools.partial(_sparse_stack, refresh)),
+                architecture=architecture,
                 kernel=scaled_dot_product_attention,
                 config=config,
             )
+            coupling = follow(coupling, record) if index == 0 else coupling
             velocities.append(velocity)
+            runs += _count(record, num_blocks(transformer), config)
             if signal is not None:
                 signal.remember(record)
+            if index == 0:
+                refreshes.append(record.refresh)
         velocity = velocities[0]
         if len(velocities) == 2:
             velocity = velocities[1] + problem.cfg * (velocities[0] - velocities[1])
         latents = latents + (schedule.sigma_next - schedule.sigma) * velocity
-        refreshes.append(refresh)
-    return Loop(latents, torch.stack(refreshes))
+    return Loop(latents, torch.stack(refreshes), *runs)
+
+
+def _decide(
+    transformer: Any, inputs: Any, state: CacheState, schedule: StepSchedule, coupling: Coupling, config: CacheConfig
+) -> Tensor:
+    if not config.is_gated:
+        return decide(state, schedule, coupling, config=config)[0]
+    options = {"architecture": FLUX, "config": config}
+    made = prepare(transformer, inputs, state, schedule, kernel=scaled_dot_product_attention, **options)
+    (change,) = look(transformer, made, state, **options).change
+    return decide(state, schedule, coupling, change, config=config)[0]
+
+
+def _sparse(refresh: Tensor, blocks: int, config: CacheConfig) -> Any:
+    """FLUX with a stack that runs for the samples that refresh; groups, and blocks that always run, run for all."""
+    if config.layerwise is not None:
+        return FLUX
+    part = Part(config.first_blocks, blocks - config.last_blocks)
+    return FLUX._replace(
+        stack=functools.partial(_sparse_stack, refresh),
+        parts=PARTS._replace(run=functools.partial(_sparse_run, refresh, part)),
+    )
 
 
 def _sparse_stack(refresh: Tensor, transformer: Any, inputs: Any, embedded: Embedded, kernel: AttentionKernel) -> Tensor:
@@ -87,6 +135,40 @@ def _sparse_stack(refresh: Tensor, transformer: Any, inputs: Any, embedded: Embe
     some = inputs._replace(encoder_hidden_states=inputs.encoder_hidden_states[rows])
     chosen = Embedded(embedded.hidden_states[rows], embedded.temb[rows])
     return embedded.hidden_states.index_copy(0, rows, FLUX.stack(transformer, some, chosen, kernel))
+
+
+def _sparse_run(
+    refresh: Tensor,
+    cached: Part,
+    transformer: Any,
+    inputs: Any,
+    tokens: Tensor,
+    temb: Tensor,
+    kernel: AttentionKernel,
+    part: Part,
+    attention: Tensor | None,
+) -> tuple[Tensor, list[Tensor]]:
+    if part != cached:
+        return PARTS.run(transformer, inputs, tokens, temb, kernel, part, attention)
+    rows = refresh.nonzero().flatten()
+    after, outputs = PARTS.run(transformer, inputs, tokens[rows], temb[rows], kernel, part, attention)
+    return tokens.index_copy(0, rows, after), outputs
+
+
+def _count(record: StepRecord, blocks: int, config: CacheConfig) -> Tensor:
+    """Evaluations of each block, and of its MLPs alone, summed over samples; `[2, blocks]`."""
+    runs = torch.zeros(2, blocks, dtype=torch.int64)
+    if isinstance(record.groups, GroupRecord):
+        for part, choice in zip(divide(blocks, config.num_groups), record.groups.choice, strict=True):
+            runs[0, part.start : part.stop] = (choice == 0).sum()
+            runs[1, part.start : part.stop] = (choice == 3).sum()
+        return runs
+    runs[0] = record.refresh.sum()
+    runs[0, : config.first_blocks] = record.refresh.numel()
+    if config.last_blocks:
+        # They run on the forecast and, at a refresh, again.
+        runs[0, -config.last_blocks :] += record.refresh.numel()
+    return runs
 
 
 class _Surprise:
@@ -100,8 +182,7 @@ class _Surprise:
     def excess(self, transformer: Any, inputs: Any, state: CacheState, schedule: StepSchedule, config: CacheConfig) -> Tensor:
         """How much more error the signal expects of this step than the library does; at least 0."""
         embedded = FLUX.embed(transformer, inputs)
-        block = transformer.transformer_blocks[0]
-        self.modulated = block.norm1(embedded.hidden_states, emb=embedded.temb)[0]
+        self.modulated = PARTS.observe(transformer, embedded.hidden_states, embedded.temb)
         expected = forecast.apply_row(forecast_row(state, schedule, config=config), self.history)
         self.error = (expected - self.modulated).norm(dim=(1, 2)) / self.modulated.norm(dim=(1, 2))
         excess = self.ratio * self.error - predict_error(state, schedule, config=config)

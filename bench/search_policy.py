@@ -4,44 +4,29 @@
     python -m bench.search_policy report            # speed against quality of the frozen presets, and of TaylorSeer
     python -m bench.search_policy search --quick    # the same on 4 seeds and few variants, in a minute
 
-Every evaluation is one line of bench/runs/search_policy.jsonl; those found there are not run again. Delete the file after a
+Every evaluation is one line of bench/runs/evaluations.jsonl; those found there are not run again. Delete the file after a
 change of the library's mathematics.
 """
 
 import argparse
 import dataclasses
 import itertools
-import json
 import math
 import statistics
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-
-import afcache
 from afcache import CacheConfig
 from afcache.config import PRESETS
-from bench import closed_loop, mini_sampling
+from bench.laboratory import Laboratory, Point, Setting, speed_at, worst_at
 from bench.recording import RESULTS, table, write_result
 
-RUNS = Path("bench/runs/search_policy.jsonl")
 TOLERANCES = (0.004, 0.008, 0.016, 0.03, 0.06)
 BOLD_TOLERANCES = (0.016, 0.03, 0.06, 0.12)
 BASE = CacheConfig(warmup_steps=2, error_exponent=1.0, damping=0.2, max_growth=1.5)
 # TaylorSeer as its authors publish it, on the residual of the whole stack: the strongest peer.
 TAYLORSEER = CacheConfig(policy="fixed", forecast="taylorseer", correction=False, warmup_steps=3)
-
-
-class Setting(NamedTuple):
-    """How long and how guided."""
-
-    steps: int
-    cfg: float
-
-    def __str__(self) -> str:
-        return f"{self.steps} steps, CFG {self.cfg:g}"
 
 
 class Variant(NamedTuple):
@@ -51,23 +36,6 @@ class Variant(NamedTuple):
     config: CacheConfig
     use_surprise: bool = False
     is_unguided: bool = False
-
-
-class Point(NamedTuple):
-    """One evaluation: how many times fewer block evaluations, and the PSNR of every seed."""
-
-    speed: float
-    psnr: tuple[float, ...]
-
-    @property
-    def mean(self) -> float:
-        """Mean PSNR in dB."""
-        return statistics.mean(self.psnr)
-
-    @property
-    def worst(self) -> float:
-        """PSNR of the worst seed in dB."""
-        return min(self.psnr)
 
 
 SETTINGS = (Setting(28, 1.0), Setting(50, 1.0), Setting(28, 2.0), Setting(50, 2.0))
@@ -128,77 +96,17 @@ def bold() -> list[Variant]:
     ]
 
 
-class Laboratory:
-    """Evaluates policies on fixed seeds, and remembers every result in a file.
-
-    Args:
-        seeds: of the images.
-        runs: the file.
-
-    """
-
-    def __init__(self, seeds: Sequence[int], runs: Path = RUNS) -> None:
-        self.seeds = tuple(seeds)
-        self._runs = runs
-        self._pipe = mini_sampling.load()
-        self._problems: dict[Setting, tuple[mini_sampling.Prepared, np.ndarray]] = {}
-        lines = runs.read_text().splitlines() if runs.exists() else []
-        self._known = {entry["key"]: Point(entry["speed"], tuple(entry["psnr"])) for entry in map(json.loads, lines)}
-
-    def evaluate(self, config: CacheConfig, setting: Setting, *, use_surprise: bool = False) -> Point:
-        """Sample all seeds, or read what an earlier run found."""
-        settings = {k: v for k, v in config.to_dict().items() if v != getattr(CacheConfig(), k)}
-        # Infinity is not JSON.
-        facts = {**settings, "max_growth": str(config.max_growth), "surprise": use_surprise, **setting._asdict()}
-        key = json.dumps({**facts, "seeds": [self.seeds[0], self.seeds[-1]]}, sort_keys=True)
-        if key not in self._known:
-            problem, references = self._problem(setting)
-            loop = closed_loop.sample(self._pipe.transformer, problem, config, use_surprise=use_surprise)
-            images = mini_sampling.decode(self._pipe, loop.latents)
-            psnr = tuple(min(afcache.psnr(a, b), 150.0) for a, b in zip(images, references, strict=True))
-            point = Point(loop.refreshes.numel() / int(loop.refreshes.sum()), psnr)
-            self._known[key] = point
-            self._runs.parent.mkdir(parents=True, exist_ok=True)
-            with self._runs.open("a") as file:
-                file.write(json.dumps({"key": key, "speed": point.speed, "psnr": point.psnr}) + "\n")
-        return self._known[key]
-
-    def curve(self, variant: Variant, setting: Setting, values: Iterable[float]) -> list[Point]:
-        """Points of rising speed, over tolerances or, under a fixed policy, intervals."""
-        configs = [_swept(variant.config, value) for value in values]
-        points = [self.evaluate(config, setting, use_surprise=variant.use_surprise) for config in configs]
-        return sorted(points)
-
-    def _problem(self, setting: Setting) -> tuple[mini_sampling.Prepared, np.ndarray]:
-        if setting not in self._problems:
-            problem = mini_sampling.prepare(self._pipe, self.seeds, steps=setting.steps, cfg=setting.cfg)
-            self._problems[setting] = problem, mini_sampling.decode(self._pipe, problem.latents)
-        return self._problems[setting]
-
-
-def _swept(config: CacheConfig, value: float) -> CacheConfig:
+def swept(config: CacheConfig, value: float) -> CacheConfig:
+    """The config with another value of its knob: the interval under a fixed policy, else the tolerance."""
     if config.policy == "fixed":
         return dataclasses.replace(config, interval=int(value))
     return dataclasses.replace(config, tolerance=value)
 
 
-def speed_at(curve: list[Point], quality: float) -> float:
-    """The highest speed at which the mean PSNR is `quality`, linearly between points; 1 if none is that good.
-
-    Where even the fastest point is better, its speed.
-    """
-    best = max((point.speed for point in curve if point.mean >= quality), default=1.0)
-    for slow, fast in itertools.pairwise(sorted(curve)):
-        if slow.mean >= quality > fast.mean:
-            share = (slow.mean - quality) / (slow.mean - fast.mean)
-            best = max(best, slow.speed + share * (fast.speed - slow.speed))
-    return best
-
-
-def worst_at(curve: list[Point], speed: float) -> float:
-    """PSNR of the worst seed at a speed, linearly between the points."""
-    points = sorted(curve)
-    return float(np.interp(speed, [p.speed for p in points], [p.worst for p in points]))
+def _curve(laboratory: Laboratory, variant: Variant, setting: Setting, values: Iterable[float]) -> list[Point]:
+    """Points of rising speed, over tolerances or, under a fixed policy, intervals."""
+    configs = [swept(variant.config, value) for value in values]
+    return sorted(laboratory.evaluate(config, setting, use_surprise=variant.use_surprise) for config in configs)
 
 
 def score_row(
@@ -209,9 +117,9 @@ def score_row(
     qualities: Sequence[int] = (50, 45, 40),
 ) -> dict[str, Any]:
     """A row of the search: geometric means over the settings."""
-    curves = [laboratory.curve(variant, setting, tolerances) for setting in settings]
+    curves = [_curve(laboratory, variant, setting, tolerances) for setting in settings]
     speeds = {q: statistics.geometric_mean(speed_at(curve, q) for curve in curves) for q in qualities}
-    balanced = [laboratory.evaluate(_swept(variant.config, 0.016), s, use_surprise=variant.use_surprise) for s in settings]
+    balanced = [laboratory.evaluate(swept(variant.config, 0.016), s, use_surprise=variant.use_surprise) for s in settings]
     return {
         "variant": variant.name,
         **{f"speed at {quality} dB": value for quality, value in speeds.items()},
@@ -295,7 +203,7 @@ def report(*, quick: bool) -> None:
     for setting in settings:
         for variant in families + peers:
             is_ours = variant in families
-            curve = laboratory.curve(variant, setting, tolerances if is_ours else intervals)
+            curve = _curve(laboratory, variant, setting, tolerances if is_ours else intervals)
             curves[setting, variant.name] = curve
             rows += [
                 {

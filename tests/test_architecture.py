@@ -55,7 +55,7 @@ ALLOWED = {
         "state",
     },
 }
-PURE_LIBRARIES = {"torch", "einops", "jaxtyping", "collections", "typing"}
+PURE_LIBRARIES = {"torch", "einops", "jaxtyping", "collections", "itertools", "typing"}
 SOURCES = sorted(ROOT.rglob("*.py"))
 FUNCTIONAL = sorted((ROOT / "functional").rglob("*.py"))
 

@@ -10,8 +10,9 @@ import torch
 import afcache
 from afcache import CacheConfig
 from bench import closed_loop
+from bench.laboratory import Laboratory, Point, Setting, speed_at, worst_at
 from bench.mini_sampling import decode, draw, prepare
-from bench.search_policy import BASE, Laboratory, Point, Setting, speed_at, worst_at
+from bench.search_policy import BASE
 from tests.sampling import largest_difference
 
 pytestmark = pytest.mark.host

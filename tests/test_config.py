@@ -3,7 +3,7 @@ import math
 
 import pytest
 
-from afcache.config import PRESETS, CacheConfig, resolve_config
+from afcache.config import PRESETS, CacheConfig, Layerwise, resolve_config, tuned
 
 
 @pytest.mark.parametrize(
@@ -21,13 +21,13 @@ from afcache.config import PRESETS, CacheConfig, resolve_config
         ("order", -1, ValueError, "order must be between 0 and 4, got -1"),
         ("damping", 1.1, ValueError, r"damping must be finite and between 0 and 1, got 1\.1"),
         ("error_exponent", 0.0, ValueError, r"error_exponent must be finite and between 0\.001 and 10, got 0\.0"),
-        ("policy", "fast", ValueError, "policy must be one of 'adaptive', 'fixed', 'none', got 'fast'"),
+        ("policy", "fast", ValueError, "policy must be one of 'adaptive', 'fixed', .*, 'none', got 'fast'"),
         ("error_law", None, ValueError, "error_law must be one of 'power', 'remainder', got None"),
         ("batch_decisions", "each", ValueError, "batch_decisions must be one of 'independent', 'shared', got 'each'"),
         ("correction", 1, TypeError, "correction must be True or False, got 1"),
         ("interval", 0, ValueError, "interval must be >= 1, got 0"),
         ("interval", 2.5, TypeError, "interval must be an integer, got 2.5"),
-        ("forecast", "taylor", ValueError, "forecast must be one of 'polynomial', 'taylorseer', got 'taylor'"),
+        ("forecast", "taylor", ValueError, "forecast must be one of 'polynomial', 'taylorseer', 'chebyshev', got 'taylor'"),
         ("refresh_last_step", "yes", TypeError, "refresh_last_step must be True or False, got 'yes'"),
     ],
 )
@@ -60,7 +60,8 @@ def test_resolve_config_uses_balanced_by_default():
 
 def test_resolve_config_lets_tolerance_override_the_presets():
     resolved = resolve_config(tolerance=0.5, preset="quality")
-    assert resolved == dataclasses.replace(PRESETS["quality"], tolerance=0.5)
+    assert resolved == tuned(0.5)
+    assert dataclasses.replace(resolved, tolerance=0.008, max_growth=1.5, damping=0.2) == PRESETS["quality"]
 
 
 def test_resolve_config_passes_a_config_through():
@@ -79,3 +80,60 @@ def test_presets_get_faster_by_a_larger_tolerance():
     tolerances = [PRESETS[name].tolerance for name in ("quality", "balanced", "fast")]
     assert tolerances == sorted(tolerances)
     assert len(set(tolerances)) == 3
+
+
+def test_gaps_may_grow_faster_where_more_error_is_allowed():
+    limits = [tuned(t).max_growth for t in (0.0, 0.016, 0.032, 0.064, 1.0)]
+    assert limits == pytest.approx([1.5, 1.5, 2.0, 2.5, 2.5])
+    assert [tuned(t).damping for t in (0.0, 0.016, 0.064)] == pytest.approx([0.2, 0.2, 0.35])
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "error", "message"),
+    [
+        ("threshold", -1, ValueError, "threshold must be finite and >= 0, got -1; 0 computes every step"),
+        ("interval_growth", -0.5, ValueError, r"interval_growth must be finite and >= 0, got -0\.5"),
+        ("refresh_steps", [1], ValueError, r"refresh_steps must be a tuple of step indices from 0, got \[1\]"),
+        ("refresh_steps", (1, -2), ValueError, r"refresh_steps must be a tuple of step indices from 0, got \(1, -2\)"),
+        ("magnitude_ratios", [1.0], TypeError, r"magnitude_ratios must be a tuple of numbers, got \[1\.0\]"),
+        ("magnitude_ratios", (1.0, -1.0), ValueError, r"magnitude_ratios must be finite and >= 0, got -1\.0"),
+        ("max_cached_steps", 1.5, TypeError, r"max_cached_steps must be an integer, got 1\.5"),
+        ("first_blocks", -1, ValueError, "first_blocks must be >= 0, got -1"),
+        ("max_nodes", 1, ValueError, "max_nodes must be >= 2, got 1"),
+        ("layerwise", 4, TypeError, r"layerwise must be an afcache\.Layerwise or None, got 4"),
+    ],
+)
+def test_bad_values_of_other_policies(field: str, value: object, error: type[Exception], message: str):
+    with pytest.raises(error, match=message):
+        CacheConfig(**{field: value})  # pyright: ignore[reportArgumentType]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"policy": "magcache"}, r"magnitude_ratios must not be empty under policy 'magcache': measure them with afcache\.cal"),
+        ({"policy": "dbcache"}, "first_blocks must be at least 1 under policy 'dbcache', got 0"),
+        ({"policy": "teacache", "layerwise": Layerwise()}, "layerwise cannot be combined with policy 'teacache'"),
+        ({"first_blocks": 2, "layerwise": Layerwise()}, "layerwise cannot be combined with .* first_blocks=2"),
+        ({"forecast": "chebyshev", "layerwise": Layerwise()}, "layerwise cannot be combined with forecast 'chebyshev'"),
+    ],
+)
+def test_settings_that_exclude_each_other(settings: dict, message: str):
+    with pytest.raises(ValueError, match=message):
+        CacheConfig(**settings)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("groups", 0, "groups must be >= 1, got 0"),
+        ("strategy", "taylorseer", "strategy must be one of 'by_stability', 'taylor', .*, got 'taylorseer'"),
+        ("stability_bounds", (0.9, 0.95, 0.98), "stability_bounds must be three falling numbers"),
+        ("stability_bounds", (0.9, 0.8), "stability_bounds must be three falling numbers"),
+        ("stability_decay", 1.0, r"stability_decay must be finite and between 0 and 0\.999, got 1\.0"),
+        ("attention_threshold", -0.1, "attention_threshold must be finite and >= 0, got -0.1; 0 computes every step"),
+    ],
+)
+def test_bad_values_of_groups(field: str, value: object, message: str):
+    with pytest.raises(ValueError, match=message):
+        Layerwise(**{field: value})  # pyright: ignore[reportArgumentType]

@@ -2,12 +2,12 @@
 
 import torch
 
-from afcache._typing import Tokens, typed
+from afcache._typing import Summary, Tokens, typed
 from afcache.initial import COARSE_TOKENS
 
 
 @typed
-def pool_tokens(tokens: Tokens, *, txt_seq: int) -> Tokens:
+def pool_tokens(tokens: Tokens, *, txt_seq: int) -> Summary:
     """Keep the text and average the image tokens over runs, to 64 at most.
 
     Args:

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from afcache.functional.distance import no_reduction, relative_l2
+from afcache.functional.distance import cosine_dissimilarity, no_reduction, relative_l1, relative_l2, total_variation
 
 
 def test_relative_l2_by_hand():
@@ -46,3 +46,40 @@ def test_relative_l2_reduces_before_it_divides():
     total = sum(shares)
     on_two_ranks = relative_l2(estimate[:, halves[0]], exact[:, halves[0]], reduction=lambda _: total)  # pyright: ignore
     torch.testing.assert_close(on_two_ranks, relative_l2(estimate, exact, reduction=no_reduction))
+
+
+X = torch.tensor([[[1.0, 2.0], [3.0, 4.0]], [[1.0, 0.0], [0.0, 0.0]]])
+
+
+def test_relative_l1_is_the_sum_of_differences_over_the_sum_of_the_reference():
+    torch.testing.assert_close(relative_l1(X + 0.5, X), torch.tensor([2.0 / 10, 2.0]))
+
+
+def test_cosine_dissimilarity_sees_direction_alone():
+    orthogonal = torch.tensor([[[2.0, -1.0], [4.0, -3.0]], [[0.0, 1.0], [0.0, 0.0]]])
+    torch.testing.assert_close(cosine_dissimilarity(3 * X, X), torch.zeros(2), atol=1e-6, rtol=0)
+    torch.testing.assert_close(cosine_dissimilarity(orthogonal, X), torch.ones(2))
+    assert (cosine_dissimilarity(3 * X, X) >= 0).all()
+    assert cosine_dissimilarity(torch.zeros_like(X), X).isnan().all()
+
+
+def test_total_variation_is_the_mass_that_moved_averaged_over_rows():
+    p = torch.tensor([[[1.0, 0.0], [0.5, 0.5]]])
+    q = torch.tensor([[[0.0, 1.0], [0.5, 0.5]]])
+    assert float(total_variation(p, q)) == pytest.approx(0.5)
+    assert float(total_variation(p, p)) == 0.0
+
+
+@pytest.mark.parametrize("distance", [relative_l1, cosine_dissimilarity, total_variation])
+def test_partial_sums_of_two_ranks_add_up(distance):
+    reference = X + torch.tensor([0.3, -0.2])
+    whole = distance(X, reference)
+    sums: list[torch.Tensor] = []
+
+    def collect(partial: torch.Tensor) -> torch.Tensor:
+        sums.append(partial)
+        return partial
+
+    for half in (slice(0, 1), slice(1, 2)):
+        distance(X[:, half], reference[:, half], reduction=collect)
+    torch.testing.assert_close(distance(X, reference, reduction=lambda _: sums[0] + sums[1]), whole)

@@ -1,8 +1,10 @@
+import numpy as np
 import pytest
 import torch
 
 from afcache.functional.forecast import (
     apply_row,
+    chebyshev_row,
     damp_row,
     gap_to,
     polynomial_row,
@@ -147,3 +149,22 @@ def test_push_shifts_only_the_samples_that_refresh_and_leaves_the_input_unchange
 
 def test_gap_to_is_the_distance_from_the_last_refresh():
     torch.testing.assert_close(gap_to(column([0.5, 0.9]), torch.tensor(0.2)), torch.tensor([0.3]))
+
+
+def chebyshev_by_hand(steps: list[float], values: list[float], at: float, order: int) -> float:
+    """Ridge regression in float64 with numpy's own Chebyshev polynomials."""
+    nodes = 2 * np.array(steps) / 50 - 1
+    design = np.polynomial.chebyshev.chebvander(nodes, order)
+    gram = design.T @ design + 0.1 * np.eye(order + 1)
+    coefficients = np.linalg.solve(gram, design.T @ np.array(values))
+    return float(np.polynomial.chebyshev.chebval(2 * at / 50 - 1, coefficients))
+
+
+@pytest.mark.parametrize("order", [0, 1, 4])
+@pytest.mark.parametrize("known", [1, 3, 6])
+def test_chebyshev_row_is_ridge_regression_over_the_known_refreshes(order: int, known: int):
+    steps, values = [11.0, 9.0, 6.0, 4.0, 3.0, 1.0], [0.4, 0.1, -0.5, 0.9, 1.0, 0.2]
+    row = chebyshev_row(column(steps), filled(known), torch.tensor(13.0), order=order)
+    forecast = float((row[:, 0] * torch.tensor(values)).sum())
+    assert forecast == pytest.approx(chebyshev_by_hand(steps[:known], values[:known], 13.0, order), abs=1e-4)
+    assert not row[known:].any()
