@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from afcache._version import __version__
+from afcache.policies import POLICIES
 
 _DTYPES = ("float32", "bfloat16", "float16")
 _ERROR_STATUS = 2
@@ -81,6 +82,7 @@ def build_parser() -> argparse.ArgumentParser:
     careful = generate.add_mutually_exclusive_group()
     careful.add_argument("--preset", choices=("quality", "balanced", "fast"), help="how careful (default balanced)")
     careful.add_argument("--tolerance", type=float, help="error budget between refreshes; 0 computes every step")
+    careful.add_argument("--policy", choices=tuple(POLICIES), metavar="NAME", help=f"another policy: {', '.join(POLICIES)}")
     careful.add_argument("--no-cache", action="store_true", help="run the pipeline as it is")
     add("--no-compile", action="store_true", help="do not compile: starts at once, runs slower")
     add("--dtype", choices=_DTYPES, help="default: bfloat16 on CUDA, float32 elsewhere and for mini-FLUX")

@@ -118,7 +118,8 @@ def _print_comparison(results: list[Comparison], timings: dict[str, tuple[float,
     for how, (slow, fast) in timings.items():
         print(f"wall clock         {slow / fast:.2f}x faster: {slow:.2f} s uncached (eager), {fast:.2f} s cached ({how})")
     print(f"                   medians of {_ROUNDS} images, in turns, after warm-up")
-    print(f"settings           tolerance {settings.tolerance:g}, warmup {settings.warmup_steps} steps")
+    knob = f"tolerance {settings.tolerance:g}" if settings.policy == "adaptive" else f"policy {settings.policy}"
+    print(f"settings           {knob}, warmup {settings.warmup_steps} steps")
 
 
 def _draw_comparison(results: list[Comparison], path: Path) -> None:

@@ -16,6 +16,7 @@ from afcache.comparison import Draw, Job, compare, save, timed, write_report
 from afcache.config import resolve_config
 from afcache.models.flux import num_blocks
 from afcache.pipeline import compile_pipeline
+from afcache.policies import policy
 from afcache.reading import report
 
 _MINI_PROMPTS = (
@@ -35,7 +36,8 @@ def run(arguments: argparse.Namespace) -> None:
 
     """
     _check_arguments(arguments)
-    settings = resolve_config(tolerance=arguments.tolerance, preset=arguments.preset)
+    named = None if arguments.policy is None else policy(arguments.policy)
+    settings = resolve_config(named, tolerance=arguments.tolerance, preset=arguments.preset)
     device = _device(arguments.device)
     compiles = not (arguments.no_compile or arguments.no_cache)
     if compiles and (problem := missing_compiler(device)):

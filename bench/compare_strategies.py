@@ -1,6 +1,7 @@
 """Every policy over a grid of its knob on mini-FLUX: speed against quality, and the founding claim put to the test.
 
     python -m bench.compare_strategies              # hours of one core; stop and start again at will
+    python -m bench.compare_strategies --settings 2 3   # some of its four settings, to share the work among processes
     python -m bench.compare_strategies --quick      # 16 seeds, one setting, few values, in three minutes
 
 Fresh seeds (1000 and up: nothing was chosen on them). Every evaluation is one line of bench/runs/evaluations.jsonl; those
@@ -47,14 +48,14 @@ class Family(NamedTuple):
 def _knobs(steps: int) -> dict[str, list[dict[str, Any]]]:
     """Each single-strategy policy's settings, from careful to bold. Those of a fixed schedule know the number of steps."""
     ratios = MINI_FLUX_RATIOS
+    intervals = [{"interval": n, "warmup_steps": w} for w in (2, 3) for n in (range(2, 7) if steps < 40 else range(3, 9))]
     return {
-        "taylorseer": [{"interval": n, "warmup_steps": w} for w in (2, 3) for n in range(2, 9)],
-        "fixed": [{"interval": n, "warmup_steps": w} for w in (2, 3) for n in range(2, 9)],
-        "fbcache": [{"threshold": t} for t in (0.05, 0.08, 0.12, 0.2, 0.3, 0.45)],
+        "taylorseer": intervals,
+        "fixed": intervals,
+        "fbcache": [{"threshold": t} for t in (0.05, 0.1, 0.2, 0.3, 0.45)],
         "dbcache": [
-            {"threshold": t, "first_blocks": f, "warmup_steps": w, "order": 1, "forecast": "taylorseer"}
-            for f, w in ((1, 4), (4, 4))
-            for t in (0.08, 0.12, 0.2, 0.35, 0.6)
+            {"threshold": t, "first_blocks": f, "warmup_steps": 4, "order": 1, "forecast": "taylorseer"}
+            for f, t in ((1, 0.08), (1, 0.16), (1, 0.3), (1, 0.6), (4, 0.1), (4, 0.2), (4, 0.4))
         ],
         "teacache": [{"threshold": t} for t in (0.25, 0.4, 0.6, 0.8, 1.2)],
         "magcache": [
@@ -294,6 +295,9 @@ def main() -> None:
     """Measure, print, and write bench/results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="16 seeds, one setting, three values a knob; writes no results")
+    parser.add_argument(
+        "--settings", type=int, nargs="+", choices=range(4), default=[0, 1, 2, 3], help="writes results for all"
+    )
     parser.add_argument("--calibrate", action="store_true", help="print MagCache's ratios for mini-FLUX, and stop")
     arguments = parser.parse_args()
     if arguments.calibrate:
@@ -304,13 +308,14 @@ def main() -> None:
         )
         return
     seeds = range(1000, 1016) if arguments.quick else range(1000, 1064)
-    settings = SETTINGS[:1] if arguments.quick else SETTINGS
+    settings = SETTINGS[:1] if arguments.quick else [SETTINGS[i] for i in arguments.settings]
     curves = list(measure(Laboratory(seeds), settings, quick=arguments.quick))
     results = {"speed": interpolated(curves), "claim": claim(curves), "points": points_table(curves)}
-    results["wall"] = wall_clock(1 if arguments.quick else 5, quick=arguments.quick)
+    is_partial = arguments.quick or len(settings) < len(SETTINGS)
+    results["wall"] = wall_clock(1 if is_partial else 5, quick=is_partial)
     for name in ("speed", "wall", "claim"):
         print(table(results[name]), end="\n\n")
-    if arguments.quick:
+    if is_partial:
         return
     draw_curves(curves, RESULTS / f"{SUBJECT}_cpu_202611.png")
     shared = (

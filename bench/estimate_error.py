@@ -2,7 +2,7 @@
 
     python -m bench.estimate_error --seeds 20
 
-The settings are those of the presets; only the tolerance changes. For each: the relative error of the final latents, the sum
+The settings are those that the presets have at each tolerance. For each: the relative error of the final latents, the sum
 of the estimates, and, over all refreshes, the ratio of the error that was predicted for the forecast to the one that was
 then measured.
 """
@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 import afcache
-from afcache.config import PRESETS, CacheConfig
+from afcache.config import CacheConfig, tuned
 from bench import mini_sampling
 from bench.recording import table, write_result
 
@@ -84,7 +84,7 @@ def main() -> None:
     rows, all_estimates, all_truth = [], [], []
     for correction in (False, True):
         for tolerance in arguments.tolerances:
-            config = dataclasses.replace(PRESETS["balanced"], tolerance=tolerance, correction=correction)
+            config = dataclasses.replace(tuned(tolerance), correction=correction)
             row, estimates, truth = measure(pipe, config, exact)
             rows.append(row)
             print(row, flush=True)
