@@ -35,8 +35,8 @@ ALLOWED = {
     "reporting": {"plots"},
     "reading": {"config", "functional", "pipeline", "reporting", "state", "trajectory"},
     "comparison": {"config", "metrics", "pipeline", "reading", "reporting"},
-    "generate": {"assets", "comparison", "config", "models", "pipeline", "reading", "reporting"},
-    "cli": {"_version", "generate"},
+    "generate": {"assets", "comparison", "config", "models", "pipeline", "policies", "reading", "reporting"},
+    "cli": {"_version", "generate", "policies"},
     "__main__": {"cli"},
     "__init__": {
         "_version",
