@@ -38,6 +38,7 @@ class Point(NamedTuple):
         flops: how many times fewer operations in the blocks.
         ssim: mean.
         accuracy: share of images that show the prompted digit.
+        blocks: how many times fewer block evaluations, where `speed` counts something else.
 
     """
 
@@ -46,6 +47,7 @@ class Point(NamedTuple):
     flops: float = 1.0
     ssim: float = 1.0
     accuracy: float = 1.0
+    blocks: float = 1.0
 
     @property
     def mean(self) -> float:
