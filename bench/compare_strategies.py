@@ -291,13 +291,8 @@ def draw_curves(curves: list[Curve], path: Any) -> None:
                 label=curve.family.name,
                 zorder=3 if is_ours else 2,
             )
-        axes.set(
-            title=str(setting),
-            xlabel="times fewer operations in the blocks",
-            ylabel="mean PSNR (dB)",
-            xlim=(1, 9),
-            ylim=(20, 70),
-        )
+        axes.set(title=str(setting), xlabel="times fewer operations in the blocks", ylabel="mean PSNR (dB)")
+        axes.set(xlim=(1, 9), ylim=(20, 70))
         axes.grid(alpha=0.3)
     figure.legend(*figure.axes[0].get_legend_handles_labels(), fontsize=6.5, loc="outside right center")
     figure.savefig(path, dpi=120)
@@ -332,8 +327,8 @@ def main() -> None:
     draw_curves(curves, RESULTS / f"{SUBJECT}_cpu_202611.png")
     shared = (
         "mini-FLUX, seeds 1000-1063, PSNR (float64) against the uncached image of the same seed. Each policy's curve holds the "
-        "points of its knobs' grid that no other point beats. Speed: how many times fewer operations the blocks took, the same as "
-        "fewer block evaluations wherever blocks run whole (blocks whose MLPs alone ran count in full among those). Speeds at "
+        "points of its knobs' grid that no other point beats. Speed: how many times fewer operations the blocks took, the same "
+        "as fewer block evaluations wherever blocks run whole (those count blocks whose MLPs alone ran in full). Speeds at "
         "equal PSNR are interpolated between points; '-': not reached; a curve that ends above the asked PSNR counts with its "
         "last speed."
     )
