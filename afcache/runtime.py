@@ -246,8 +246,6 @@ class Runtime:
             trajectory.coupling = self._lead(trajectory, schedule)
         assert trajectory.coupling is not None
         velocity, state, record = self._step(trajectory)(inputs, branch.state, schedule, trajectory.coupling)
-        if self.options.uses_cuda_graphs:
-            velocity, state, record = _clone((velocity, state, record))
         branch.state = state
         if branch_index == 0:
             trajectory.coupling = follow(trajectory.alone, record)
@@ -317,13 +315,17 @@ class Runtime:
         function = _fresh_code(uncached if config.policy == "none" else step)  # pyright: ignore[reportArgumentType]
         if not self.options.enabled:
             return function
-        return self._compiler(
+        compiled = self._compiler(
             function,
             fullgraph=True,
             backend=self.options.backend,
             dynamic=self.options.dynamic,
             **self.options.tuning(),
         )
+        if not self.options.uses_cuda_graphs:
+            return compiled
+        # The next call overwrites what this one returns.
+        return lambda *args: pytree.tree_map_only(Tensor, torch.clone, compiled(*args))
 
 
 def write_newest(history: Tensor, newest: Tensor, refresh: Tensor) -> None:
@@ -345,7 +347,3 @@ def history_writer(options: CompileOptions) -> HistoryWriter | None:
     # A state that lives in CUDA-graph memory is cloned after each call: writing into it would be lost.
     can_write = torch.__version__ >= _WRITES_IN_BRANCHES and not options.uses_cuda_graphs
     return write_newest if can_write and options.dynamic is False else None
-
-
-def _clone(values: Any) -> Any:
-    return pytree.tree_map_only(Tensor, torch.clone, values)

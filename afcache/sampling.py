@@ -70,7 +70,9 @@ def denoise(
         guidance_scale: v = v_negative + guidance_scale (v_prompt - v_negative).
         config: settings; the preset "balanced" by default.
         step: `denoising_step`, or what torch.compile made of it; not in a mode with CUDA graphs, whose outputs the next call
-            overwrites (`compile_pipeline` clones them).
+            overwrites (`compile_pipeline` clones them). torch.compile counts recompiles per function, so more than eight
+            configs, or combinations of batch, text length and guidance, in one process need
+            `torch._dynamo.config.recompile_limit` raised; `compile_pipeline` counts for each pipeline.
         architecture: the model's parts.
         kernel: the attention kernel; by default that of the transformer's attention backend.
 
@@ -135,10 +137,20 @@ def _text_length(inputs: Any) -> int:
 def _detach(branches: tuple[Any, ...]) -> tuple[Any, ...]:
     """Text encoders called outside of no_grad return tensors that want a gradient; a trajectory has none.
 
-    What the branches share stays one tensor: torch.cond takes no two tensors of the same memory.
+    torch.cond takes no two tensors of the same memory: what the branches share stays one tensor, and views of one tensor
+    (prompts that were encoded in one batch) become tensors of their own.
     """
     known: dict[int, Tensor] = {}
-    return pytree.tree_map_only(Tensor, lambda tensor: known.setdefault(id(tensor), tensor.detach()), branches)
+    storages: set[int] = set()
+
+    def own(tensor: Tensor) -> Tensor:
+        if id(tensor) not in known:
+            storage = tensor.untyped_storage().data_ptr()
+            known[id(tensor)] = tensor.detach().clone() if storage in storages else tensor.detach()
+            storages.add(storage)
+        return known[id(tensor)]
+
+    return pytree.tree_map_only(Tensor, own, branches)
 
 
 def _check_type(name: str, value: Any) -> None:
@@ -146,6 +158,11 @@ def _check_type(name: str, value: Any) -> None:
         raise TypeError(
             f"{name} must be afcache.FluxInputs, got {type(value).__name__}. Make them with afcache.FluxInputs(...)."
         )
+
+
+def _is_same(x: Tensor, y: Tensor) -> bool:
+    """Equal, NaN included: latents that are not finite are for the model to show, not for us to blame on the caller."""
+    return x is y or (x.shape == y.shape and torch.equal(torch.nan_to_num(x), torch.nan_to_num(y)))
 
 
 def _check(sigmas: Tensor, inputs: Any, negative: Any, guidance_scale: float) -> None:
@@ -167,7 +184,7 @@ def _check(sigmas: Tensor, inputs: Any, negative: Any, guidance_scale: float) ->
         raise ValueError(
             f"guidance_scale must be 1 without negative inputs, got {guidance_scale!r}. Pass negative=, or leave it out."
         )
-    if negative is not None and not torch.equal(negative.hidden_states, inputs.hidden_states):
+    if negative is not None and not _is_same(negative.hidden_states, inputs.hidden_states):
         raise ValueError(
             f"negative.hidden_states {tuple(negative.hidden_states.shape)} must be inputs.hidden_states "
             f"{tuple(inputs.hidden_states.shape)}: both branches share the latents. Use inputs._replace(...)."

@@ -4,8 +4,9 @@
     python -m bench.compare_strategies --settings 2 3   # some of its four settings, to share the work among processes
     python -m bench.compare_strategies --quick      # 16 seeds, one setting, few values, in three minutes
 
-Fresh seeds (1000 and up: nothing was chosen on them). Every evaluation is one line of bench/runs/evaluations.jsonl; those
-found there are not run again. Delete the file after a change of the library's mathematics.
+Seeds 1000 and up: other than those of the search, but looked at before; `search_policy report` repeats what matters most on
+seeds that were not. Every evaluation is one line of bench/results/evaluations_cpu_202611.jsonl; those found there are not run
+again. Delete the file after a change of the library's mathematics.
 """
 
 import argparse

@@ -15,8 +15,9 @@ import afcache
 from afcache import CacheConfig
 from bench import closed_loop, mini_sampling
 from bench.mini_flux.evaluate import features, train_judge
+from bench.recording import RESULTS
 
-RUNS = Path("bench/runs/evaluations.jsonl")
+RUNS = RESULTS / "evaluations_cpu_202611.jsonl"
 
 
 class Setting(NamedTuple):
@@ -79,7 +80,11 @@ class Laboratory:
         self._runs = runs
         self._pipe = mini_sampling.load()
         self._problems: dict[Setting, tuple[mini_sampling.Prepared, np.ndarray]] = {}
-        lines = runs.read_text().splitlines() if runs.exists() else []
+        lines = runs.read_text().splitlines(keepends=True) if runs.exists() else []
+        if lines and not lines[-1].endswith("\n"):
+            # A run that was killed while it wrote: what it left is measured again.
+            runs.write_text("".join(lines[:-1]))
+            lines.pop()
         self._known = {entry.pop("key"): _read_point(entry) for entry in map(json.loads, lines)}
 
     def evaluate(self, config: CacheConfig, setting: Setting, *, use_surprise: bool = False) -> Point:
@@ -114,7 +119,7 @@ class Laboratory:
             point = self._known[key] = sample()
             self._runs.parent.mkdir(parents=True, exist_ok=True)
             with self._runs.open("a") as file:
-                file.write(json.dumps({"key": key, **point._asdict()}) + "\n")
+                file.write(json.dumps({"key": key, **point._asdict(), "psnr": [round(p, 3) for p in point.psnr]}) + "\n")
         return self._known[key]
 
     def _sample(self, config: CacheConfig, setting: Setting, *, use_surprise: bool) -> Point:
@@ -198,6 +203,9 @@ def speed_at(curve: list[Point], quality: float) -> float:
 
 
 def worst_at(curve: list[Point], speed: float) -> float:
-    """PSNR of the worst seed at a speed, linearly between the points."""
-    points = sorted(curve)
-    return float(np.interp(speed, [p.speed for p in points], [p.worst for p in points]))
+    """PSNR of the worst seed at a speed, linearly between the points; of points equally fast, the worst."""
+    worst: dict[float, float] = {}
+    for point in curve:
+        worst[point.speed] = min(point.worst, worst.get(point.speed, np.inf))
+    speeds = sorted(worst)
+    return float(np.interp(speed, speeds, [worst[s] for s in speeds]))

@@ -90,13 +90,16 @@ class Drawn(NamedTuple):
     seconds: float
 
 
-def draw(pipe: Any, tokens: int) -> Drawn:
-    """Sample once, always the same."""
+def draw(pipe: Any, tokens: int, *, true_cfg_scale: float = 1.0) -> Drawn:
+    """Sample once, always the same; a guidance scale above 1 adds a negative prompt."""
     dim = pipe.transformer.config.joint_attention_dim
     side = int(tokens**0.5) * 16
     generator = torch.Generator().manual_seed(0)
     prompt = torch.randn(1, TEXT_TOKENS, dim, generator=generator)
     pooled = torch.randn(1, dim, generator=generator)
+    guided: dict[str, Any] = {}
+    if true_cfg_scale > 1:
+        guided = {"negative_prompt_embeds": -prompt, "negative_pooled_prompt_embeds": -pooled, "true_cfg_scale": true_cfg_scale}
     started = time.perf_counter()
     latents = pipe(
         prompt_embeds=prompt.to(pipe.device),
@@ -106,6 +109,7 @@ def draw(pipe: Any, tokens: int) -> Drawn:
         num_inference_steps=STEPS,
         generator=generator,
         output_type="latent",
+        **guided,
     ).images
     return Drawn(latents, time.perf_counter() - started)
 

@@ -1,6 +1,6 @@
 """Speed and quality of the presets on mini-FLUX: fewer block evaluations against PSNR to the uncached image.
 
-    python -m bench.preset_quality --seeds 16
+    python -m bench.preset_quality
 
 Runs eagerly: decisions and images are those of the compiled forward (tests/test_pipeline.py), only times are not.
 """
@@ -40,8 +40,8 @@ def measure(pipe: Any, preset: str, *, seeds: range, steps: int, cfg: float, ref
 def main() -> None:
     """Measure and write bench/results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, default=16)
-    parser.add_argument("--first-seed", type=int, default=1000)
+    parser.add_argument("--seeds", type=int, default=64)
+    parser.add_argument("--first-seed", type=int, default=2000)
     parser.add_argument("--steps", type=int, nargs="+", default=[28])
     parser.add_argument("--cfg", type=float, nargs="+", default=[1.0, 2.0, 4.0])
     arguments = parser.parse_args()

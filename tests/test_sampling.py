@@ -136,6 +136,22 @@ def test_guidance_switched_on_late_computes(pipe):
     assert bool(torch.isfinite(latents).all())
 
 
+def test_prompts_that_were_encoded_in_one_batch_compile(pipe):
+    """Views of one tensor, which torch.cond would not take."""
+    problem = prepare(pipe, [0], steps=6, cfg=2.0)
+    prompt, negative = problem.branches
+    text = torch.cat([prompt.encoder_hidden_states, negative.encoder_hidden_states])
+    ids = torch.cat([prompt.txt_ids, prompt.img_ids])
+    shared = {"txt_ids": ids[:16], "img_ids": ids[16:]}
+    views = (
+        prompt._replace(encoder_hidden_states=text[:1], **shared),
+        negative._replace(encoder_hidden_states=text[1:], **shared),
+    )
+    step = torch.compile(afcache.denoising_step, fullgraph=True, backend="aot_eager")
+    compiled = denoise(pipe, problem._replace(branches=views), step=step)
+    torch.testing.assert_close(compiled.latents, denoise(pipe, problem).latents, rtol=0, atol=1e-4)
+
+
 def test_what_compile_pipeline_refuses_is_refused_here(pipe):
     problem = prepare(pipe, [0], steps=2)
     block = pipe.transformer.single_transformer_blocks[0]
