@@ -220,8 +220,8 @@ def report(*, quick: bool) -> None:
         return
     _plot(curves, settings, RESULTS / "policy_curves_cpu_202611.png")
     notes = [
-        "Seeds 2000-2063, on which nothing was looked at before, PSNR against the uncached image of the same seed. Speeds at equal PSNR are interpolated; a "
-        "curve that ends above the asked PSNR counts with its last speed, on either side.",
+        "Seeds 2000-2063, on which nothing was looked at before, PSNR against the uncached image of the same seed. Speeds at "
+        "equal PSNR are interpolated; a curve that ends above the asked PSNR counts with its last speed, on either side.",
         "TaylorSeer: fixed intervals and finite differences in step index as its authors define them (arXiv 2503.06923), but "
         "on the residual of the whole stack, as its lite variants do; the authors forecast every module's output.",
     ]
