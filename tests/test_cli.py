@@ -138,6 +138,20 @@ def test_generate_writes_pictures_reports_and_plots(capsys, tmp_path):
     assert "block" in capsys.readouterr().out
 
 
+def test_another_policy_is_used_reported_and_excludes_the_presets(capsys, tmp_path):
+    arguments = ["--prompt", "a two", "--policy", "layerwise", "--output", str(tmp_path)]
+    assert main([*SHORT, *arguments]) == 0
+    assert "groups     F computed, t Taylor" in capsys.readouterr().out
+    report = json.loads((tmp_path / "a_two_seed0.json").read_text())
+    assert len(report["steps"][0]["groups"]) == 4
+    with pytest.raises(SystemExit):
+        main([*SHORT, *arguments, "--preset", "fast"])
+    assert "--preset: not allowed with argument --policy" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main([*SHORT, "--policy", "teacash"])
+    assert "invalid choice: 'teacash' (choose from" in capsys.readouterr().err
+
+
 def test_generate_draws_each_image_once(monkeypatch, tmp_path):
     from afcache.comparison import Draw
 
