@@ -322,6 +322,8 @@ class Runtime:
             dynamic=self.options.dynamic,
             **self.options.tuning(),
         )
+        if self.options.dynamic:
+            compiled = _with_static_floats(compiled)
         if not self.options.uses_cuda_graphs:
             return compiled
         # The next call overwrites what this one returns.
@@ -334,6 +336,16 @@ def write_newest(history: Tensor, newest: Tensor, refresh: Tensor) -> None:
     Cached steps then touch the history by reading it once.
     """
     history.copy_(forecast.push(history, newest, refresh))
+
+
+def _with_static_floats(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Call with Python numbers as constants: `dynamic=True` makes symbols of a module's eps, and torch.cond takes none."""
+
+    def call(*args: Any) -> Any:
+        with torch._dynamo.config.patch(specialize_float=True):
+            return function(*args)
+
+    return call
 
 
 def history_writer(options: CompileOptions) -> HistoryWriter | None:

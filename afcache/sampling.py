@@ -91,8 +91,8 @@ def denoise(
         flux.check_transformer(transformer)
         flux.check_blocks(transformer)
         flux.check_config(transformer, settings)
-        _check_type("inputs", inputs)
-        _check_type("negative", inputs if negative is None else negative)
+        _check_inputs("inputs", inputs, transformer)
+        _check_inputs("negative", inputs if negative is None else negative, transformer)
     if kernel is None:
         kernel = flux.attention_kernel(transformer) if architecture is flux.FLUX else scaled_dot_product_attention
     _check(sigmas, inputs, negative, guidance_scale)
@@ -153,11 +153,32 @@ def _detach(branches: tuple[Any, ...]) -> tuple[Any, ...]:
     return pytree.tree_map_only(Tensor, own, branches)
 
 
-def _check_type(name: str, value: Any) -> None:
+def _check_inputs(name: str, value: Any, transformer: HostModule) -> None:
     if not isinstance(value, flux.FluxInputs):
         raise TypeError(
             f"{name} must be afcache.FluxInputs, got {type(value).__name__}. Make them with afcache.FluxInputs(...)."
         )
+    ranks = {"hidden_states": 3, "encoder_hidden_states": 3, "pooled_projections": 2, "img_ids": 2, "txt_ids": 2}
+    for field, rank in ranks.items():
+        shape = tuple(getattr(value, field).shape)
+        if len(shape) != rank:
+            raise ValueError(f"{name}.{field} must have {rank} axes, got shape {shape}; see afcache.FluxInputs.")
+    batch = value.hidden_states.shape[0]
+    for field in ("encoder_hidden_states", "pooled_projections"):
+        if getattr(value, field).shape[0] != batch:
+            raise ValueError(
+                f"{name}.{field} must have as many samples as hidden_states, {batch}, got shape "
+                f"{tuple(getattr(value, field).shape)}. Repeat the text for every image."
+            )
+    if value.hidden_states.dtype != transformer.dtype:
+        raise ValueError(
+            f"{name}.hidden_states must have the transformer's dtype {transformer.dtype}, got {value.hidden_states.dtype}. "
+            "Convert them, or the transformer, with .to(dtype)."
+        )
+    takes_guidance = bool(transformer.config.guidance_embeds)
+    if (value.guidance is not None) != takes_guidance:
+        expected = "a scale for each sample" if takes_guidance else "None"
+        raise ValueError(f"{name}.guidance must be {expected} for this transformer, got {value.guidance!r}.")
 
 
 def _is_same(x: Tensor, y: Tensor) -> bool:
@@ -169,9 +190,11 @@ def _check(sigmas: Tensor, inputs: Any, negative: Any, guidance_scale: float) ->
     cure = "Take scheduler.sigmas after scheduler.set_timesteps, or torch.linspace(1, 0, steps + 1)."
     if not isinstance(sigmas, Tensor):
         raise TypeError(f"sigmas must be a tensor of noise levels, got {type(sigmas).__name__}. {cure}")
-    if sigmas.ndim != 1 or len(sigmas) < 2 or not bool((sigmas[1:] < sigmas[:-1]).all()):
+    levels = sigmas.to(torch.float32)
+    if sigmas.ndim != 1 or len(sigmas) < 2 or not bool((levels[1:] < levels[:-1]).all()):
         raise ValueError(
-            f"sigmas must be a falling sequence of at least two noise levels, got shape {tuple(sigmas.shape)}: {sigmas}. {cure}"
+            "sigmas must be a falling sequence of at least two noise levels, distinct in float32, got shape "
+            f"{tuple(sigmas.shape)}: {sigmas}. {cure}"
         )
     if float(sigmas[0]) > 1 or float(sigmas[-1]) < 0:
         raise ValueError(

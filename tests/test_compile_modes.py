@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -78,6 +79,21 @@ def test_nothing_is_kept_in_memory_that_the_next_call_overwrites(monkeypatch, po
         afcache.compile_pipeline(pipe, config, compile=compile, mode="reduce-overhead")
         images.append(draw(pipe, 16, true_cfg_scale=guidance).latents)
     assert torch.equal(*images)
+
+
+@pytest.mark.parametrize("dynamic", [True, False])
+def test_dynamic_and_fixed_shapes_give_eagers_images(dynamic: bool):
+    """With fixed shapes the history is written in place inside of the branch; with dynamic ones numbers stay constants."""
+    pipe = make_pipeline(make_transformer(dim=128, double=1, single=1))
+    images = []
+    choices: list[dict[str, Any]] = [{"compile": False}, {"backend": "aot_eager", "dynamic": dynamic}]
+    for options in choices:
+        afcache.compile_pipeline(pipe, CONFIG, **options)
+        images.append([draw(pipe, tokens, true_cfg_scale=2.0).latents for tokens in (16, 64, 16)])
+    for eager, compiled in zip(*images, strict=True):
+        torch.testing.assert_close(compiled, eager, rtol=0, atol=1e-4)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == (1 if dynamic else 2)
+    assert not torch._dynamo.config.specialize_float
 
 
 @pytest.mark.parametrize("mode", ["reduce-overhead", "max-autotune"])

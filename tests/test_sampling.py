@@ -152,6 +152,32 @@ def test_prompts_that_were_encoded_in_one_batch_compile(pipe):
     torch.testing.assert_close(compiled.latents, denoise(pipe, problem).latents, rtol=0, atol=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"guidance": torch.ones(1)}, r"inputs\.guidance must be None for this transformer, got tensor"),
+        ({"img_ids": torch.zeros(1, 64, 3)}, r"inputs\.img_ids must have 2 axes, got shape \(1, 64, 3\)"),
+        ({"hidden_states": torch.zeros(64, 32)}, r"inputs\.hidden_states must have 3 axes, got shape \(64, 32\)"),
+        (
+            {"hidden_states": torch.zeros(1, 64, 32).bfloat16()},
+            r"must have the transformer's dtype torch\.float32, got",
+        ),
+        ({"pooled_projections": torch.zeros(2, 32)}, r"pooled_projections must have as many samples as hidden_states, 1, got"),
+    ],
+)
+def test_inputs_that_do_not_fit_name_the_field(pipe, change: dict[str, torch.Tensor], message: str):
+    problem = prepare(pipe, [0], steps=2)
+    with pytest.raises(ValueError, match=message):
+        denoise(pipe, problem._replace(branches=(problem.branches[0]._replace(**change),)))
+
+
+def test_noise_levels_that_float32_cannot_tell_apart_are_refused(pipe):
+    problem = prepare(pipe, [0], steps=2)
+    sigmas = torch.tensor([1.0, 1.0 - 1e-9, 0.0], dtype=torch.float64)
+    with pytest.raises(ValueError, match="distinct in float32"):
+        denoise(pipe, problem._replace(sigmas=sigmas))
+
+
 def test_what_compile_pipeline_refuses_is_refused_here(pipe):
     problem = prepare(pipe, [0], steps=2)
     block = pipe.transformer.single_transformer_blocks[0]
