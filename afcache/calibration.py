@@ -33,6 +33,8 @@ def calibrate_magnitudes(pipe: Any, prompts: Sequence[str], **options: Any) -> t
         Ma et al., 2025, MagCache, arXiv 2506.09045, equation 3.
 
     """
+    if "callback_on_step_end" in options:
+        raise ValueError("callback_on_step_end cannot be given to calibrate_magnitudes: it measures by one of its own.")
     if isinstance(prompts, str) or not prompts:
         raise ValueError(f"prompts must be a list of at least one prompt, got {prompts!r}.")
     if bound_runtime(pipe.transformer) is not None:

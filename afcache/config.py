@@ -71,14 +71,15 @@ class CacheConfig:
             (`refresh_steps`). Gates: "teacache" (the accumulated change of the first block's modulated input) and "dbcache"
             (the change of what the `first_blocks` add). "none" computes every step by our forward.
         tolerance: a step is refreshed when the predicted error since the last refresh would reach this; relative velocity
-            error times sigma, finite, >= 0. 0 refreshes always. Only "adaptive" asks for it.
+            error times sigma, finite, >= 0. 0 refreshes always. "adaptive" asks for it, and groups with `adapt_thresholds`.
         warmup_steps: steps at the start that are always computed; >= 1. "adaptive" computes two in any case, because an error
             must have been measured before a step can be forecast.
         max_growth: the distance in sigma to the last refresh may be at most this times the one before; >= 1, may be
             infinite. "adaptive" only.
         interval: distance between refreshes in steps, counted from the last warmup step; >= 1.
         interval_growth: "growing" adds this after each refresh and rounds down; >= 0.
-        refresh_steps: "planned" refreshes at these steps, besides the warmup.
+        refresh_steps: "planned" refreshes at these steps, besides the warmup; like every plan they count from the first step
+            that is walked, which with img2img's strength is not the schedule's.
         threshold: of "teacache", "dbcache" and "magcache", in their authors' units; >= 0, and 0 computes every step.
         max_cached_steps: the gates and "magcache" refresh after this many cached steps in a row; None means no limit.
         magnitude_ratios: "magcache": how the norm of the stack's residual changes at each step of a calibration run

@@ -68,7 +68,9 @@ def _draw_choices(figure: Any, axes: Any, leader: list[Any]) -> None:
 
 def _draw_stability(figure: Any, axes: Any, leader: list[Any]) -> None:
     values = [[step.groups[group].stability[0] for step in leader] for group in range(len(leader[0].groups))]
-    image = _draw_map(axes, values, leader, cmap="viridis", vmax=1.0, vmin=min(0.9, *(min(row[1:]) for row in values)))
+    image = _draw_map(
+        axes, values, leader, cmap="viridis", vmax=1.0, vmin=min(0.9, *(min(row[1:], default=0.9) for row in values))
+    )
     figure.colorbar(image, ax=axes, fraction=0.08).ax.tick_params(labelsize=6)
     axes.set_title("stability", fontsize=8)
     axes.set_xlabel("step")

@@ -4,7 +4,7 @@ import dataclasses
 from typing import Any
 
 from afcache._checks import check_choice
-from afcache.config import PRESETS, CacheConfig, Layerwise
+from afcache.config import PRESETS, CacheConfig, Layerwise, tuned
 
 # MagCache's calibration of FLUX.1-dev at 28 steps.
 FLUX_MAGNITUDE_RATIOS = (
@@ -76,7 +76,8 @@ def policy(name: str, **changes: Any) -> CacheConfig:
 
     They differ from their authors' code where that has a known fault: statistics are float32 and per sample, NaN computes,
     guidance branches decide together, steps are those of the schedule and not counted calls. All act on the residual of the
-    whole stack (of a group); TaylorSeer's authors forecast every module, Spectrum's the last output.
+    whole stack (of a group); TaylorSeer's authors forecast every module, Spectrum's the last output, over all refreshes (here
+    the newest 16).
 
     Args:
         name: one of `POLICIES`.
@@ -89,6 +90,8 @@ def policy(name: str, **changes: Any) -> CacheConfig:
     """
     check_choice("name", name, tuple(POLICIES))
     base = POLICIES[name]
+    if name in ("adaptive", "layerwise") and "tolerance" in changes:
+        base = dataclasses.replace(tuned(changes["tolerance"]), layerwise=base.layerwise)
     inner = {field.name for field in dataclasses.fields(Layerwise)}
     outer = {field.name for field in dataclasses.fields(CacheConfig)}
     unknown = sorted(set(changes) - inner - outer)

@@ -80,25 +80,15 @@ def _count(record: StepRecord | None, is_computed: bool, num_blocks: int, config
 def _read_groups(record: StepRecord | None, config: CacheConfig) -> tuple[GroupReport, ...]:
     if record is None or not isinstance(record.groups, GroupRecord):
         return ()
-    settings, found = config.layerwise, record.groups
-    assert settings is not None
-    gains = _floats(found.gain)
-    base = {
-        "similarity": settings.similarity_threshold,
-        "attention": settings.attention_threshold,
-        "difference": settings.difference_threshold,
-    }
-    groups = []
+    found, groups = record.groups, []
     for index in range(config.num_groups):
-        classes = tuple(found.stability_class[index].tolist())
-        followed = [STRATEGIES[c] if settings.strategy == "by_stability" else settings.strategy for c in classes]
         groups.append(
             GroupReport(
                 choice=tuple("computed" if c == 0 else STRATEGIES[c - 1] for c in found.choice[index].tolist()),
                 distance=_floats(found.distance[index]),
-                threshold=tuple(base.get(n, math.nan) * gain for n, gain in zip(followed, gains, strict=True)),
+                threshold=_floats(found.threshold[index]),
                 stability=_floats(found.stability[index]),
-                stability_class=classes,
+                stability_class=tuple(found.stability_class[index].tolist()),
             )
         )
     return tuple(groups)

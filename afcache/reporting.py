@@ -19,7 +19,7 @@ class GroupReport:
     Attributes:
         choice: "computed", or the strategy followed: "taylor", "similarity", "attention", "difference".
         distance: the statistic of its strategy; NaN where it has none.
-        threshold: of that statistic after the call; NaN where it has none.
+        threshold: what it was compared with, 0 at a refresh; NaN where it has none.
         stability: corrected similarity of successive residuals, averaged; 1 is most stable.
         stability_class: 0 (most stable) to 3.
 
@@ -164,7 +164,7 @@ class Report:
             f"  steps      {self.pattern()}   F computed, . forecast"
             + (", m computed for some samples" if "m" in self.pattern() else "")
             + (", p some groups" if "p" in self.pattern() else ""),
-            f"  blocks     {self.block_evaluations} of {self.block_evaluations_uncached} evaluations ran: "
+            f"  blocks     {self.block_evaluations}{self._mlps()} of {self.block_evaluations_uncached} evaluations ran: "
             f"{self.block_speedup:.2f}x fewer",
             f"  time       computed call {computed * 1e3:.1f} ms{forecast_time} (medians)",
         ]
@@ -178,7 +178,7 @@ class Report:
             scale = self.guidance_scale[0]
             found = f"true CFG scale {scale:.2f}" if math.isfinite(scale) else "true CFG scale unknown"
             lines.append(f"  guidance   {found}, {self._branches()} branches decide together")
-        if self.block_evaluations == self.block_evaluations_uncached:
+        if self.block_evaluations + self.mlp_evaluations >= self.block_evaluations_uncached:
             lines.append("  Nothing was saved: too few steps, or the tolerance is too small.")
         return "\n".join(lines)
 
@@ -195,6 +195,9 @@ class Report:
         return (
             f"tolerance {self.config['tolerance']:g}, order {self.config['order']}, {self.config['batch_decisions']} decisions"
         )
+
+    def _mlps(self) -> str:
+        return f" and {self.mlp_evaluations} of MLPs alone" if self.mlp_evaluations else ""
 
     def _group_lines(self) -> list[str]:
         """One line for each group, for the first sample and the leading branch."""

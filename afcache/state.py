@@ -164,6 +164,7 @@ class GroupRecord(NamedTuple):
         is_partial: the group's MLPs ran on reused attention outputs; bool `[groups]`.
         distance: the statistic that the chosen strategy compared with its threshold, NaN for forecasts; float32
             `[groups, batch]`.
+        threshold: that threshold, 0 where the step was refreshed; float32 `[groups, batch]`.
         stability: after the step; float32 `[groups, batch]`.
         stability_class: after the step; int64 `[groups, batch]`.
         gain: factor of the thresholds, after the step; float32 `[batch]`.
@@ -174,6 +175,7 @@ class GroupRecord(NamedTuple):
     is_computed: Tensor
     is_partial: Tensor
     distance: Tensor
+    threshold: Tensor
     stability: Tensor
     stability_class: Tensor
     gain: Tensor

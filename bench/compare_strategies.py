@@ -49,7 +49,9 @@ class Family(NamedTuple):
 def _knobs(steps: int) -> dict[str, list[dict[str, Any]]]:
     """Each single-strategy policy's settings, from careful to bold. Those of a fixed schedule know the number of steps."""
     ratios = MINI_FLUX_RATIOS
-    intervals = [{"interval": n, "warmup_steps": w} for w in (2, 3) for n in (range(2, 7) if steps < 40 else range(3, 9))]
+    intervals = [
+        {"interval": n, "warmup_steps": w} for w in (2, 3) for n in (range(2, 9) if steps < 40 else (3, 4, 5, 6, 7, 8, 10, 12))
+    ]
     return {
         "taylorseer": intervals,
         "fixed": intervals,
@@ -63,7 +65,7 @@ def _knobs(steps: int) -> dict[str, list[dict[str, Any]]]:
             {"threshold": t, "max_cached_steps": k, "magnitude_ratios": ratios}
             for t, k in ((0.03, 2), (0.06, 3), (0.12, 4), (0.24, 5), (0.4, 8))
         ],
-        "spectrum": [{"interval_growth": a} for a in (0.25, 0.5, 0.75, 1.5, 3.0)],
+        "spectrum": [{"interval_growth": a} for a in (0.5, 0.75, 1.5, 3.0)],
         "similarity": [{"similarity_threshold": t} for t in (0.001, 0.003, 0.01, 0.03)],
         "attention": [{"attention_threshold": t} for t in (0.01, 0.03, 0.06, 0.1)],
         "difference": [{"difference_threshold": t} for t in (0.05, 0.1, 0.2, 0.3)],
@@ -178,10 +180,11 @@ def _reaches(points: list[Point], quality: float) -> bool:
 
 
 def _speed(points: list[Point], quality: float) -> float | str:
-    """Interpolated; "-" where even the slowest point is worse, marked where even the fastest is better."""
+    """Interpolated; "-" where even the slowest point is worse, "> x" where even the fastest is better."""
     if not _reaches(points, quality):
         return "-"
-    return speed_at(points, quality)
+    speed = speed_at(points, quality)
+    return f"> {speed:.2f}" if points[-1].mean > quality else speed
 
 
 def claim(curves: list[Curve]) -> list[dict[str, Any]]:
@@ -210,8 +213,10 @@ def claim(curves: list[Curve]) -> list[dict[str, Any]]:
 
 
 def _best(curves: list[Curve], kind: str, quality: float) -> tuple[float, str]:
-    reached = [(speed_at(c.points, quality), c.family.name) for c in curves if c.family.kind == kind]
-    return max(reached)
+    reached = [(speed_at(c.points, quality), c) for c in curves if c.family.kind == kind]
+    speed, curve = max(reached, key=lambda pair: pair[0])
+    ends_above = curve.points[-1].mean > quality
+    return speed, curve.family.name + (" (its fastest)" if ends_above else "")
 
 
 def points_table(curves: list[Curve]) -> list[dict[str, Any]]:

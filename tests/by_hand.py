@@ -60,6 +60,16 @@ def taylor(steps: list[int], residuals: list[Tensor], step: int) -> Tensor:
     return residuals[-1] + slope * (step - steps[-1])
 
 
+def linear_in_sigma(sigmas: Tensor) -> Forecast:
+    def forecast(steps: list[int], residuals: list[Tensor], step: int) -> Tensor:
+        if len(steps) < 2:
+            return residuals[-1]
+        last, before, now = (float(sigmas[i]) for i in (steps[-1], steps[-2], step))
+        return residuals[-1] + (residuals[-1] - residuals[-2]) / (last - before) * (now - last)
+
+    return forecast
+
+
 def chebyshev(steps: list[int], residuals: list[Tensor], step: int) -> Tensor:
     design = np.polynomial.chebyshev.chebvander(2 * np.array(steps) / 50 - 1, 4)
     basis = np.polynomial.chebyshev.chebvander(np.array([2 * step / 50 - 1]), 4)

@@ -92,6 +92,21 @@ def test_a_sample_does_not_depend_on_its_neighbours(pipe):
     assert not torch.equal(choices(together)[..., 0], choices(together)[..., 1])
 
 
+def test_shared_decisions_let_all_samples_compute_a_group_that_one_of_them_needs(pipe):
+    problem = prepare(pipe, [0, 3])
+    found = choices(denoise(pipe, problem, dataclasses.replace(LIVE, batch_decisions="shared")))
+    assert torch.equal(found[..., 0] == 0, found[..., 1] == 0)
+    apart = choices(denoise(pipe, problem, LIVE))
+    assert not torch.equal(apart[..., 0] == 0, apart[..., 1] == 0)
+
+
+def test_one_step_can_be_plotted(pipe, tmp_path):
+    afcache.compile_pipeline(pipe, LIVE, compile=False)
+    draw(pipe, 3, steps=1)
+    afcache.report(pipe).plot(tmp_path / "one.png")
+    assert (tmp_path / "one.png").exists()
+
+
 def test_guidance_branches_do_the_same_group_by_group(pipe):
     problem = prepare(pipe, [3], cfg=2.0)
     result = denoise(pipe, problem, LIVE)

@@ -70,6 +70,7 @@ class GroupOutcome(NamedTuple):
         memory: the next one.
         choice: 0 computed, else 1 + the index of the strategy followed; int64 `[batch]`.
         distance: the statistic of the strategy, NaN where it has none; float32 `[batch]`.
+        threshold: what it was compared with, NaN where there is none; float32 `[batch]`.
         is_computed, is_partial: whether blocks, or MLPs alone, ran; bool, 0-d.
 
     """
@@ -77,6 +78,7 @@ class GroupOutcome(NamedTuple):
     memory: Memory
     choice: Tensor
     distance: Tensor
+    threshold: Tensor
     is_computed: Tensor
     is_partial: Tensor
 
@@ -154,10 +156,12 @@ def run_group(
     assert settings is not None
     seen = _look(model, tokens, group, settings)
     proposals = propose(seen, group, torch.where(refresh, torch.zeros_like(gain), gain), settings)
-    choice, distance = choose(proposals, group.stability_class, refresh, settings)
+    choice, distance, threshold = choose(proposals, group.stability_class, refresh, settings)
     # A follower without a history computes, whatever the leader does.
     adopted = torch.where(memory.num_nodes > 0, group.leader_choice, torch.zeros_like(choice))
     choice = torch.where(is_follower, adopted, choice)
+    if config.batch_decisions == "shared":
+        choice = torch.where((choice == 0).any(), torch.zeros_like(choice), choice)
     is_computed, is_partial = choice == 0, choice == _ATTENTION
     keeps_attention = uses(settings, "attention")
 
@@ -186,7 +190,7 @@ def run_group(
         attention_map=torch.where(is_new, seen.attention_map, memory.attention_map),
         attention=attention_outputs,
     )
-    return after, GroupOutcome(next_memory, choice, distance, is_computed.any(), is_partial.any())
+    return after, GroupOutcome(next_memory, choice, distance, threshold, is_computed.any(), is_partial.any())
 
 
 def _run(model: Model, tokens: Tokens, part: Part, attention_outputs: Tensor | None) -> tuple[Tensor, list[Tensor]]:
@@ -236,14 +240,16 @@ def propose(seen: Memory, group: Group, allowed: PerSample, settings: Layerwise)
 @typed
 def choose(
     proposals: dict[str, Proposal], stability_class: Counts, refresh: Flags, settings: Layerwise
-) -> tuple[Counts, PerSample]:
-    """The strategy of each sample's class if it is valid, else 0: compute; and the statistic that told."""
+) -> tuple[Counts, PerSample, PerSample]:
+    """The strategy of each sample's class if it is valid, else 0: compute; the statistic that told, and its threshold."""
     choice = torch.zeros_like(stability_class)
     distance = torch.full(refresh.shape, float("nan"), device=refresh.device)
+    threshold = distance
     for code, name in enumerate(STRATEGIES):
         if name in proposals:
             is_its = stability_class == code if settings.strategy == "by_stability" else torch.ones_like(refresh)
             may_reuse = is_its & proposals[name].is_valid & ~refresh
             choice = torch.where(may_reuse, torch.full_like(choice, code + 1), choice)
             distance = torch.where(is_its, proposals[name].distance, distance)
-    return choice, distance
+            threshold = torch.where(is_its, proposals[name].threshold, threshold)
+    return choice, distance, threshold.clone()

@@ -184,6 +184,7 @@ def _record(outcomes: list[GroupOutcome], groups: GroupState) -> GroupRecord:
         is_computed=torch.stack([outcome.is_computed for outcome in outcomes]),
         is_partial=torch.stack([outcome.is_partial for outcome in outcomes]),
         distance=torch.stack([outcome.distance for outcome in outcomes]),
+        threshold=torch.stack([outcome.threshold for outcome in outcomes]),
         stability=groups.stability.clone(),
         stability_class=groups.stability_class.clone(),
         gain=groups.gain.clone(),

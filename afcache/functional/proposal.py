@@ -30,12 +30,14 @@ class Proposal(NamedTuple):
         residual: to add to the group's input; `[batch, seq, dim]`.
         is_valid: whether that is good enough; bool `[batch]`.
         distance: the statistic that met the threshold, NaN if there is none; float32 `[batch]`.
+        threshold: the threshold, NaN if there is none; float32 `[batch]`.
 
     """
 
     residual: Tensor
     is_valid: Tensor
     distance: Tensor
+    threshold: Tensor
 
 
 @typed

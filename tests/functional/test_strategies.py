@@ -127,6 +127,18 @@ def test_taylor_forecasts_by_its_row_as_soon_as_one_residual_is_known():
     assert proposal.distance.isnan().all()
 
 
+def test_taylor_is_pure_compiles_and_keeps_samples_apart():
+    row = torch.tensor([[1.5, 1.2], [-0.5, -0.2]])
+    before = [x.clone() for x in (*MEMORY, row)]
+    eager = taylor(MEMORY, row)
+    compiled = torch.compile(taylor, backend="aot_eager", fullgraph=True)(MEMORY, row)
+    assert all(torch.equal(x, y) for x, y in zip(before, (*MEMORY, row), strict=True))
+    assert torch.equal(eager.residual, compiled.residual)
+    noisy = MEMORY.history.clone()
+    noisy[:, 1] = 7.0
+    assert torch.equal(taylor(MEMORY._replace(history=noisy), row).residual[0], eager.residual[0])
+
+
 TOKENS = torch.arange(BATCH * SEQ * DIM, dtype=torch.float32).reshape(BATCH, SEQ, DIM)
 RESIDUAL = torch.full_like(TOKENS, 0.5)
 

@@ -22,4 +22,4 @@ def attention(memory: Memory, attention_map: AttentionMap, *, threshold: PerSamp
 
     """
     distance = total_variation(attention_map, memory.attention_map)
-    return Proposal(memory.history[0], (distance < threshold) & (memory.num_nodes > 0), distance)
+    return Proposal(memory.history[0], (distance < threshold) & (memory.num_nodes > 0), distance, threshold)

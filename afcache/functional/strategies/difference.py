@@ -20,4 +20,4 @@ def difference(memory: Memory, modulated: Tokens, *, threshold: PerSample) -> Pr
 
     """
     distance = relative_l1(modulated, memory.modulated)
-    return Proposal(memory.history[0], (distance < threshold) & (memory.num_nodes > 0), distance)
+    return Proposal(memory.history[0], (distance < threshold) & (memory.num_nodes > 0), distance, threshold)

@@ -20,4 +20,4 @@ def similarity(memory: Memory, inputs: Tokens, *, threshold: PerSample) -> Propo
 
     """
     distance = cosine_dissimilarity(inputs, memory.inputs)
-    return Proposal(memory.history[0], (distance < threshold) & (memory.num_nodes > 0), distance)
+    return Proposal(memory.history[0], (distance < threshold) & (memory.num_nodes > 0), distance, threshold)

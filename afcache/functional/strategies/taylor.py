@@ -19,8 +19,5 @@ def taylor(memory: Memory, row: Row) -> Proposal:
         Liu et al., 2025, TaylorSeer, arXiv 2503.06923; there of every module, here of a group of blocks.
 
     """
-    return Proposal(
-        residual=apply_row(row, memory.history),
-        is_valid=memory.num_nodes > 0,
-        distance=torch.full(memory.num_nodes.shape, float("nan"), device=memory.history.device),
-    )
+    unknown = torch.full(memory.num_nodes.shape, float("nan"), device=memory.history.device)
+    return Proposal(apply_row(row, memory.history), memory.num_nodes > 0, distance=unknown, threshold=unknown)
