@@ -263,4 +263,4 @@ def tuned(tolerance: float) -> CacheConfig:
     )
 
 
-PRESETS: dict[Preset, CacheConfig] = {"quality": tuned(0.008), "balanced": tuned(0.016), "fast": tuned(0.06)}
+PRESETS: dict[Preset, CacheConfig] = {"quality": tuned(0.008), "balanced": tuned(0.016), "fast": tuned(0.032)}

@@ -94,8 +94,8 @@ def test_policy_sets_fields_of_the_config_and_of_its_groups():
         groups=2, strategy="difference", difference_threshold=0.3, adapt_thresholds=False
     )
     assert policy("adaptive") == afcache.PRESETS["balanced"]
-    assert policy("adaptive", tolerance=0.06) == afcache.PRESETS["fast"]
-    assert policy("layerwise", tolerance=0.06).max_growth == afcache.PRESETS["fast"].max_growth
+    assert policy("adaptive", tolerance=0.032) == afcache.PRESETS["fast"]
+    assert policy("layerwise", tolerance=0.032).max_growth == afcache.PRESETS["fast"].max_growth
 
 
 @pytest.mark.parametrize(
