@@ -119,7 +119,7 @@ class Laboratory:
             point = self._known[key] = sample()
             self._runs.parent.mkdir(parents=True, exist_ok=True)
             with self._runs.open("a") as file:
-                file.write(json.dumps({"key": key, **point._asdict(), "psnr": [round(p, 3) for p in point.psnr]}) + "\n")
+                file.write(json.dumps({"key": key, **point._asdict()}) + "\n")
         return self._known[key]
 
     def _sample(self, config: CacheConfig, setting: Setting, *, use_surprise: bool) -> Point:
@@ -140,7 +140,7 @@ class Laboratory:
         judged = _judge().predict(features(torch.from_numpy(images).permute(0, 3, 1, 2) * 2 - 1))
         return Point(
             speed=speed,
-            psnr=tuple(min(afcache.psnr(a, b), 150.0) for a, b in pairs),
+            psnr=tuple(round(min(afcache.psnr(a, b), 150.0), 3) for a, b in pairs),
             flops=flops,
             ssim=statistics.mean(afcache.ssim(a, b) for a, b in pairs),
             accuracy=float((judged == np.array(self.seeds) % 10).mean()),
