@@ -104,12 +104,6 @@ class Laboratory:
 
         return self._remember({"fewer steps": steps, **setting._asdict()}, sample)
 
-    def is_known(self, config: CacheConfig, setting: Setting) -> bool:
-        """Whether `evaluate` would only read."""
-        settings = {k: v for k, v in config.to_dict().items() if v != getattr(CacheConfig(), k)}
-        facts = {**settings, "max_growth": str(config.max_growth), "surprise": False, **setting._asdict()}
-        return self._key(facts) in self._known
-
     def _key(self, facts: dict[str, Any]) -> str:
         return json.dumps({**facts, "seeds": [self.seeds[0], self.seeds[-1]]}, sort_keys=True)
 
