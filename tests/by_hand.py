@@ -1,6 +1,5 @@
 """Other caches' rules again, in plain Python around the host's own modules: one sample, float arithmetic, no code of ours."""
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -18,6 +17,7 @@ class Host:
 
     def __init__(self, transformer: Any, inputs: FluxInputs, latents: Tensor, sigma: float) -> None:
         self.transformer = transformer
+        self.blocks = [*transformer.transformer_blocks, *transformer.single_transformer_blocks]
         self.temb = transformer.time_text_embed(torch.full((1,), sigma * 1000), inputs.pooled_projections)
         self.image = transformer.x_embedder(latents)
         self.text = transformer.context_embedder(inputs.encoder_hidden_states)
@@ -26,8 +26,7 @@ class Host:
     def run(self, tokens: tuple[Tensor, Tensor], start: int, stop: int) -> tuple[Tensor, Tensor]:
         """Image and text tokens after some of the blocks."""
         image, text = tokens
-        blocks = [*self.transformer.transformer_blocks, *self.transformer.single_transformer_blocks]
-        for block in blocks[start:stop]:
+        for block in self.blocks[start:stop]:
             text, image = block(hidden_states=image, encoder_hidden_states=text, temb=self.temb, image_rotary_emb=self.rotary)
         return image, text
 
@@ -107,29 +106,6 @@ def first_blocks(count: int, threshold: float, warmup: int) -> Rule:
         if step >= warmup and change(added, kept["added"]) < threshold:
             return False
         kept["added"] = added
-        return True
-
-    return rule
-
-
-def statistic(name: str, threshold: float, warmup: int) -> Rule:
-    """The whole stack as one group: its input's direction, or its modulated input, text included."""
-
-    def rule(step: int, host: Host, kept: dict[str, Any]) -> bool:
-        block = host.transformer.transformer_blocks[0]
-        seen = torch.cat([host.text, host.image], dim=1)
-        if name == "difference":
-            text = block.norm1_context(host.text, emb=host.temb)[0]
-            seen = torch.cat([text, host.modulated()], dim=1)
-        if step >= warmup:
-            if name == "difference":
-                distance = change(seen, kept["seen"])
-            else:
-                x, y = seen.flatten().double(), kept["seen"].flatten().double()
-                distance = 1 - float(x @ y / math.sqrt(float(x @ x) * float(y @ y)))
-            if distance < threshold:
-                return False
-        kept["seen"] = seen
         return True
 
     return rule

@@ -8,6 +8,10 @@ import torch
 
 import afcache
 from afcache import CacheConfig, Layerwise, policy
+from afcache.functional.architecture import Part
+from afcache.functional.group import Group, estimate
+from afcache.functional.proposal import Memory, Proposal
+from afcache.plans import schedule_steps
 from afcache.state import GroupRecord
 from bench.mini_sampling import SETTINGS, draw, prepare, prompt_of
 from tests.sampling import largest_difference
@@ -156,6 +160,43 @@ def test_thresholds_follow_the_measured_error(pipe):
     assert gains[0] == 1.0
     assert len(set(gains)) > 3
     assert {float(groups.gain[0]) for groups in groups_of(still)} == {1.0}
+
+
+def test_the_gain_is_what_the_measured_errors_say(pipe):
+    """Again in scalars: |sum of (sigma_{j+1} - sigma_j) g_j| e / g against the tolerance, g = |sigma - sigma_n|."""
+    assert (LIVE.growth_exponent, LIVE.error_law) == (1.0, "power")
+    problem = prepare(pipe, [14])
+    result, sigmas = denoise(pipe, problem, LIVE), problem.sigmas.tolist()
+    tolerance = float(schedule_steps(problem.sigmas, LIVE)[0].tolerance)
+    gain, last, lag, expected = 1.0, sigmas[0], 0.0, []
+    for step, (record,) in enumerate(result.records):
+        grown = last - sigmas[step]
+        if record.refresh[0]:
+            if lag:
+                incurred = abs(lag) * float(record.measured_error[0]) / grown
+                gain = min(4.0, gain * 1.05) if incurred <= tolerance else max(0.25, gain * 0.7)
+            last, lag = sigmas[step], 0.0
+        else:
+            lag += (sigmas[step + 1] - sigmas[step]) * grown
+        expected.append(gain)
+    found = [float(groups.gain[0]) for groups in groups_of(result)]
+    assert found == pytest.approx(expected, rel=1e-5)
+    assert min(found) < 1 < max(found)
+
+
+def test_what_a_group_is_expected_to_add_follows_its_class():
+    history = torch.stack([torch.full((4, 3, 2), value) for value in (1.0, 2.0)])
+    unknown = torch.zeros(4)
+    memory = Memory(history, unknown, unknown, torch.full((4,), 2), *(unknown,) * 4)
+    forecast = Proposal(torch.full((4, 3, 2), 7.0), torch.ones(4, dtype=torch.bool), unknown, unknown)
+    group = Group(Part(0, 3), memory, forecast, torch.arange(4), torch.zeros(4, dtype=torch.int64))
+
+    def expected(strategy) -> list[float]:
+        return estimate(group, Layerwise(strategy=strategy))[:, 0, 0].tolist()
+
+    assert expected("by_stability") == [7.0, 1.0, 1.0, 1.0]
+    assert expected("taylor") == [7.0] * 4
+    assert expected("difference") == [1.0] * 4
 
 
 def test_groups_do_not_outnumber_blocks_and_some_blocks_are_left_to_cache(pipe):

@@ -7,8 +7,10 @@ import torch
 
 import afcache
 from afcache import POLICIES, CacheConfig, policy
+from afcache.state import GroupRecord
 from bench.mini_sampling import SETTINGS, prepare, prompt_of
 from tests import by_hand
+from tests.groups_by_hand import sample_groups_by_hand
 
 pytestmark = pytest.mark.host
 STEPS = 28
@@ -31,8 +33,6 @@ BY_HAND = {
     "teacache": (policy("teacache"), by_hand.teacache(0.6, STEPS - 1), by_hand.reuse, {}),
     "magcache": (policy("magcache"), by_hand.listed("FFF..F...F.F.....F.....F..F."), by_hand.reuse, {}),
     "spectrum": (policy("spectrum"), by_hand.listed("FFFFF.F.F..F...F....F....F.."), by_hand.chebyshev, {}),
-    "similarity": (policy("similarity"), by_hand.statistic("similarity", 0.05, 3), by_hand.reuse, {}),
-    "difference": (policy("difference"), by_hand.statistic("difference", 0.2, 3), by_hand.reuse, {}),
     "fixed": (policy("fixed"), by_hand.every(3, 4), by_hand.linear_in_sigma, {}),
     "none": (policy("none"), by_hand.every(1, 1), by_hand.reuse, {}),
 }
@@ -51,6 +51,27 @@ def test_a_policy_is_what_its_rule_says(pipe, name: str):
     assert ("." in pattern) == (name != "none")
     # Forecasts add up float32 rounding in another order.
     torch.testing.assert_close(result.latents, latents, rtol=0, atol=5e-4)
+
+
+@pytest.mark.parametrize(("name", "threshold"), [("similarity", 0.01), ("attention", 0.02), ("difference", 0.2)])
+@pytest.mark.parametrize("edges", [[0, 12], [0, 4, 8, 12]])
+def test_groups_that_gate_themselves_do_what_their_statistic_says(pipe, name: str, threshold: float, edges: list[int]):
+    problem = prepare(pipe, [3], steps=STEPS)
+    (inputs,) = problem.branches
+    config = policy(name, groups=len(edges) - 1, **{f"{name}_threshold": threshold})
+    by_hand = sample_groups_by_hand(
+        pipe.transformer, inputs, problem.sigmas, name, edges=edges, threshold=threshold, warmup=config.warmup_steps
+    )
+    result = afcache.denoise(pipe.transformer, inputs, problem.sigmas, config=config)
+    records = [record.groups for (record,) in result.records]
+    assert all(isinstance(record, GroupRecord) for record in records)
+    choices = torch.stack([record.choice[:, 0] for record in records], dim=1)
+    assert ["".join("F" if choice == 0 else "." for choice in group) for group in choices.tolist()] == by_hand.patterns
+    # The first step has nothing to compare with.
+    distances = torch.stack([record.distance[:, 0] for record in records], dim=1)[:, 1:]
+    torch.testing.assert_close(distances, torch.tensor(by_hand.distances)[:, 1:], rtol=1e-3, atol=2e-6)
+    torch.testing.assert_close(result.latents, by_hand.latents, rtol=0, atol=5e-4)
+    assert any("." in pattern and "F" in pattern[config.warmup_steps :] for pattern in by_hand.patterns)
 
 
 @pytest.mark.parametrize("name", sorted(set(POLICIES) - {"none"}))
