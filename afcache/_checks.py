@@ -31,7 +31,7 @@ def check_integer(name: str, value: object, low: int, high: int | None) -> None:
 def check_numbers(name: str, values: object, low: float, high: float) -> None:
     """Raise unless `values` is a tuple of numbers in their range."""
     if not isinstance(values, tuple):
-        raise TypeError(f"{name} must be a tuple of numbers, got {values!r}.")
+        raise TypeError(f"{name} must be a tuple of numbers, got {values!r}; a list becomes one with tuple(...).")
     for value in values:
         check_number(name, value, low, high)
 

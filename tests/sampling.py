@@ -5,7 +5,16 @@ from typing import Any
 import numpy as np
 import torch
 
+import afcache
+from afcache import CacheConfig
+
 PROMPT = "a handwritten seven on a flower"
+ADAPTIVE = CacheConfig(tolerance=0.02, warmup_steps=2)
+
+
+def compiled(pipe: Any, config: CacheConfig = ADAPTIVE, **options: Any) -> Any:
+    """The pipeline, cached, run eagerly."""
+    return afcache.compile_pipeline(pipe, config, compile=False, **options)
 
 
 def sample(

@@ -95,7 +95,7 @@ def test_gaps_may_grow_faster_where_more_error_is_allowed():
         ("interval_growth", -0.5, ValueError, r"interval_growth must be finite and >= 0, got -0\.5"),
         ("refresh_steps", [1], ValueError, r"refresh_steps must be a tuple of step indices from 0, got \[1\]"),
         ("refresh_steps", (1, -2), ValueError, r"refresh_steps must be a tuple of step indices from 0, got \(1, -2\)"),
-        ("magnitude_ratios", [1.0], TypeError, r"magnitude_ratios must be a tuple of numbers, got \[1\.0\]"),
+        ("magnitude_ratios", [1.0], TypeError, r"magnitude_ratios must be a tuple of numbers, got \[1\.0\]; a list becomes"),
         ("magnitude_ratios", (1.0, -1.0), ValueError, r"magnitude_ratios must be finite and >= 0, got -1\.0"),
         ("max_cached_steps", 1.5, TypeError, r"max_cached_steps must be an integer, got 1\.5"),
         ("first_blocks", -1, ValueError, "first_blocks must be >= 0, got -1"),

@@ -13,10 +13,9 @@ from peft import LoraConfig
 
 import afcache
 from afcache import CacheConfig
-from tests.sampling import PROMPT, largest_difference, sample
+from tests.sampling import PROMPT, compiled, largest_difference, sample
 
 pytestmark = pytest.mark.host
-ADAPTIVE = CacheConfig(tolerance=0.02, warmup_steps=2)
 
 
 @pytest.fixture
@@ -25,10 +24,6 @@ def own() -> FluxPipeline:
     pipe = afcache.load_mini_flux()
     pipe.set_progress_bar_config(disable=True)
     return pipe
-
-
-def compiled(pipe, config: CacheConfig = ADAPTIVE):
-    return afcache.compile_pipeline(pipe, config, compile=False)
 
 
 def assert_ours(pipe, steps: int = 12) -> None:

@@ -1,7 +1,6 @@
 """compile_pipeline on mini-FLUX: the same images as without it, in every order of events."""
 
 import dataclasses
-import math
 from typing import Any
 
 import numpy as np
@@ -15,14 +14,9 @@ from diffusers import (
 
 import afcache
 from afcache import CacheConfig
-from tests.sampling import PROMPT, largest_difference, sample
+from tests.sampling import ADAPTIVE, PROMPT, compiled, largest_difference, sample
 
 pytestmark = pytest.mark.host
-ADAPTIVE = CacheConfig(tolerance=0.02, warmup_steps=2)
-
-
-def compiled(pipe, config: CacheConfig = ADAPTIVE, **options):
-    return afcache.compile_pipeline(pipe, config, compile=False, **options)
 
 
 @pytest.mark.parametrize("cfg", [1.0, 2.0])
@@ -193,56 +187,6 @@ def test_an_image_does_not_depend_on_one_drawn_meanwhile_through_the_same_transf
     assert len(afcache.report(other).pattern()) == 10
 
 
-def test_guidance_is_unknown_when_a_callback_changes_the_first_latents(pipe):
-    def disturb(_pipe, step: int, _timestep, arguments: dict):
-        if step == 0:
-            arguments["latents"] = arguments["latents"] + 0.1 * torch.randn_like(arguments["latents"])
-        return arguments
-
-    sample(compiled(pipe), cfg=2.0, callback_on_step_end=disturb)
-    report = afcache.report(pipe)
-    assert math.isnan(report.guidance_scale[0])
-    assert "true CFG scale unknown" in str(report)
-    assert set(report.pattern()) == {"F", "."}
-
-
-@pytest.mark.parametrize("scale", [2.0, 4.0])
-def test_guidance_scale_is_found_and_branches_decide_together(pipe, scale: float):
-    sample(compiled(pipe), cfg=scale)
-    report = afcache.report(pipe)
-    assert report.guidance_scale == pytest.approx((scale,), rel=1e-3)
-    assert report.pattern(0) == report.pattern(1)
-    assert len(report.steps) == 56
-
-
-def test_guidance_weighs_the_errors_of_both_branches(pipe):
-    """The leader's estimate is |s| e_c + |1 - s| e_u times the step, recomputed from the record."""
-    sample(compiled(pipe), cfg=4.0)
-    steps = afcache.report(pipe).steps
-    sigmas = pipe.scheduler.sigmas.tolist()
-    total, checked = 0.0, 0
-    for leader, follower in zip(steps[::2], steps[1::2], strict=True):
-        if leader.is_computed:
-            total = 0.0
-            continue
-        i = leader.step
-        e_c, e_u = leader.predicted_error[0], follower.predicted_error[0]
-        total += (4.0 * e_c + 3.0 * e_u) * abs(sigmas[i + 1] - sigmas[i])
-        assert leader.estimated_error[0] == pytest.approx(total, rel=1e-3)
-        assert follower.estimated_error == leader.estimated_error
-        checked += 1
-    assert checked > 5
-
-
-def test_guidance_can_change_between_images(pipe):
-    compiled(pipe)
-    first = sample(pipe, cfg=2.0)
-    sample(pipe)
-    assert afcache.report(pipe).guidance_scale == ()
-    sample(pipe, cfg=4.0)
-    assert np.array_equal(sample(pipe, cfg=2.0), first)
-
-
 def test_a_bfloat16_pipeline_decides_on_the_float32_schedule(pipe):
     compiled(pipe)
     sample(pipe)
@@ -337,65 +281,3 @@ def test_the_state_has_the_reported_size(pipe):
     sample(compiled(pipe))
     history = 2 * 64 * 96 * 4
     assert history < afcache.report(pipe).state_bytes < history + 200
-
-
-@pytest.mark.parametrize(
-    ("backend", "tolerance"), [("aot_eager", 1e-4), pytest.param("inductor", 2e-3, marks=pytest.mark.compile)]
-)
-def test_everything_is_one_graph(pipe, backend: str, tolerance: float):
-    """Prompts, seeds, step counts, guidance on and off, and what is decided: one graph, no break, eager's decisions."""
-    runs: list[dict[str, Any]] = [
-        {"steps": 28},
-        {"steps": 20, "prompt": "a handwritten two on a palace"},
-        {"steps": 20, "cfg": 2.0},
-        {"steps": 28, "prompt": "a handwritten nine on a palace", "seed": 5},
-    ]
-    compiled(pipe)
-    expected = []
-    for options in runs:
-        latents = sample(pipe, **options, output_type="latent")
-        expected.append((latents, afcache.report(pipe).pattern()))
-    afcache.compile_pipeline(pipe, ADAPTIVE, backend=backend)
-    for options, (latents, pattern) in zip(runs, expected, strict=True):
-        result = sample(pipe, **options, output_type="latent")
-        assert afcache.report(pipe).pattern() == pattern
-        assert set(pattern) == {"F", "."}
-        assert largest_difference(result, latents) < tolerance
-    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
-    assert not torch._dynamo.utils.counters["graph_break"]
-    assert math.isfinite(afcache.report(pipe).seconds(is_computed=False))
-
-
-def test_a_new_kind_of_shape_adds_one_graph_and_the_next_of_its_kind_none(pipe):
-    afcache.compile_pipeline(pipe, ADAPTIVE, backend="aot_eager")
-    sample(pipe, steps=3)
-    expected = 1
-    kinds: list[list[dict[str, Any]]] = [
-        [{"height": 48, "width": 48}, {"height": 64, "width": 48}],
-        [{"max_sequence_length": 12}, {"max_sequence_length": 10}],
-        [{"seed": [0, 1], "prompt": [PROMPT] * 2}, {"seed": [0, 1, 2], "prompt": [PROMPT] * 3}],
-    ]
-    for shapes in kinds:
-        expected += 1
-        for options in shapes:
-            sample(pipe, steps=3, **options)
-            assert torch._dynamo.utils.counters["stats"]["unique_graphs"] <= expected, options
-    assert not torch._dynamo.utils.counters["graph_break"]
-
-
-@pytest.mark.parametrize(
-    "options", [{"compile": False}, {"backend": "aot_eager", "dynamic": False}], ids=["eager", "fixed shape"]
-)
-def test_cached_steps_keep_the_history_where_it_is(pipe, options: dict[str, Any]):
-    """The runtime owns its states, so a step of fixed shape writes into them instead of copying them."""
-    pointers = set()
-    afcache.compile_pipeline(pipe, ADAPTIVE, **options)
-
-    def look(pipe: Any, step: int, timestep: torch.Tensor, arguments: dict[str, Any]) -> dict[str, Any]:
-        del step, timestep
-        pointers.add(pipe.transformer._afcache.last_trajectory(pipe).branches[0].state.history.data_ptr())
-        return arguments
-
-    sample(pipe, callback_on_step_end=look)
-    assert set(afcache.report(pipe).pattern()) == {"F", "."}
-    assert len(pointers) == 1

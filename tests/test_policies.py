@@ -63,8 +63,8 @@ def test_groups_that_gate_themselves_do_what_their_statistic_says(pipe, name: st
         pipe.transformer, inputs, problem.sigmas, name, edges=edges, threshold=threshold, warmup=config.warmup_steps
     )
     result = afcache.denoise(pipe.transformer, inputs, problem.sigmas, config=config)
-    records = [record.groups for (record,) in result.records]
-    assert all(isinstance(record, GroupRecord) for record in records)
+    records = [record.groups for (record,) in result.records if isinstance(record.groups, GroupRecord)]
+    assert len(records) == STEPS
     choices = torch.stack([record.choice[:, 0] for record in records], dim=1)
     assert ["".join("F" if choice == 0 else "." for choice in group) for group in choices.tolist()] == by_hand.patterns
     # The first step has nothing to compare with.

@@ -16,14 +16,9 @@ from diffusers.utils import logging
 
 import afcache
 from afcache import CacheConfig
-from tests.sampling import sample
+from tests.sampling import ADAPTIVE, compiled, sample
 
 pytestmark = pytest.mark.host
-ADAPTIVE = CacheConfig(tolerance=0.02, warmup_steps=2)
-
-
-def compiled(pipe, config: CacheConfig = ADAPTIVE):
-    return afcache.compile_pipeline(pipe, config, compile=False)
 
 
 def multistep_scheduler() -> DPMSolverMultistepScheduler:

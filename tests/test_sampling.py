@@ -16,10 +16,9 @@ from afcache.initial import init_state
 from afcache.models.flux import FLUX
 from afcache.plans import schedule_steps
 from bench.mini_sampling import Prepared, prepare
-from tests.sampling import largest_difference
+from tests.sampling import ADAPTIVE, largest_difference
 
 pytestmark = pytest.mark.host
-ADAPTIVE = CacheConfig(tolerance=0.02, warmup_steps=2)
 
 
 def denoise(pipe: Any, problem: Prepared, config: CacheConfig = ADAPTIVE, **options: Any) -> afcache.Denoised:
