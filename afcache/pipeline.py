@@ -11,9 +11,10 @@ from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from diffusers.utils.peft_utils import apply_lora_scale
 from torch import Tensor
 
+from afcache.compiled import CompileOptions
 from afcache.config import CacheConfig, resolve_config
 from afcache.models import flux
-from afcache.runtime import CompileOptions, Runtime
+from afcache.runtime import Runtime
 from afcache.schedule import check_scheduler
 
 _ATTRIBUTE = "_afcache"

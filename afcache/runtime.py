@@ -1,17 +1,15 @@
 """The one mutable cell: what a bound transformer holds between calls."""
 
 import dataclasses
-import types
 import weakref
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from diffusers.utils import logging
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
+from afcache.compiled import CompiledStep, CompileOptions
 from afcache.config import CacheConfig
 from afcache.functional import forecast
 from afcache.functional.decision import predict_error
@@ -27,43 +25,10 @@ from afcache.trajectory import Branch, Call, Trajectory, is_new, learn_guidance,
 logger = logging.get_logger(__name__)
 # Diffusers' FLUX pipelines have two; a runaway count means that the scheduler is not driven.
 _MAX_BRANCHES = 4
+# Of each branch of an image; the guards of later ones could only repeat themselves.
+_GUARDED_CALLS = 2
 # The first release for which tests/test_compile_contract.py shows that a branch of torch.cond may write to its operands.
 _WRITES_IN_BRANCHES = "2.13"
-
-
-@dataclass(frozen=True)
-class CompileOptions:
-    """How the forward is compiled; the meaning of the fields is torch.compile's."""
-
-    enabled: bool = True
-    backend: str | Callable[..., Any] = "inductor"
-    mode: str | None = None
-    dynamic: bool | None = None
-
-    @property
-    def uses_cuda_graphs(self) -> bool:
-        """Whether outputs are overwritten by the next call."""
-        return self.enabled and (self.mode in ("reduce-overhead", "max-autotune") or self.backend == "cudagraphs")
-
-    def tuning(self) -> dict[str, Any]:
-        """The arguments of torch.compile that choose among inductor's settings.
-
-        A step has hundreds of parameters as inputs. Dynamo's guards have checked their shapes by then; checking them again in
-        the generated code is time that a cached step notices.
-        """
-        if self.backend != "inductor":
-            return {"mode": self.mode}
-        chosen = {} if self.mode in (None, "default") else torch._inductor.list_mode_options(self.mode)
-        return {"options": {**chosen, "size_asserts": False}}
-
-
-def _fresh_code(function: types.FunctionType) -> types.FunctionType:
-    """A copy with its own code object: torch.compile's cache, and its recompile limit, are kept per code object."""
-    copy = types.FunctionType(
-        function.__code__.replace(), function.__globals__, function.__name__, function.__defaults__, function.__closure__
-    )
-    copy.__kwdefaults__ = function.__kwdefaults__
-    return copy
 
 
 class _Served:
@@ -113,7 +78,7 @@ class Runtime:
         self._compiler = compiler
         self._transformer = transformer
         self._served: list[_Served] = []
-        self._steps: dict[tuple[bool, Any], Callable[..., Any]] = {}
+        self._steps: dict[tuple[bool, Any], CompiledStep] = {}
         self._has_warned = False
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Runtime":
@@ -245,8 +210,8 @@ class Runtime:
             learn_guidance(trajectory, inputs.hidden_states)
             trajectory.coupling = self._lead(trajectory, schedule)
         assert trajectory.coupling is not None
-        velocity, state, record = self._step(trajectory)(inputs, branch.state, schedule, trajectory.coupling)
-        branch.state = state
+        arguments = (inputs, branch.state, schedule, trajectory.coupling)
+        velocity, branch.state, record = self._step_of(branch, trajectory, arguments)(*arguments)
         if branch_index == 0:
             trajectory.coupling = follow(trajectory.alone, record)
         if trajectory.index == trajectory.first_index:
@@ -284,14 +249,26 @@ class Runtime:
             device=device,
         )
 
-    def _step(self, trajectory: Trajectory) -> Callable[..., Any]:
+    def _step_of(self, branch: Branch, trajectory: Trajectory, arguments: tuple[Any, ...]) -> Callable[..., Any]:
+        """The forward for a branch's next call: with guards for the first two, the second of which meets a state of our own.
+
+        Adapters are switched and rescaled between steps, by callbacks too, so a transformer that has some keeps its guards.
+        """
+        branch.calls += 1
+        if branch.calls <= _GUARDED_CALLS or getattr(self._transformer, "peft_config", None):
+            return self._step(trajectory)
+        if branch.settled is None:
+            branch.settled = self._step(trajectory).without_guards(*arguments)
+        return branch.settled
+
+    def _step(self, trajectory: Trajectory) -> CompiledStep:
         """The forward for the trajectory's scheduler and attention backend, compiled once for each."""
         key = (trajectory.corrects, trajectory.kernel_name)
         if key not in self._steps:
             self._steps[key] = self._build(trajectory.corrects)
         return self._steps[key]
 
-    def _build(self, corrects: bool) -> Callable[..., Any]:
+    def _build(self, corrects: bool) -> CompiledStep:
         transformer, kernel = self._transformer, flux.attention_kernel(self._transformer)
         config = dataclasses.replace(self.config, correction=corrects)
         writer = history_writer(self.options)
@@ -312,22 +289,8 @@ class Runtime:
         def uncached(inputs: Any) -> Any:
             return full_forward(transformer, inputs, architecture=flux.FLUX, kernel=kernel)
 
-        function = _fresh_code(uncached if config.policy == "none" else step)  # pyright: ignore[reportArgumentType]
-        if not self.options.enabled:
-            return function
-        compiled = self._compiler(
-            function,
-            fullgraph=True,
-            backend=self.options.backend,
-            dynamic=self.options.dynamic,
-            **self.options.tuning(),
-        )
-        if self.options.dynamic:
-            compiled = _with_static_floats(compiled)
-        if not self.options.uses_cuda_graphs:
-            return compiled
-        # The next call overwrites what this one returns.
-        return lambda *args: pytree.tree_map_only(Tensor, torch.clone, compiled(*args))
+        function: Any = uncached if config.policy == "none" else step
+        return CompiledStep(function, self._compiler, self.options)
 
 
 def write_newest(history: Tensor, newest: Tensor, refresh: Tensor) -> None:
@@ -336,16 +299,6 @@ def write_newest(history: Tensor, newest: Tensor, refresh: Tensor) -> None:
     Cached steps then touch the history by reading it once.
     """
     history.copy_(forecast.push(history, newest, refresh))
-
-
-def _with_static_floats(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Call with Python numbers as constants: `dynamic=True` makes symbols of a module's eps, and torch.cond takes none."""
-
-    def call(*args: Any) -> Any:
-        with torch._dynamo.config.patch(specialize_float=True):
-            return function(*args)
-
-    return call
 
 
 def history_writer(options: CompileOptions) -> HistoryWriter | None:

@@ -39,11 +39,15 @@ class Branch:
     Attributes:
         state: the present value.
         velocity: its velocity at the trajectory's first step; dropped once the guidance scale is known.
+        calls: how many there were.
+        settled: the compiled step without guards, once they have been checked often enough.
 
     """
 
     state: CacheState
     velocity: Tensor | None = None
+    calls: int = 0
+    settled: Callable[..., Any] | None = None
 
 
 @dataclass

@@ -14,13 +14,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
 
 import afcache
 from afcache import CacheConfig
+from afcache.compiled import CompileOptions
 from afcache.functional import forecast
 from afcache.functional.architecture import Architecture
 from afcache.functional.attention import scaled_dot_product_attention
@@ -30,41 +30,14 @@ from afcache.functional.step import cached_forward
 from afcache.initial import init_state, solo
 from afcache.models import flux
 from afcache.plans import schedule_steps
-from afcache.runtime import CompileOptions, write_newest
+from afcache.runtime import write_newest
 from bench.recording import table, write_result
+from bench.subjects import TEXT_TOKENS, draw_random, make_pipeline, make_transformer
 
-TEXT_TOKENS = 64
 STEPS = 28
 WARMUP = 2
 _FORECAST = "forecast (one row over the history)"
 _MACHINERY = "machinery with an empty model"
-
-
-def make_transformer(*, dim: int, double: int, single: int) -> Any:
-    """FLUX with random weights."""
-    torch.manual_seed(0)
-    head_dim = 64 if dim >= 512 else 32
-    rotary = (8, 28, 28) if head_dim == 64 else (4, 14, 14)
-    return FluxTransformer2DModel(
-        num_layers=double,
-        num_single_layers=single,
-        attention_head_dim=head_dim,
-        num_attention_heads=dim // head_dim,
-        axes_dims_rope=rotary,
-        in_channels=64,
-        joint_attention_dim=dim,
-        pooled_projection_dim=dim,
-        guidance_embeds=True,
-    ).eval()
-
-
-def make_pipeline(transformer: Any) -> Any:
-    """A real FluxPipeline around it, without text encoders and decoder: the loop users run."""
-    scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0)
-    parts = dict.fromkeys(("vae", "text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2"))
-    pipe = FluxPipeline(scheduler=scheduler, transformer=transformer, **parts)  # pyright: ignore[reportArgumentType]
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
 
 
 class Stopwatch:
@@ -83,35 +56,11 @@ class Stopwatch:
         self.seconds.append(time.perf_counter() - self._started)
 
 
-class Drawn(NamedTuple):
-    """Latents, and seconds of the whole pipeline."""
-
-    latents: torch.Tensor
-    seconds: float
-
-
-def draw(pipe: Any, tokens: int, *, true_cfg_scale: float = 1.0) -> Drawn:
-    """Sample once, always the same; a guidance scale above 1 adds a negative prompt."""
-    dim = pipe.transformer.config.joint_attention_dim
-    side = int(tokens**0.5) * 16
-    generator = torch.Generator().manual_seed(0)
-    prompt = torch.randn(1, TEXT_TOKENS, dim, generator=generator)
-    pooled = torch.randn(1, dim, generator=generator)
-    guided: dict[str, Any] = {}
-    if true_cfg_scale > 1:
-        guided = {"negative_prompt_embeds": -prompt, "negative_pooled_prompt_embeds": -pooled, "true_cfg_scale": true_cfg_scale}
+def time_image(pipe: Any, tokens: int) -> float:
+    """Seconds of the whole pipeline for one image, always the same."""
     started = time.perf_counter()
-    latents = pipe(
-        prompt_embeds=prompt.to(pipe.device),
-        pooled_prompt_embeds=pooled.to(pipe.device),
-        height=side,
-        width=side,
-        num_inference_steps=STEPS,
-        generator=generator,
-        output_type="latent",
-        **guided,
-    ).images
-    return Drawn(latents, time.perf_counter() - started)
+    draw_random(pipe, tokens, steps=STEPS)
+    return time.perf_counter() - started
 
 
 def forced(interval: int) -> CacheConfig:
@@ -132,7 +81,7 @@ def measure_steps(tokens: int, intervals: list[int], rounds: int) -> list[dict[s
     for pipe, interval in zip(pipes[1:], intervals, strict=True):
         afcache.compile_pipeline(pipe, forced(interval))
     for pipe in pipes:
-        draw(pipe, tokens)
+        time_image(pipe, tokens)
     totals: list[list[float]] = [[] for _ in pipes]
     for watch in watches:
         watch.seconds.clear()
@@ -140,7 +89,7 @@ def measure_steps(tokens: int, intervals: list[int], rounds: int) -> list[dict[s
         # Whoever comes first in one round comes later in the next.
         for i in range(len(pipes)):
             index = (i + r) % len(pipes)
-            totals[index].append(draw(pipes[index], tokens).seconds)
+            totals[index].append(time_image(pipes[index], tokens))
     plain = watches[0].seconds
     rows = []
     for i, interval in enumerate(intervals, start=1):

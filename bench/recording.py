@@ -31,7 +31,15 @@ def environment() -> dict[str, Any]:
     }
 
 
-def write_result(name: str, title: str, rows: list[dict[str, Any]], *, notes: list[str], folder: Path = RESULTS) -> Path:
+def write_result(
+    name: str,
+    title: str,
+    rows: list[dict[str, Any]],
+    *,
+    notes: list[str],
+    folder: Path = RESULTS,
+    shown: list[dict[str, Any]] | None = None,
+) -> Path:
     """Write `name.md` and `name.json`; return the table's path.
 
     Args:
@@ -40,12 +48,13 @@ def write_result(name: str, title: str, rows: list[dict[str, Any]], *, notes: li
         rows: the table, one dict a row, all with the same keys; floats are shown with three digits.
         notes: what a reader must know, one line each.
         folder: where to.
+        shown: rows of the readable table, if they are others than the JSON's.
 
     """
     folder.mkdir(parents=True, exist_ok=True)
     facts = environment()
     (folder / f"{name}.json").write_text(json.dumps({**facts, "notes": notes, "rows": rows}, indent=2) + "\n")
-    lines = [f"# {title}", "", *(f"- {key}: {value}" for key, value in facts.items()), "", *notes, "", table(rows), ""]
+    lines = [f"# {title}", "", *(f"- {key}: {value}" for key, value in facts.items()), "", *notes, "", table(shown or rows), ""]
     path = folder / f"{name}.md"
     path.write_text("\n".join(lines))
     return path

@@ -29,3 +29,11 @@ def pipe(mini_flux):
     mini_flux.to(torch.float32)
     if "_afcache" in mini_flux.transformer.__dict__:
         afcache.restore_pipeline(mini_flux)
+
+
+@pytest.fixture
+def own() -> FluxPipeline:
+    """A pipeline of the test's own, to be changed for good."""
+    pipe = afcache.load_mini_flux()
+    pipe.set_progress_bar_config(disable=True)
+    return pipe

@@ -4,6 +4,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from diffusers import FluxPipeline
+from peft import LoraConfig, get_peft_model_state_dict
 
 import afcache
 from afcache import CacheConfig
@@ -34,3 +36,13 @@ def sample(
 
 def largest_difference(first: np.ndarray, second: np.ndarray) -> float:
     return float(np.abs(first.astype(np.float64) - second).max())
+
+
+def make_lora(folder: Any) -> None:
+    """Save a LoRA over a copy of the transformer that changes its images visibly."""
+    pipe = afcache.load_mini_flux()
+    pipe.transformer.add_adapter(
+        LoraConfig(r=4, lora_alpha=8, target_modules=["to_q", "to_v", "proj_mlp"], init_lora_weights=False)
+    )
+    layers: Any = get_peft_model_state_dict(pipe.transformer)
+    FluxPipeline.save_lora_weights(folder, transformer_lora_layers=layers)

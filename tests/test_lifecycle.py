@@ -9,21 +9,12 @@ import numpy as np
 import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, FluxImg2ImgPipeline, FluxPipeline
-from peft import LoraConfig
 
 import afcache
 from afcache import CacheConfig
-from tests.sampling import PROMPT, compiled, largest_difference, sample
+from tests.sampling import PROMPT, compiled, largest_difference, make_lora, sample
 
 pytestmark = pytest.mark.host
-
-
-@pytest.fixture
-def own() -> FluxPipeline:
-    """A pipeline of the test's own, to be changed for good."""
-    pipe = afcache.load_mini_flux()
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
 
 
 def assert_ours(pipe, steps: int = 12) -> None:
@@ -101,18 +92,6 @@ def test_save_and_reload_write_the_same_pipeline(own, tmp_path):
     assert np.array_equal(sample(reloaded, steps=12), expected)
 
 
-def make_lora(folder: Any) -> None:
-    """Save a LoRA over a copy of the transformer that changes its images visibly."""
-    pipe = afcache.load_mini_flux()
-    pipe.transformer.add_adapter(
-        LoraConfig(r=4, lora_alpha=8, target_modules=["to_q", "to_v", "proj_mlp"], init_lora_weights=False)
-    )
-    from peft import get_peft_model_state_dict
-
-    layers: Any = get_peft_model_state_dict(pipe.transformer)
-    FluxPipeline.save_lora_weights(folder, transformer_lora_layers=layers)
-
-
 def test_lora_loads_scales_fuses_and_unloads_after_compiling(own, tmp_path):
     make_lora(tmp_path)
     plain = sample(own, steps=12)
@@ -141,13 +120,18 @@ def test_lora_loads_scales_fuses_and_unloads_after_compiling(own, tmp_path):
 def test_lora_under_compilation_gives_no_stale_image(own, tmp_path):
     make_lora(tmp_path)
     plain = sample(own, steps=4)
-    own.load_lora_weights(tmp_path)
+    own.load_lora_weights(tmp_path, adapter_name="test")
     with_lora = sample(own, steps=4)
+    own.set_adapters("test", 0.5)
+    with_half = sample(own, steps=4)
+    assert largest_difference(with_half, with_lora) > 0.01
     own.unload_lora_weights()
     afcache.compile_pipeline(own, CacheConfig(tolerance=0.0), backend="aot_eager")
     assert largest_difference(sample(own, steps=4), plain) < 1e-4
-    own.load_lora_weights(tmp_path)
+    own.load_lora_weights(tmp_path, adapter_name="test")
     assert largest_difference(sample(own, steps=4), with_lora) < 1e-4
+    own.set_adapters("test", 0.5)
+    assert largest_difference(sample(own, steps=4), with_half) < 1e-4
     own.unload_lora_weights()
     assert largest_difference(sample(own, steps=4), plain) < 1e-4
 

@@ -1,0 +1,215 @@
+"""AFCache beside the compiled model, fewer steps and the real peers: same model, seeds and machine, one run.
+
+    python bench/compare_compiled.py --mini --quick          # every contender in a quarter of an hour
+    python bench/compare_compiled.py --mini                  # what bench/results holds; some hours
+    python bench/compare_compiled.py --random small          # what cached steps cost; quality is not compared
+    python bench/compare_compiled.py --random medium --patterns bench/results/compare_mini_cpu_202611.json
+    python bench/compare_compiled.py --model black-forest-labs/FLUX.1-dev --dtype bfloat16
+    python bench/compare_compiled.py --check                 # README's numbers against bench/results
+
+Every contender runs in a process of its own, with a fresh pipeline, compiled without any compilation cache. A few processes
+live at once, and with them always the uncached pipeline, eager and compiled; they draw one seed after the other in turns, so
+that every time is compared with one taken moments away. Install the peers with `pip install -c constraints.txt -e ".[bench]"`.
+"""
+
+import argparse
+import importlib.util
+import itertools
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+# Started as a file, Python looks for modules beside it; bench is found from one folder above.
+if __package__ in (None, ""):
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+import torch
+from tqdm import tqdm
+
+from bench import compare_report, readme_numbers
+from bench.contender_process import Drawn, Finished, Racer, Ready
+from bench.contenders import Contender, calibrate_magcache, contenders
+from bench.recording import table, write_result
+from bench.subjects import DTYPES, SIZES, Task, draw, load
+
+REFERENCES = ("eager", "compiled")
+# Refreshes of every contender on random weights, unless --patterns tells: two steps of warmup, then every fourth.
+PATTERN = "FF" + "...F" * 6 + ".."
+FIRST_SEED = 3000
+
+
+class Race(NamedTuple):
+    """All there is to know of one contender's run.
+
+    Attributes:
+        contender: who.
+        failure: what stopped it, or None.
+        ready, finished: what its process said at the start and at the end.
+        drawn: its images by seed.
+        rivals: times of the references on the same seeds, taken in the same turns: `{"eager": {seed: Drawn}, ...}`.
+
+    """
+
+    contender: Contender
+    failure: str | None
+    ready: Ready | None
+    finished: Finished | None
+    drawn: dict[int, Drawn]
+    rivals: dict[str, dict[int, Drawn]]
+
+
+def run(
+    task: Task, chosen: Sequence[Contender], seeds: Sequence[int], *, at_once: int, warm_up: int, logs: Path, limit: float
+) -> Iterator[Race]:
+    """Let the contenders race, `at_once` of them at a time beside the two references.
+
+    Args:
+        task: what everybody does.
+        chosen: who; the references are among them or added.
+        seeds: one image each.
+        at_once: processes beside the references'.
+        warm_up: processes that compile at the same time; 1 for honest first calls.
+        logs: folder for what the processes print.
+        limit: seconds for any answer.
+
+    """
+    logs.mkdir(parents=True, exist_ok=True)
+
+    def racer_of(contender: Contender) -> Racer:
+        return Racer(contender.name, task, seeds, logs / f"{contender.name.replace('/', '_')}.log", limit)
+
+    by_name = {contender.name: contender for contender in contenders()}
+    others = [contender for contender in chosen if contender.name not in REFERENCES]
+    batches = [others[i : i + at_once] for i in range(0, len(others), at_once)] or [[]]
+    references = {name: racer_of(by_name[name]) for name in REFERENCES}
+    ready = {name: racer.start() for name, racer in references.items()}
+    if failed := [racer for racer in references.values() if racer.failure]:
+        raise RuntimeError(f"the uncached pipeline itself failed ({failed[0].name}): {failed[0].failure}; see {logs}.")
+    first_times: dict[str, dict[int, Drawn]] = {}
+    with tqdm(total=len(others), unit="contender", smoothing=0) as bar:
+        for batch in batches:
+            bar.set_description(", ".join(contender.name for contender in batch)[:60])
+            racers = {contender.name: racer_of(contender) for contender in batch if _is_installed(contender)}
+            with ThreadPoolExecutor(warm_up) as pool:
+                ready |= dict(zip(racers, pool.map(Racer.start, racers.values()), strict=True))
+            times = _rounds({**references, **racers}, seeds)
+            rivals = {name: times[name] for name in REFERENCES}
+            first_times = first_times or rivals
+            for contender in batch:
+                racer = racers.get(contender.name)
+                finished = racer.finish() if racer else None
+                failure = racer.failure if racer else f"{contender.module} is not installed"
+                known = ready.get(contender.name)
+                yield Race(contender, failure, known, finished, times.get(contender.name, {}), rivals)
+            bar.update(len(batch))
+    for name, racer in references.items():
+        yield Race(by_name[name], None, ready[name], racer.finish(), first_times[name], first_times)
+
+
+def _rounds(racers: dict[str, Racer], seeds: Sequence[int]) -> dict[str, dict[int, Drawn]]:
+    """One image of every seed from everybody, in turns; whoever comes first in one round comes later in the next."""
+    names = list(racers)
+    drawn: dict[str, dict[int, Drawn]] = {name: {} for name in names}
+    for index, seed in enumerate(seeds):
+        first = index % len(names)
+        for name in names[first:] + names[:first]:
+            image = racers[name].draw(seed)
+            if image is not None:
+                drawn[name][seed] = image
+    return drawn
+
+
+def _is_installed(contender: Contender) -> bool:
+    return importlib.util.find_spec(contender.module) is not None
+
+
+def _task(arguments: argparse.Namespace) -> Task:
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = "mini" if arguments.mini else f"random:{arguments.random}" if arguments.random else arguments.model
+    task = Task(model, arguments.steps, arguments.resolution, arguments.dtype, device, backend=arguments.backend)
+    if not task.is_random:
+        pipe = load(task)
+        ratios = calibrate_magcache(pipe, task.steps, lambda: draw(pipe, task, FIRST_SEED - 1))
+        return task._replace(mag_ratios=ratios)
+    patterns = {"": (PATTERN * (task.steps // len(PATTERN) + 1))[: task.steps]}
+    if arguments.patterns:
+        rows = json.loads(arguments.patterns.read_text())["rows"]
+        patterns |= {row["contender"]: row["pattern"] for row in rows if len(row.get("pattern", "")) == task.steps}
+    return task._replace(patterns=patterns)
+
+
+def _choose(wanted: Sequence[str], *, is_quick: bool) -> list[Contender]:
+    everybody = contenders()
+    if wanted:
+        unknown = [name for name in wanted if not any(name in c.name for c in everybody)]
+        if unknown:
+            names = "\n  ".join(contender.name for contender in everybody)
+            raise SystemExit(f"--contenders must be parts of names; none has {unknown[0]!r}. There are:\n  {names}")
+        return [c for c in everybody if any(name in c.name for name in wanted)]
+    if not is_quick:
+        return everybody
+    # One knob of everything, the middle one.
+    groups = itertools.groupby(everybody, key=lambda c: (c.family, c.is_compiled))
+    chosen = []
+    for (family, _), members in groups:
+        group = list(members)
+        chosen += group if family == "AFCache" else [group[len(group) // 2]]
+    return chosen
+
+
+def main() -> None:
+    """Measure, print, and write tables, JSON and pictures."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--mini", action="store_true", help="mini-FLUX, which comes with the package")
+    what.add_argument("--random", choices=SIZES, help="random weights: the cost of cached steps, never quality")
+    what.add_argument("--model", help="a folder or hub id of a FLUX.1 pipeline")
+    what.add_argument("--check", action="store_true", help="check README's numbers against bench/results, and stop")
+    parser.add_argument("--steps", type=int, default=28)
+    parser.add_argument("--seeds", type=int, help="images per contender (default 24; 4 with --quick or --random)")
+    parser.add_argument("--contenders", nargs="+", default=[], help="parts of names (default: all)")
+    parser.add_argument("--resolution", type=int, help="pixels of a side")
+    parser.add_argument("--dtype", choices=DTYPES, default="float32")
+    parser.add_argument("--backend", default="inductor", help="of torch.compile")
+    parser.add_argument("--patterns", type=Path, help="JSON of a run on mini-FLUX: every contender refreshes as it did there")
+    parser.add_argument("--at-once", type=int, default=6, help="processes beside the two references'")
+    parser.add_argument("--quick", action="store_true", help="one knob of every contender, 4 images, two compile at a time")
+    parser.add_argument("--limit", type=float, default=1800, help="seconds that a contender may take for one answer")
+    parser.add_argument("--output", type=Path, default=None, help="folder (default: outputs/compare; bench/results: kept)")
+    arguments = parser.parse_args()
+    if arguments.check:
+        readme_numbers.check()
+        return
+    task = _task(arguments)
+    count = arguments.seeds or (4 if arguments.quick or task.is_random else 24)
+    seeds = range(FIRST_SEED, FIRST_SEED + count)
+    chosen = _choose(arguments.contenders, is_quick=arguments.quick)
+    output = arguments.output or Path("outputs/compare")
+    races = run(
+        task,
+        chosen,
+        seeds,
+        at_once=arguments.at_once,
+        warm_up=2 if arguments.quick else 1,
+        logs=output / "logs",
+        limit=arguments.limit,
+    )
+    order = [contender.name for contender in contenders()]
+    finished = sorted(races, key=lambda race: order.index(race.contender.name))
+    rows = [compare_report.row(race, task) for race in finished]
+    print(compare_report.heading(task, count))
+    shown = [compare_report.shown(row) for row in rows]
+    print(table(shown))
+    print("\n".join(compare_report.verdict(rows, task)))
+    name = f"compare_{task.model.replace(':', '_').replace('/', '_')}_{task.device}_202611"
+    notes = compare_report.notes(task, count, is_quick=arguments.quick)
+    write_result(name, compare_report.heading(task, count), rows, notes=notes, folder=output, shown=shown)
+    compare_report.draw_pictures(rows, task, output / name)
+    print(f"written to {output}/: {name}.md, {name}.json and pictures")
+
+
+if __name__ == "__main__":
+    main()
