@@ -1,7 +1,7 @@
 """AFCache beside the compiled model, fewer steps and the real peers: same model, seeds and machine, one run.
 
     python bench/compare_compiled.py --mini --quick          # every contender in a quarter of an hour
-    python bench/compare_compiled.py --mini                  # what bench/results holds; some hours
+    python bench/compare_compiled.py --mini                  # every knob: what bench/results holds; an hour
     python bench/compare_compiled.py --random small          # what cached steps cost; quality is not compared
     python bench/compare_compiled.py --random medium --patterns bench/results/compare_mini_cpu_202611.json
     python bench/compare_compiled.py --model black-forest-labs/FLUX.1-dev --dtype bfloat16
@@ -16,6 +16,7 @@ import argparse
 import importlib.util
 import itertools
 import json
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -25,8 +26,11 @@ from typing import NamedTuple
 # Started as a file, Python looks for modules beside it; bench is found from one folder above.
 if __package__ in (None, ""):
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
+# Start-up warnings of other libraries tell a reader of this table nothing; the contenders' own words go to their logs.
+os.environ["TRANSFORMERS_VERBOSITY"] = "error"
 
 import torch
+from diffusers.utils import logging
 from tqdm import tqdm
 
 from bench import compare_report, readme_numbers
@@ -151,12 +155,12 @@ def _choose(wanted: Sequence[str], *, is_quick: bool) -> list[Contender]:
         return [c for c in everybody if any(name in c.name for name in wanted)]
     if not is_quick:
         return everybody
-    # One knob of everything, the middle one.
+    # One knob of every peer, in the middle.
     groups = itertools.groupby(everybody, key=lambda c: (c.family, c.is_compiled))
     chosen = []
     for (family, _), members in groups:
         group = list(members)
-        chosen += group if family == "AFCache" else [group[len(group) // 2]]
+        chosen += group if family == "AFCache" else [group[(len(group) - 1) // 2]]
     return chosen
 
 
@@ -183,6 +187,7 @@ def main() -> None:
     if arguments.check:
         readme_numbers.check()
         return
+    logging.disable_progress_bar()
     task = _task(arguments)
     count = arguments.seeds or (4 if arguments.quick or task.is_random else 24)
     seeds = range(FIRST_SEED, FIRST_SEED + count)
@@ -207,6 +212,11 @@ def main() -> None:
     name = f"compare_{task.model.replace(':', '_').replace('/', '_')}_{task.device}_202611"
     notes = compare_report.notes(task, count, is_quick=arguments.quick)
     write_result(name, compare_report.heading(task, count), rows, notes=notes, folder=output, shown=shown)
+    if not task.is_random:
+        best = compare_report.quality_rows(rows)
+        write_result(
+            f"{name}_fastest", "Fastest at equal quality, over the compiled pipeline", best, notes=notes, folder=output
+        )
     compare_report.draw_pictures(rows, task, output / name)
     print(f"written to {output}/: {name}.md, {name}.json and pictures")
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 import afcache
+from bench.laboratory import Point, speed_at
 from bench.subjects import Task
 
 if TYPE_CHECKING:
@@ -131,6 +132,11 @@ def _optional(facts: dict[str, Any], key: str, format_: str) -> str:
     return format(facts[key], format_) if facts.get(key) is not None else "-"
 
 
+def _decibels(psnr: float | None) -> str:
+    """Rounding of float32 alone gives well over 100 dB."""
+    return "-" if psnr is None else f"{psnr:.1f}" if psnr < 100 else "> 100"
+
+
 _COLUMNS: dict[str, Any] = {
     "contender": lambda f: f["contender"],
     "seconds": lambda f: f"{f['seconds']:.3f} ({f['seconds_spread'][0]:.3f} to {f['seconds_spread'][1]:.3f})",
@@ -139,8 +145,8 @@ _COLUMNS: dict[str, Any] = {
     "fewer blocks": lambda f: f"{f['fewer_block_evaluations']:.2f}x",
     "efficiency": lambda f: f"{f['efficiency']:.2f}",
     "of the transformer": lambda f: f"{f['transformer_efficiency']:.2f}",
-    "PSNR": lambda f: _optional(f, "psnr", ".1f"),
-    "worst": lambda f: _optional(f, "psnr_worst", ".1f"),
+    "PSNR": lambda f: _decibels(f.get("psnr")),
+    "worst": lambda f: _decibels(f.get("psnr_worst")),
     "SSIM": lambda f: _optional(f, "ssim", ".4f"),
     "LPIPS": lambda f: _optional(f, "lpips", ".4f"),
     "first call (s)": lambda f: f"{f['first_call_seconds']:.1f}",
@@ -150,23 +156,49 @@ _COLUMNS: dict[str, Any] = {
 
 
 def verdict(rows: list[dict[str, Any]], task: Task) -> list[str]:
-    """Who is fastest among those that reach a quality; of random weights, what cached steps cost."""
-    measured = [facts for facts in rows if "seconds" in facts]
+    """Who is fastest over the compiled pipeline among those that reach a quality; of random weights, what is not compared."""
     if task.is_random:
         return ["Random weights: this compares what steps cost, and says nothing about quality."]
     lines = []
-    for quality in _QUALITIES:
-        good = [facts for facts in measured if facts["psnr"] >= quality and facts["kind"] != "reference"]
-        ours = max((f for f in good if f["kind"] == "ours"), key=_speed, default=None)
-        peer = max((f for f in good if f["kind"] == "peer"), key=_speed, default=None)
-        if ours is None or peer is None:
-            lines.append(
-                f"at {quality} dB or better: {_named(ours) or 'AFCache does not reach it'}; peers: {_named(peer) or 'none'}"
-            )
-            continue
-        ratio = _speed(ours) / _speed(peer)
-        lines.append(f"at {quality} dB or better: {_named(ours)}; fastest peer: {_named(peer)}; {ratio:.2f} times as fast")
+    for facts in quality_rows(rows):
+        line = f"at {facts['PSNR at least']} dB or better: AFCache {facts['AFCache']}; peers {facts['fastest peer']}"
+        if facts["ratio"] is not None:
+            line += f", AFCache {facts['ratio']:.2f} times as fast"
+        lines.append(f"{line}; fewer steps {facts['fewer steps']}")
     return lines
+
+
+def quality_rows(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The fastest contender of each kind that reaches a quality; and what interpolating between knobs gives the families."""
+    measured = [facts for facts in rows if "psnr" in facts and facts["kind"] != "reference"]
+    found = []
+    for quality in _QUALITIES:
+        best = {
+            kind: max((f for f in measured if f["psnr"] >= quality and f["kind"] == kind), key=_speed, default=None)
+            for kind in ("ours", "peer", "control")
+        }
+        ours, peer = best["ours"], best["peer"]
+        found.append(
+            {
+                "PSNR at least": quality,
+                "AFCache": _named(ours),
+                "fastest peer": _named(peer),
+                "fewer steps": _named(best["control"]),
+                "ratio": _speed(ours) / _speed(peer) if ours and peer else None,
+                "interpolated": _interpolated(measured, quality),
+            }
+        )
+    return found
+
+
+def _interpolated(rows: list[dict[str, Any]], quality: float) -> dict[str, float]:
+    """Compiled families' speed over the compiled pipeline where their curve meets the quality; 1: it does not."""
+    curves: dict[str, list[Point]] = {}
+    for facts in rows:
+        if facts["is_compiled"]:
+            point = Point(_speed(facts), (facts["psnr"],), flops=0.0, ssim=facts["ssim"], accuracy=0.0)
+            curves.setdefault(facts["family"], []).append(point)
+    return {family: round(speed_at(points, quality), 3) for family, points in curves.items()}
 
 
 def _speed(facts: dict[str, Any]) -> float:
@@ -174,7 +206,7 @@ def _speed(facts: dict[str, Any]) -> float:
 
 
 def _named(facts: dict[str, Any] | None) -> str:
-    return f"{facts['contender']} ({_speed(facts):.2f}x at {facts['psnr']:.1f} dB)" if facts else ""
+    return f"{_speed(facts):.2f}x ({facts['contender']}, {facts['psnr']:.1f} dB)" if facts else "none"
 
 
 def notes(task: Task, images: int, *, is_quick: bool) -> list[str]:

@@ -88,32 +88,34 @@ def _fewer_steps() -> list[Contender]:
 
 
 def _ours() -> list[Contender]:
-    def enable(pipe: Any, task: Task, *, preset: str) -> None:
+    def enable(pipe: Any, task: Task, *, settings: dict[str, Any]) -> None:
         del task
-        afcache.compile_pipeline(pipe, preset=preset, compile=False)
+        afcache.compile_pipeline(pipe, compile=False, **settings)
 
     def force(pipe: Any, pattern: str) -> None:
         steps = tuple(index for index, kind in enumerate(pattern) if kind == "F")
-        config = dataclasses.replace(afcache.PRESETS["balanced"], policy="planned", warmup_steps=2, refresh_steps=steps)
+        config = dataclasses.replace(afcache.PRESETS["balanced"], policy="planned", refresh_steps=steps)
         afcache.compile_pipeline(pipe, config, compile=False)
 
-    def recompile(pipe: Any, task: Task) -> None:
+    def compile_the_same(pipe: Any, task: Task) -> None:
         config = pipe.transformer._afcache.config
         afcache.restore_pipeline(pipe)
         afcache.compile_pipeline(pipe, config, backend=task.backend)
 
+    choices: dict[str, dict[str, Any]] = {preset: {"preset": preset} for preset in afcache.PRESETS}
+    choices["tolerance 0.064"] = {"tolerance": 0.064}
     return [
         Contender(
-            f"AFCache {preset}" + (", compiled" if is_compiled else ""),
+            f"AFCache {name}" + (", compiled" if is_compiled else ""),
             "AFCache",
             "ours",
             is_compiled,
-            partial(enable, preset=preset),
-            recompile if is_compiled else None,
+            partial(enable, settings=settings),
+            compile_the_same if is_compiled else None,
             force,
         )
         for is_compiled in (False, True)
-        for preset in afcache.PRESETS
+        for name, settings in choices.items()
     ]
 
 
