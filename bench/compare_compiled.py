@@ -21,7 +21,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 # Started as a file, Python looks for modules beside it; bench is found from one folder above.
 if __package__ in (None, ""):
@@ -145,7 +145,7 @@ def _task(arguments: argparse.Namespace) -> Task:
     return task._replace(patterns=patterns)
 
 
-def _choose(wanted: Sequence[str], *, is_quick: bool) -> list[Contender]:
+def _choose(wanted: Sequence[str], *, of_each: Literal["every knob", "one knob", "one pattern"]) -> list[Contender]:
     everybody = contenders()
     if wanted:
         unknown = [name for name in wanted if not any(name in c.name for c in everybody)]
@@ -153,14 +153,14 @@ def _choose(wanted: Sequence[str], *, is_quick: bool) -> list[Contender]:
             names = "\n  ".join(contender.name for contender in everybody)
             raise SystemExit(f"--contenders must be parts of names; none has {unknown[0]!r}. There are:\n  {names}")
         return [c for c in everybody if any(name in c.name for name in wanted)]
-    if not is_quick:
+    if of_each == "every knob":
         return everybody
-    # One knob of every peer, in the middle.
-    groups = itertools.groupby(everybody, key=lambda c: (c.family, c.is_compiled))
+    # One knob of every peer, in the middle; where refreshes are forced, one contender of every family.
     chosen = []
-    for (family, _), members in groups:
+    for family, members in itertools.groupby(everybody, key=lambda c: (c.family, c.is_compiled)):
         group = list(members)
-        chosen += group if family == "AFCache" else [group[(len(group) - 1) // 2]]
+        is_ours = family[0] == "AFCache" and of_each == "one knob"
+        chosen += group if is_ours else [group[(len(group) - 1) // 2]]
     return chosen
 
 
@@ -191,7 +191,9 @@ def main() -> None:
     task = _task(arguments)
     count = arguments.seeds or (4 if arguments.quick or task.is_random else 24)
     seeds = range(FIRST_SEED, FIRST_SEED + count)
-    chosen = _choose(arguments.contenders, is_quick=arguments.quick)
+    forces_one_pattern = task.is_random and not arguments.patterns
+    of_each = "one pattern" if forces_one_pattern else "one knob" if arguments.quick else "every knob"
+    chosen = _choose(arguments.contenders, of_each=of_each)
     output = arguments.output or Path("outputs/compare")
     races = run(
         task,

@@ -89,6 +89,26 @@ class StepClock:
         self._started = time.perf_counter()
 
 
+def count_evaluations(transformer: Any, clock: StepClock, steps: int, sample: Callable[[], Any]) -> list[float]:
+    """Share of the block evaluations at each step of an eager image, counted where they happen, whoever skips them.
+
+    An attention counts half a block, and so does an MLP.
+    """
+    blocks = [*transformer.transformer_blocks, *transformer.single_transformer_blocks]
+    counts = [0] * steps
+
+    def count(module: Any, args: Any) -> None:
+        del module, args
+        counts[len(clock.seconds)] += 1
+
+    halves = [(block.attn.to_q, block.ff.net[0].proj if hasattr(block, "ff") else block.proj_mlp) for block in blocks]
+    hooks = [module.register_forward_pre_hook(count) for pair in halves for module in pair]
+    sample()
+    for hook in hooks:
+        hook.remove()
+    return [number / (2 * len(blocks)) for number in counts]
+
+
 class _Session:
     def __init__(self, name: str, task: Task, seeds: Sequence[int]) -> None:
         import torch
@@ -116,10 +136,7 @@ class _Session:
 
     def _enable(self) -> None:
         contender, patterns = self._contender, self._task.patterns
-        if patterns is None or contender.kind in ("reference", "control"):
-            contender.enable(self._pipe, self._task)
-        elif contender.force is None:
-            # Its schedule is its own, and the same for every content.
+        if patterns is None or contender.force is None:
             contender.enable(self._pipe, self._task)
         else:
             contender.force(self._pipe, patterns.get(contender.name, patterns[""]))
@@ -132,23 +149,11 @@ class _Session:
         return self._counters["stats"]["unique_graphs"]
 
     def _count(self, seed: int) -> list[float]:
-        """Share of the block evaluations at each step, counted where they happen."""
         from bench.subjects import draw
 
-        transformer = self._pipe.transformer
-        blocks = [*transformer.transformer_blocks, *transformer.single_transformer_blocks]
-        counts = [0.0] * self.steps
-
-        def count(module: Any, args: Any) -> None:
-            del module, args
-            counts[len(self._clock.seconds)] += 0.5 / len(blocks)
-
-        halves = [(block.attn.to_q, block.ff.net[0].proj if hasattr(block, "ff") else block.proj_mlp) for block in blocks]
-        hooks = [module.register_forward_pre_hook(count) for pair in halves for module in pair]
-        draw(self._pipe, self._task, seed, steps=self.steps)
-        for hook in hooks:
-            hook.remove()
-        return counts
+        return count_evaluations(
+            self._pipe.transformer, self._clock, self.steps, lambda: draw(self._pipe, self._task, seed, steps=self.steps)
+        )
 
     def draw(self, seed: int) -> Drawn:
         from bench.subjects import draw

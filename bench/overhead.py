@@ -248,6 +248,7 @@ CONTENDERS = {
 def measure_compilation(blocks: list[tuple[int, int]], contenders: list[str], backend: str) -> Iterator[dict[str, Any]]:
     """Seconds of the first call, in a process of its own, without caches."""
     for double, single in blocks:
+        seconds: dict[str, float] = {}
         for contender in contenders:
             arguments = ["first-call", "--contender", contender, "--blocks", str(double), str(single), "--backend", backend]
             result = subprocess.run(
@@ -257,13 +258,15 @@ def measure_compilation(blocks: list[tuple[int, int]], contenders: list[str], ba
                 check=False,
             )
             lines = result.stdout.strip().splitlines()
+            is_measured = result.returncode == 0 and bool(lines)
+            if is_measured:
+                seconds[contender] = float(lines[-1])
             yield {
                 "blocks": double + single,
                 "contender": contender,
                 "backend": backend,
-                "first call (s)": float(lines[-1])
-                if result.returncode == 0 and lines
-                else result.stderr.strip().splitlines()[-1],
+                "first call (s)": seconds[contender] if is_measured else result.stderr.strip().splitlines()[-1],
+                "of the plain model's": seconds[contender] / seconds["plain"] if {contender, "plain"} <= set(seconds) else "-",
             }
 
 

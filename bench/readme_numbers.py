@@ -1,7 +1,8 @@
 """Every measured number of README.md must stand in a result file that its section links to.
 
-A section is what lies between two headings. Measured are numbers with a unit (x, %, dB, s, ms, MiB) and numbers with decimals;
-code, but not what a program printed, is left out. Sections that link to no results may hold no such number with a unit.
+A section is what lies between two headings. Measured are numbers with a unit (x, %, dB, s, ms, MiB) and numbers with
+decimals; code, but not what a program printed, is left out, and so are versions. Sections that link to no results may hold no
+such number with a unit.
 """
 
 import json
@@ -65,7 +66,7 @@ def _sections(text: str) -> Iterator[list[tuple[int, str]]]:
 
 def _claims(section: list[tuple[int, str]]) -> Iterator[Claim]:
     for number, line in section:
-        prose = re.sub(r"`[^`]*`|\]\([^)]*\)|https?://\S+", " ", line)
+        prose = re.sub(r"`[^`]*`|\]\([^)]*\)|https?://\S+|(?:Python|torch|inductor) \d+\.\d+", " ", line)
         for match in _TOKEN.finditer(prose):
             yield Claim(match[1], match[2] or "", number)
 

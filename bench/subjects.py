@@ -32,7 +32,12 @@ class Size(NamedTuple):
     tokens: int
 
 
-SIZES = {"small": Size(512, 4, 8, 256), "medium": Size(768, 6, 12, 576), "flux1": Size(3072, 19, 38, 4096)}
+SIZES = {
+    "tiny": Size(64, 1, 2, 16),
+    "small": Size(512, 4, 8, 256),
+    "medium": Size(768, 6, 12, 576),
+    "flux1": Size(3072, 19, 38, 4096),
+}
 
 
 class Task(NamedTuple):
@@ -95,7 +100,8 @@ def make_pipeline(transformer: Any) -> Any:
 def load(task: Task) -> Any:
     """A fresh pipeline on the task's device."""
     if task.model == "mini":
-        return mini_sampling.load().to(task.device, _DTYPES[task.dtype])
+        pipe = mini_sampling.load()
+        return pipe if (task.device, task.dtype) == ("cpu", "float32") else pipe.to(task.device, _DTYPES[task.dtype])
     if task.is_random:
         size = SIZES[task.model.removeprefix("random:")]
         with torch.device(task.device):

@@ -2,6 +2,7 @@ import math
 
 import numpy as np
 import pytest
+from skimage.metrics import structural_similarity
 
 from afcache.metrics import psnr, ssim
 
@@ -35,3 +36,10 @@ def test_psnr_refuses_different_shapes():
 def test_ssim_is_one_for_equal_and_small_for_unrelated_images():
     assert ssim(noise(0), noise(0)) == pytest.approx(1.0)
     assert abs(ssim(noise(0), noise(1))) < 0.1
+
+
+def test_ssim_is_scikit_images():
+    image, reference = noise(0), (noise(0).astype(int) + noise(1)) // 2
+    reference = reference.astype(np.uint8)
+    expected = structural_similarity(image, reference, channel_axis=-1, data_range=255)
+    assert ssim(image, reference) == pytest.approx(float(expected), abs=1e-9)  # pyright: ignore[reportArgumentType]

@@ -1,0 +1,42 @@
+"""The README's first command as a newcomer runs it: in a fresh clone, with a new environment; what it prints is kept.
+
+python -m bench.fresh_clone
+"""
+
+import shutil
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+
+from bench.recording import RESULTS, write_result
+
+COMMAND = "./run_afcache.sh"
+
+
+def main() -> None:
+    """Clone, run, and write bench/results."""
+    with tempfile.TemporaryDirectory() as folder:
+        subprocess.run(["git", "clone", "--quiet", ".", folder], check=True)
+        started = time.perf_counter()
+        result = subprocess.run([COMMAND], cwd=folder, stdout=subprocess.PIPE, text=True, check=True)
+        seconds = time.perf_counter() - started
+        shutil.copy(Path(folder) / "outputs" / "compare.png", RESULTS / "run_afcache_compare.png")
+    print(result.stdout)
+    write_result(
+        "run_afcache_cpu_202611",
+        f"{COMMAND} in a fresh clone",
+        [{"command": COMMAND, "seconds, set-up included": seconds}],
+        notes=[
+            "Wall clock is the median of 3 images, in turns, after warm-up.",
+            "",
+            "```",
+            *result.stdout.splitlines(),
+            "```",
+            "",
+        ],
+    )
+
+
+if __name__ == "__main__":
+    main()
