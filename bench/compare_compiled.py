@@ -40,6 +40,7 @@ from bench.recording import table, write_result
 from bench.subjects import DTYPES, SIZES, Task, draw, load
 
 REFERENCES = ("eager", "compiled")
+OUTPUT = Path("outputs/compare")
 # Refreshes of every contender on random weights, unless --patterns tells: two steps of warmup, then every fourth.
 PATTERN = "FF" + "...F" * 6 + ".."
 FIRST_SEED = 3000
@@ -182,7 +183,7 @@ def main() -> None:
     parser.add_argument("--at-once", type=int, default=6, help="processes beside the two references'")
     parser.add_argument("--quick", action="store_true", help="one knob of every contender, 4 images, two compile at a time")
     parser.add_argument("--limit", type=float, default=1800, help="seconds that a contender may take for one answer")
-    parser.add_argument("--output", type=Path, default=None, help="folder (default: outputs/compare; bench/results: kept)")
+    parser.add_argument("--output", type=Path, default=OUTPUT, help=f"folder of the tables (default: {OUTPUT}; logs too)")
     arguments = parser.parse_args()
     if arguments.check:
         readme_numbers.check()
@@ -194,14 +195,14 @@ def main() -> None:
     forces_one_pattern = task.is_random and not arguments.patterns
     of_each = "one pattern" if forces_one_pattern else "one knob" if arguments.quick else "every knob"
     chosen = _choose(arguments.contenders, of_each=of_each)
-    output = arguments.output or Path("outputs/compare")
+    output = arguments.output
     races = run(
         task,
         chosen,
         seeds,
         at_once=arguments.at_once,
         warm_up=2 if arguments.quick else 1,
-        logs=output / "logs",
+        logs=OUTPUT / "logs",
         limit=arguments.limit,
     )
     order = [contender.name for contender in contenders()]
