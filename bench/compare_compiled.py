@@ -212,7 +212,7 @@ def main() -> None:
     shown = [compare_report.shown(row) for row in rows]
     print(table(shown))
     print("\n".join(compare_report.verdict(rows, task)))
-    name = f"compare_{task.model.replace(':', '_').replace('/', '_')}_{task.device}_202611"
+    name = f"compare_{Path(task.model.replace(':', '_')).name}_{task.device}_202611"
     notes = compare_report.notes(task, count, is_quick=arguments.quick)
     write_result(name, compare_report.heading(task, count), rows, notes=notes, folder=output, shown=shown)
     if not task.is_random:

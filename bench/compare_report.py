@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 import afcache
-from bench.laboratory import Point, speed_at
+from bench.curves import Point, speed_at
 from bench.subjects import Task
 
 if TYPE_CHECKING:

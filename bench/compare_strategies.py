@@ -23,7 +23,8 @@ import afcache
 from afcache import CacheConfig, policy
 from afcache.config import resolve_config
 from bench import mini_sampling
-from bench.laboratory import Laboratory, Point, Setting, speed_at, worst_at
+from bench.curves import Point, speed_at, worst_at
+from bench.laboratory import Laboratory, Setting
 from bench.recording import RESULTS, table, write_result
 
 SETTINGS = (Setting(28, 1.0), Setting(50, 1.0), Setting(28, 2.0), Setting(50, 2.0))

@@ -19,7 +19,8 @@ from typing import Any, NamedTuple
 
 from afcache import CacheConfig
 from afcache.config import PRESETS, tuned
-from bench.laboratory import Laboratory, Point, Setting, speed_at, worst_at
+from bench.curves import Point, speed_at, worst_at
+from bench.laboratory import Laboratory, Setting
 from bench.recording import RESULTS, table, write_result
 
 TOLERANCES = (0.004, 0.008, 0.016, 0.03, 0.06)

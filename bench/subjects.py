@@ -107,7 +107,7 @@ def load(task: Task) -> Any:
         with torch.device(task.device):
             transformer = make_transformer(dim=size.dim, double=size.double, single=size.single)
         return make_pipeline(transformer.to(_DTYPES[task.dtype])).to(task.device)
-    pipe = FluxPipeline.from_pretrained(task.model, torch_dtype=_DTYPES[task.dtype]).to(task.device)
+    pipe = FluxPipeline.from_pretrained(task.model, dtype=_DTYPES[task.dtype]).to(task.device)
     pipe.set_progress_bar_config(disable=True)
     return pipe
 

@@ -13,7 +13,8 @@ from afcache import CacheConfig, policy
 from afcache.functional.architecture import Part
 from afcache.models.flux import FLUX, PARTS
 from bench import closed_loop, compare_strategies
-from bench.laboratory import Laboratory, Point, Setting, block_flops, speed_at, worst_at
+from bench.curves import Point, speed_at, worst_at
+from bench.laboratory import Laboratory, Setting, block_flops
 from bench.mini_sampling import decode, draw, prepare
 from bench.search_policy import BASE
 from tests.sampling import largest_difference

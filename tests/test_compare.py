@@ -1,7 +1,6 @@
 """compare_compiled: what it counts, what it says, and that every contender is what its name says."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -193,19 +192,23 @@ def test_the_fastest_are_chosen_by_wall_clock_among_those_that_are_good_enough()
     assert "AFCache 1.33 times as fast" in lines[0]
 
 
-def test_one_command_from_end_to_end(tmp_path: Path):
-    """As a file, from another folder, on random weights of a size made for this test."""
+def compare(folder: Path, *arguments: str) -> tuple[str, dict[str, dict[str, Any]]]:
+    """Run the command as a file, from another folder; what it printed, and its rows by contender."""
     script = Path(__file__).parent.parent / "bench" / "compare_compiled.py"
-    arguments = ["--random", "tiny", "--steps", "6", "--seeds", "2", "--backend", "aot_eager", "--output", str(tmp_path)]
-    chosen = ["--contenders", "AFCache balanced", "regions", "ParaAttention 0.12, compiled"]
+    fixed = ["--seeds", "2", "--backend", "aot_eager", "--output", str(folder)]
     result = subprocess.run(
-        [sys.executable, str(script), *arguments, *chosen], capture_output=True, text=True, cwd=tmp_path, env={**os.environ}
+        [sys.executable, str(script), *arguments, *fixed], capture_output=True, text=True, cwd=folder, check=False
     )
     assert result.returncode == 0, result.stderr
-    assert "says nothing about quality" in result.stdout
-    assert "failed: TypeError" in result.stdout
-    stored = json.loads((tmp_path / "compare_random_tiny_cpu_202611.json").read_text())
-    rows = {row["contender"]: row for row in stored["rows"]}
+    (stored,) = (path for path in folder.glob("*.json") if "fastest" not in path.name)
+    return result.stdout, {row["contender"]: row for row in json.loads(stored.read_text())["rows"]}
+
+
+def test_random_weights_from_end_to_end(tmp_path: Path):
+    names = ("AFCache balanced", "regions", "ParaAttention 0.12, compiled")
+    printed, rows = compare(tmp_path, "--random", "tiny", "--steps", "6", "--contenders", *names)
+    assert "says nothing about quality" in printed
+    assert "failed: TypeError" in printed
     assert set(rows) == {
         "eager",
         "compiled",
@@ -218,3 +221,21 @@ def test_one_command_from_end_to_end(tmp_path: Path):
     assert rows["AFCache balanced, compiled"]["graphs"] == 1
     assert "psnr" not in rows["AFCache balanced"]
     assert (tmp_path / "compare_random_tiny_cpu_202611_time.png").stat().st_size > 10_000
+
+
+def test_somebodys_model_from_end_to_end(tmp_path: Path):
+    """A folder as `save_pretrained` writes it; afterwards every contender repeats its decisions on random weights."""
+    folder = str(afcache.mini_flux_folder())
+    names = ("AFCache fast", "diffusers MagCache 0.12")
+    arguments = ("--resolution", "32", "--steps", "8")
+    printed, rows = compare(tmp_path, "--model", folder, *arguments, "--contenders", *names)
+    assert "at 40 dB or better: AFCache" in printed
+    assert rows["compiled"]["psnr"] > 80
+    assert 15 < rows["AFCache fast, compiled"]["psnr"] < 100
+    assert list(tmp_path.glob("*_quality.png"))
+    (stored,) = (path for path in tmp_path.glob("*.json") if "fastest" not in path.name)
+    again = tmp_path / "again"
+    again.mkdir()
+    _, repeated = compare(again, "--random", "tiny", "--steps", "8", "--patterns", str(stored), "--contenders", *names)
+    for name in ("AFCache fast", "AFCache fast, compiled", "diffusers MagCache 0.12"):
+        assert repeated[name]["pattern"] == rows[name]["pattern"]
