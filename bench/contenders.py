@@ -244,7 +244,7 @@ def _diffusers() -> list[Contender]:
         )
         for is_compiled in (False, True)
         for family, enable, force, knobs in rules
-        for label, knob in (knobs if is_compiled else knobs[1:2])
+        for label, knob in (knobs if is_compiled else [knobs[(len(knobs) - 1) // 2]])
     ]
 
 

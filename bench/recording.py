@@ -22,7 +22,7 @@ def environment() -> dict[str, Any]:
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {os.cpu_count()} cores, {_processor()}"
     return {
         "commit": commit + (" with uncommitted changes" if changed else ""),
-        "command": " ".join(["python -m", _module(), *map(shlex.quote, sys.argv[1:])]),
+        "command": " ".join(["python", _started(), *map(shlex.quote, sys.argv[1:])]),
         "torch": torch.__version__,
         "diffusers": version("diffusers"),
         "python": platform.python_version(),
@@ -82,9 +82,10 @@ def _git(*arguments: str) -> str:
     return subprocess.run(["git", *arguments], capture_output=True, text=True, check=False).stdout.strip()
 
 
-def _module() -> str:
+def _started() -> str:
+    """What came after "python": a module, or a file."""
     spec = sys.modules["__main__"].__spec__
-    return spec.name if spec is not None else sys.argv[0]
+    return sys.argv[0] if spec is None else f"-m {spec.name}"
 
 
 def _processor() -> str:
