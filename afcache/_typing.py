@@ -13,8 +13,10 @@
 This file and those that use `typed` do without `from __future__ import annotations`: the checker needs real objects.
 """
 
+import contextlib
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 from typing import Any, ParamSpec, TypeVar
 
 import torch
@@ -50,8 +52,21 @@ GroupHistory = Float[Tensor, "groups batch img_seq dim"]
 Heads = Float[Tensor, "batch heads seq head_dim"]
 
 
+_is_unchecked: ContextVar[bool] = ContextVar("_is_unchecked", default=False)
+
+
+@contextlib.contextmanager
+def unchecked() -> Iterator[None]:
+    """Call raw functions inside the block, for arguments like those that were checked before."""
+    token = _is_unchecked.set(True)
+    try:
+        yield
+    finally:
+        _is_unchecked.reset(token)
+
+
 def typed(function: Callable[P, R]) -> Callable[P, R]:
-    """Check shapes and types in eager mode; call the raw function under torch.compile and torch.export.
+    """Check shapes and types in eager mode; call the raw function under torch.compile, torch.export and `unchecked`.
 
     Checked functions do not trace, so the two are kept side by side.
 
@@ -63,7 +78,7 @@ def typed(function: Callable[P, R]) -> Callable[P, R]:
 
     @functools.wraps(function)
     def dispatch(*args: P.args, **kwargs: P.kwargs) -> R:
-        if torch.compiler.is_compiling():
+        if torch.compiler.is_compiling() or _is_unchecked.get():
             return function(*args, **kwargs)
         return checked(*args, **kwargs)
 

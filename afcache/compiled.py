@@ -1,4 +1,7 @@
-"""How a step is compiled, and how it is called once it is: Dynamo's guards twice an image instead of at every step."""
+"""How a step is compiled, and how it is called once it is: checked twice an image instead of at every step.
+
+Compiled, the checks are Dynamo's guards; in eager mode they are the shape annotations of every function.
+"""
 
 import types
 from collections.abc import Callable
@@ -9,6 +12,8 @@ import torch
 from torch import Tensor
 from torch._dynamo.eval_frame import _debug_get_cache_entry_list
 from torch.utils import _pytree as pytree
+
+from afcache._typing import unchecked
 
 
 @dataclass(frozen=True)
@@ -69,23 +74,29 @@ class CompiledStep:
 
         A step has hundreds of guards, one for each module and parameter that the trace read, and checking them takes a third
         of a cached step. Within one image they give the same answer every time. The function reads weights anew at every
-        call; of anything else that changes it knows nothing.
+        call; of anything else that changes it knows nothing. Where nothing is compiled, it does without checking shapes.
 
         Args:
             args: of a call that is about to be made.
 
         Returns:
-            a function of arguments of the same metadata; this step itself where nothing is compiled, or nothing fits.
+            a function of arguments of the same metadata; this step itself where none of the compiled code fits.
 
         """
+        if not self._options.enabled:
+            return self._call_unchecked
         names = self._function.__code__.co_varnames[: self._function.__code__.co_argcount]
         cells = zip(self._function.__code__.co_freevars, self._function.__closure__ or (), strict=True)
         scope = {**dict(zip(names, args, strict=True)), **{name: cell.cell_contents for name, cell in cells}}
-        for entry in _debug_get_cache_entry_list(self._function.__code__) if self._options.enabled else []:
+        for entry in _debug_get_cache_entry_list(self._function.__code__):
             if entry.guard_manager.check(scope):
                 settled = _with_code(self._function, entry.code)
                 return lambda *args: self._own(settled(*args))
         return self
+
+    def _call_unchecked(self, *args: Any) -> Any:
+        with unchecked():
+            return self._function(*args)
 
     def _own(self, results: Any) -> Any:
         """Results in memory that the next call does not overwrite."""

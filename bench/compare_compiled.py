@@ -32,6 +32,7 @@ os.environ["TRANSFORMERS_VERBOSITY"] = "error"
 import torch
 from diffusers.utils import logging
 from tqdm import tqdm
+from transformers.utils import logging as transformers_logging
 
 from bench import compare_report, readme_numbers
 from bench.contender_process import Drawn, Finished, Racer, Ready
@@ -189,6 +190,7 @@ def main() -> None:
         readme_numbers.check()
         return
     logging.disable_progress_bar()
+    transformers_logging.disable_progress_bar()
     task = _task(arguments)
     count = arguments.seeds or (4 if arguments.quick or task.is_random else 24)
     seeds = range(FIRST_SEED, FIRST_SEED + count)

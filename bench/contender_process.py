@@ -222,10 +222,14 @@ class Racer:
     def finish(self) -> Finished | None:
         """End the process."""
         result = self._ask(None)
+        self._end()
+        return result
+
+    def _end(self) -> None:
+        """Let the process clean up after itself, but not for ever."""
         self._process.join(timeout=10)
         if self._process.is_alive():
             self._process.kill()
-        return result
 
     def _ask(self, message: int | None) -> Any:
         if self.failure is not None:
@@ -247,6 +251,6 @@ class Racer:
             answer = Failed(f"its process ended with code {self._process.exitcode}")
         if isinstance(answer, Failed):
             self.failure = answer.error
-            self._process.kill()
+            self._end()
             return None
         return answer

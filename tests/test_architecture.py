@@ -28,7 +28,7 @@ ALLOWED = {
     "functional": {"_typing", "config", "functional", "initial", "state"},
     "models": {"_typing", "config", "functional"},
     "trajectory": {"functional", "initial", "schedule", "state"},
-    "compiled": set(),
+    "compiled": {"_typing"},
     "runtime": {"compiled", "config", "functional", "initial", "models", "plans", "schedule", "state", "trajectory"},
     "pipeline": {"compiled", "config", "models", "runtime", "schedule"},
     "sampling": {"_typing", "config", "functional", "initial", "models", "plans", "state"},

@@ -4,9 +4,11 @@ from typing import Any
 
 import pytest
 import torch
+from jaxtyping import TypeCheckError
 from torch import Tensor, nn
 
 import afcache
+from afcache._typing import PerSample, typed
 from afcache.compiled import CompiledStep, CompileOptions
 from afcache.functional.branch import branch
 from tests.sampling import ADAPTIVE, largest_difference, make_lora, sample
@@ -60,9 +62,16 @@ def test_without_guards_finds_the_code_that_fits():
     assert step.without_guards(two.double(), yes) is step
 
 
-def test_what_is_not_compiled_has_no_guards():
-    step = make_step(Scaled(), CompileOptions(enabled=False))
-    assert step.without_guards(torch.ones(3), torch.tensor(True)) is step
+def test_what_is_not_compiled_checks_no_shapes_without_guards():
+    @typed
+    def total(x: PerSample) -> Tensor:
+        return x.sum()
+
+    step = CompiledStep(lambda x: total(x), torch.compile, CompileOptions(enabled=False))  # pyright: ignore[reportArgumentType]
+    square = torch.ones(2, 2)
+    assert step.without_guards(square)(square) == 4
+    with pytest.raises(TypeCheckError):
+        step(square)
 
 
 def test_results_do_not_lie_in_memory_that_the_next_call_overwrites():

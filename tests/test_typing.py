@@ -2,7 +2,7 @@ import pytest
 import torch
 from jaxtyping import TypeCheckError
 
-from afcache._typing import Heads, PerSample, typed
+from afcache._typing import Heads, PerSample, typed, unchecked
 
 
 @typed
@@ -17,6 +17,13 @@ def test_typed_accepts_matching_shapes():
 def test_typed_refuses_shapes_that_disagree_between_arguments():
     with pytest.raises(TypeCheckError, match="batch"):
         scale(torch.ones(2, 1, 3, 4), torch.ones(3))
+
+
+def test_checks_can_be_left_out_and_come_back():
+    with unchecked():
+        assert scale(torch.ones(2, 1, 3, 4), torch.ones(1)).sum() == 24
+    with pytest.raises(TypeCheckError):
+        scale(torch.ones(2, 1, 3, 4), torch.ones(1))
 
 
 def test_typed_traces_as_one_graph():
