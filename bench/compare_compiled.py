@@ -213,7 +213,7 @@ def main() -> None:
     print(compare_report.heading(task, count))
     shown = [compare_report.shown(row) for row in rows]
     print(table(shown))
-    print("\n".join(compare_report.verdict(rows, task)))
+    print("\n".join(compare_report.verdict(rows, task, is_quick=arguments.quick)))
     name = f"compare_{Path(task.model.replace(':', '_')).name}_{task.device}_202611"
     notes = compare_report.notes(task, count, is_quick=arguments.quick)
     write_result(name, compare_report.heading(task, count), rows, notes=notes, folder=output, shown=shown)

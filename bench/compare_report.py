@@ -155,11 +155,11 @@ _COLUMNS: dict[str, Any] = {
 }
 
 
-def verdict(rows: list[dict[str, Any]], task: Task) -> list[str]:
+def verdict(rows: list[dict[str, Any]], task: Task, *, is_quick: bool = False) -> list[str]:
     """Who is fastest over the compiled pipeline among those that reach a quality; of random weights, what is not compared."""
     if task.is_random:
         return ["Random weights: this compares what steps cost, and says nothing about quality."]
-    lines = []
+    lines = ["One knob of every peer: who is fastest at equal quality, a run without --quick tells."] if is_quick else []
     for facts in quality_rows(rows):
         line = f"at {facts['PSNR at least']} dB or better: AFCache {facts['AFCache']}; peers {facts['fastest peer']}"
         if facts["ratio"] is not None:
