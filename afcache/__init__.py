@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from afcache.initial import check_state, init_state
     from afcache.metrics import psnr, ssim
     from afcache.models.flux import FluxInputs
+    from afcache.parallel import ParallelConfig
     from afcache.pipeline import compile_pipeline, restore_pipeline, uncached
     from afcache.policies import POLICIES, policy
     from afcache.reading import report
@@ -37,6 +38,7 @@ _HOMES = {
     "Denoised": "sampling",
     "FluxInputs": "models.flux",
     "Layerwise": "config",
+    "ParallelConfig": "parallel",
     "Report": "reporting",
     "calibrate_magnitudes": "calibration",
     "cached_forward": "functional.step",
@@ -63,6 +65,7 @@ __all__ = [
     "Denoised",
     "FluxInputs",
     "Layerwise",
+    "ParallelConfig",
     "Report",
     "__version__",
     "cached_forward",

@@ -11,6 +11,16 @@ from afcache.state import CacheState, Coupling, GateState, GroupState
 COARSE_TOKENS = 64
 
 
+def shard_length(length: int, shards: int) -> int:
+    """Tokens of each of several equal shards, padding included."""
+    return -(-length // shards)
+
+
+def coarse_length(img_seq: int, shards: int = 1) -> int:
+    """Image tokens of a summary of a shard of `img_seq` tokens: 64 over all shards, at most one for each token."""
+    return min(shard_length(COARSE_TOKENS, shards), img_seq)
+
+
 def init_state(
     batch: int,
     img_seq: int,
@@ -19,6 +29,7 @@ def init_state(
     config: CacheConfig,
     txt_seq: int = 0,
     num_blocks: int = 1,
+    shards: int = 1,
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
 ) -> CacheState:
@@ -29,6 +40,7 @@ def init_state(
         config: settings.
         txt_seq: text tokens; asked for by groups, and by blocks that run at every step.
         num_blocks: of the transformer; asked for by groups.
+        shards: ranks that share the tokens; the state holds one rank's.
         dtype: of the residuals; statistics are float32.
         device: where everything lives.
     Cost:
@@ -36,7 +48,8 @@ def init_state(
         strategy holds one `[batch, seq, dim]` for every block.
 
     """
-    nodes = config.num_nodes
+    nodes, whole_txt_seq = config.num_nodes, txt_seq
+    img_seq, txt_seq = shard_length(img_seq, shards), shard_length(txt_seq, shards)
     tokens = img_seq
     if config.first_blocks or config.last_blocks:
         tokens = txt_seq + img_seq
@@ -54,7 +67,18 @@ def init_state(
         accumulated_error=zeros,
         last_gap=zeros.clone(),
         lag=zeros.clone(),
-        extras=_init_extras(batch, img_seq, txt_seq, dim, num_blocks, config=config, dtype=dtype, device=device),
+        extras=_init_extras(
+            batch,
+            img_seq,
+            txt_seq,
+            dim,
+            num_blocks,
+            mapped=whole_txt_seq + shards * coarse_length(img_seq, shards),
+            coarse=txt_seq + coarse_length(img_seq, shards),
+            config=config,
+            dtype=dtype,
+            device=device,
+        ),
     )
 
 
@@ -65,10 +89,14 @@ def _init_extras(
     dim: int,
     num_blocks: int,
     *,
+    mapped: int,
+    coarse: int,
     config: CacheConfig,
     dtype: torch.dtype,
     device: torch.device | str,
 ) -> tuple[Tensor, ...]:
+    """State of gates and groups; `mapped` tokens have a place in attention maps, `coarse` of them in a rank's summaries."""
+
     def zeros(*shape: int, kind: torch.dtype = torch.float32) -> Tensor:
         return torch.zeros(*shape, dtype=kind, device=device)
 
@@ -78,7 +106,7 @@ def _init_extras(
     if config.layerwise is None:
         return ()
     groups, nodes, strategy = config.layerwise.groups, config.num_nodes, config.layerwise.strategy
-    seq, coarse = txt_seq + img_seq, txt_seq + min(COARSE_TOKENS, img_seq)
+    seq = txt_seq + img_seq
     needs = {name: strategy in (name, "by_stability") for name in ("similarity", "difference", "attention")}
     return GroupState(
         history=zeros(groups, nodes, batch, seq, dim, kind=dtype),
@@ -87,7 +115,7 @@ def _init_extras(
         num_nodes=zeros(groups, batch, kind=torch.int64),
         inputs=zeros(groups, batch, coarse * needs["similarity"], dim, kind=dtype),
         modulated=zeros(groups, batch, coarse * needs["difference"], dim, kind=dtype),
-        attention_map=zeros(groups, batch, coarse * needs["attention"], coarse),
+        attention_map=zeros(groups, batch, mapped * needs["attention"], mapped),
         attention=zeros(num_blocks, batch, seq * needs["attention"], dim, kind=dtype),
         stability=zeros(groups, batch),
         # The least stable class until something is known.

@@ -14,6 +14,7 @@ from torch import Tensor
 from afcache.compiled import CompileOptions
 from afcache.config import CacheConfig, resolve_config
 from afcache.models import flux
+from afcache.parallel import ParallelConfig, ParallelContext, check_heads, connect
 from afcache.runtime import Runtime
 from afcache.schedule import check_scheduler
 
@@ -34,6 +35,7 @@ def compile_pipeline(
     backend: str | Callable[..., Any] = "inductor",
     mode: str | None = None,
     dynamic: bool | None = None,
+    parallel: ParallelConfig | None = None,
 ) -> PipelineT:
     """Make a FLUX pipeline sample faster, in place.
 
@@ -51,6 +53,8 @@ def compile_pipeline(
         mode: torch.compile's mode.
         dynamic: torch.compile's dynamic shapes; None lets a second shape make them dynamic, False compiles each shape by
             itself and updates the history in place.
+        parallel: how to share the work among the processes that torchrun started; on all of them the pipeline is called with
+            the same arguments and returns the same images. Every process holds all weights.
 
     Returns:
         the same pipeline.
@@ -58,6 +62,7 @@ def compile_pipeline(
     Raises:
         NotImplementedError: the pipeline, its transformer or its scheduler is not supported; the message says what is.
         ValueError: conflicting or invalid settings, or more groups or blocks than the transformer has.
+        RuntimeError: `parallel` does not fit the processes that run, or xfuser cannot be imported.
     Cost:
         Memory: order + 1 residuals of the image tokens per guidance branch (24 MiB each for FLUX.1 at 1024 x 1024 in
         bfloat16); as many for each group of a `Layerwise` config, and its "attention" strategy keeps one per block. The first
@@ -72,7 +77,8 @@ def compile_pipeline(
     check_scheduler(pipe.scheduler)  # pyright: ignore[reportAttributeAccessIssue]
     options = CompileOptions(enabled=compile, backend=backend, mode=mode, dynamic=dynamic)
     _check_options(options)
-    runtime = Runtime(transformer, settings, options, torch.compile)
+    context = None if parallel is None else _connect(parallel, transformer)
+    runtime = Runtime(transformer, settings, options, torch.compile, context)
     previous = bound_runtime(transformer)
     for served in [*(previous.pipes() if previous is not None else []), pipe]:
         runtime.serve(served)
@@ -160,6 +166,18 @@ def _check_forward(transformer: Any) -> None:
             f"transformer.forward was replaced by {forward!r} (by a diffusers hook, such as group offload with streams, or by "
             "hand), which a cached forward would bypass. Remove that first, or run without afcache."
         )
+
+
+def _connect(parallel: ParallelConfig, transformer: Any) -> ParallelContext:
+    if not isinstance(parallel, ParallelConfig):
+        raise TypeError(f"parallel must be an afcache.ParallelConfig or None, got {parallel!r}.")
+    check_heads(parallel, transformer.config.num_attention_heads)
+    if parallel.ring_degree > 1 and flux.attention_backend(transformer) is not None:
+        raise ValueError(
+            f"ring_degree must be 1 under an attention backend, got {parallel.ring_degree}: a ring merges softmaxes, which "
+            "backends do not return. Use ulysses_degree, or call transformer.reset_attention_backend()."
+        )
+    return connect(parallel)
 
 
 def _check_options(options: CompileOptions) -> None:

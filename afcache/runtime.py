@@ -13,14 +13,26 @@ from afcache.compiled import CompiledStep, CompileOptions
 from afcache.config import CacheConfig
 from afcache.functional import forecast
 from afcache.functional.decision import predict_error
+from afcache.functional.parallel import parallel_forward, parallel_full_forward
 from afcache.functional.step import HistoryWriter, cached_forward, full_forward
 from afcache.functional.update import follow
 from afcache.initial import init_state, solo
 from afcache.models import flux
+from afcache.parallel import ParallelContext, check_same_task, check_votes, is_lost_connection, lost_rank
 from afcache.plans import schedule_steps
 from afcache.schedule import ScheduledStep, check_scheduler, check_sigmas, correction_holds, read_step
 from afcache.state import CacheState, Coupling, StepRecord, StepSchedule
-from afcache.trajectory import Branch, Call, Trajectory, is_new, learn_guidance, start_clock
+from afcache.trajectory import (
+    Branch,
+    Call,
+    Trajectory,
+    check_conditioning,
+    describe,
+    is_new,
+    learn_guidance,
+    start_clock,
+    weights,
+)
 
 logger = logging.get_logger(__name__)
 # Diffusers' FLUX pipelines have two; a runaway count means that the scheduler is not driven.
@@ -61,6 +73,7 @@ class Runtime:
         config: settings.
         options: how to compile.
         compiler: torch.compile; passed in because the pipeline module owns the only call to it.
+        parallel: the processes that draw together; None draws alone.
 
     """
 
@@ -70,9 +83,11 @@ class Runtime:
         config: CacheConfig,
         options: CompileOptions,
         compiler: Callable[..., Callable[..., Any]],
+        parallel: ParallelContext | None = None,
     ) -> None:
         self.config = config
         self.options = options
+        self.parallel = parallel
         self.is_bypassed = False
         self._trajectories: weakref.WeakKeyDictionary[Any, Trajectory] = weakref.WeakKeyDictionary()
         self._compiler = compiler
@@ -83,7 +98,7 @@ class Runtime:
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Runtime":
         """A copied transformer gets a runtime of its own: same settings, no trajectory, the copied pipelines."""
-        twin = Runtime(memo[id(self._transformer)], self.config, self.options, self._compiler)
+        twin = Runtime(memo[id(self._transformer)], self.config, self.options, self._compiler, self.parallel)
         memo[id(self)] = twin
         for pipe in self.pipes():
             twin.serve(memo.get(id(pipe), pipe))
@@ -135,17 +150,69 @@ class Runtime:
             )
         started = start_clock(inputs.hidden_states.device)
         try:
-            if self.config.policy == "none":
-                velocity, record = self._step(trajectory)(inputs), None
-            else:
-                velocity, record = self._cached(inputs, trajectory, branch_index)
-        except BaseException:
+            velocity, record = self._take(inputs, trajectory, branch_index)
+        except BaseException as error:
             del self._trajectories[scheduler]
+            if self.parallel is not None and is_lost_connection(error):
+                raise lost_rank(self.parallel, f"at step {step.index}") from error
             raise
         elapsed = started()
         trajectory.calls_at_index += 1
-        trajectory.calls.append(Call(step.index, branch_index, record, elapsed))
+        if trajectory.velocities is None or branch_index == 0:
+            trajectory.calls.append(Call(step.index, branch_index, record, elapsed))
         return velocity
+
+    def _take(self, inputs: flux.FluxInputs, trajectory: Trajectory, branch_index: int) -> tuple[Tensor, StepRecord | None]:
+        """The velocity of one call, alone or together with other ranks."""
+        if self.parallel is None:
+            return self._take_alone(inputs, trajectory, branch_index)
+        if trajectory.index == trajectory.first_index:
+            check_same_task(self.parallel, describe(inputs, trajectory, self.config))
+            trajectory.conditioning.append(inputs)
+        elif self.parallel.splits_guidance:
+            return self._take_split(self.parallel, inputs, trajectory, branch_index)
+        velocity, record = self._take_alone(inputs, trajectory, branch_index)
+        check_votes(self.parallel, record, trajectory.index)
+        return velocity, record
+
+    def _take_alone(
+        self, inputs: flux.FluxInputs, trajectory: Trajectory, branch_index: int
+    ) -> tuple[Tensor, StepRecord | None]:
+        """One call for one guidance branch."""
+        if self.config.policy == "none":
+            return self._only(self._step(trajectory)(inputs)), None
+        return self._cached(inputs, trajectory, branch_index)
+
+    def _only(self, velocity: Tensor) -> Tensor:
+        """The velocity of a call in which all ranks computed the same guidance branch."""
+        return velocity if self.parallel is None else velocity[0]
+
+    def _take_split(
+        self, parallel: ParallelContext, inputs: flux.FluxInputs, trajectory: Trajectory, branch_index: int
+    ) -> tuple[Tensor, StepRecord | None]:
+        """One call for all guidance branches: this rank computes its own, and the others' velocities come with it.
+
+        What a branch is conditioned on was seen at the first step, at which every rank computed all branches.
+        """
+        check_conditioning(trajectory, inputs, branch_index)
+        if branch_index > 0:
+            assert trajectory.velocities is not None
+            return trajectory.velocities[branch_index], None
+        rank = parallel.layout.cfg.rank
+        mine = trajectory.conditioning[rank]._replace(hidden_states=inputs.hidden_states, timestep=inputs.timestep)
+        if self.config.policy == "none":
+            velocities, record = self._step(trajectory)(mine), None
+        else:
+            learn_guidance(trajectory, inputs.hidden_states)
+            branch = trajectory.branches[rank if len(trajectory.branches) > 1 else 0]
+            trajectory.branches = [branch]
+            coupling = trajectory.alone._replace(weight=weights(trajectory)[rank])
+            schedule = trajectory.schedule[trajectory.index - trajectory.first_index]
+            arguments = (mine, branch.state, schedule, coupling)
+            velocities, branch.state, record = self._step_of(branch, trajectory, arguments)(*arguments)
+        check_votes(parallel, record, trajectory.index)
+        trajectory.velocities = velocities
+        return velocities[0], record
 
     def _locate(self, timestep: Tensor) -> tuple[Any, ScheduledStep]:
         """The scheduler that is running, and the step it is at.
@@ -212,6 +279,7 @@ class Runtime:
         assert trajectory.coupling is not None
         arguments = (inputs, branch.state, schedule, trajectory.coupling)
         velocity, branch.state, record = self._step_of(branch, trajectory, arguments)(*arguments)
+        velocity = self._only(velocity)
         if branch_index == 0:
             trajectory.coupling = follow(trajectory.alone, record)
         if trajectory.index == trajectory.first_index:
@@ -225,13 +293,7 @@ class Runtime:
         if not followers:
             return coupling
         others = sum(predict_error(branch.state, schedule, config=self.config) for branch in followers)
-        scale = trajectory.guidance_scale
-        if scale is None:
-            return coupling._replace(others_error=coupling.others_error + others)
-        # Where no scale is known, every branch's error counts in full.
-        is_known = torch.isfinite(scale)
-        weight = torch.where(is_known, scale.abs(), torch.ones_like(scale))
-        others_weight = torch.where(is_known, (1 - scale).abs(), torch.ones_like(scale))
+        weight, others_weight = weights(trajectory)
         return coupling._replace(weight=weight, others_error=others_weight * others)
 
     def _init_state(self, inputs: flux.FluxInputs) -> CacheState:
@@ -245,6 +307,7 @@ class Runtime:
             config=self.config,
             txt_seq=inputs.encoder_hidden_states.shape[1],
             num_blocks=flux.num_blocks(self._transformer),
+            shards=1 if self.parallel is None else self.parallel.layout.sequence.whole.size,
             dtype=dtype,
             device=device,
         )
@@ -271,23 +334,18 @@ class Runtime:
     def _build(self, corrects: bool) -> CompiledStep:
         transformer, kernel = self._transformer, flux.attention_kernel(self._transformer)
         config = dataclasses.replace(self.config, correction=corrects)
-        writer = history_writer(self.options)
+        options: dict[str, Any] = {"config": config, "writer": history_writer(self.options)}
+        model: dict[str, Any] = {"architecture": flux.FLUX, "kernel": kernel}
+        forward, forward_in_full = cached_forward, full_forward
+        if self.parallel is not None:
+            forward, forward_in_full = parallel_forward, parallel_full_forward
+            model["layout"] = self.parallel.layout
 
         def step(inputs: Any, state: Any, schedule: Any, coupling: Any) -> Any:
-            return cached_forward(
-                transformer,
-                inputs,
-                state,
-                schedule,
-                coupling,
-                architecture=flux.FLUX,
-                kernel=kernel,
-                config=config,
-                writer=writer,
-            )
+            return forward(transformer, inputs, state, schedule, coupling, **model, **options)
 
         def uncached(inputs: Any) -> Any:
-            return full_forward(transformer, inputs, architecture=flux.FLUX, kernel=kernel)
+            return forward_in_full(transformer, inputs, **model)
 
         function: Any = uncached if config.policy == "none" else step
         return CompiledStep(function, self._compiler, self.options)

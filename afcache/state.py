@@ -143,6 +143,8 @@ class StepRecord(NamedTuple):
         accumulated_error: the estimate after this step, 0 after a refresh; the leading branch's is the guided velocity's, the
             others' are their own; float32 `[batch]`.
         groups: `GroupRecord` of a layerwise step, else empty.
+        votes: what every rank decided by itself, 0 to compute, under the debug option of parallel runs alone; int64
+            `[ranks, batch]`, one for each group where there are groups.
 
     """
 
@@ -152,6 +154,7 @@ class StepRecord(NamedTuple):
     measured_error: Tensor
     accumulated_error: Tensor
     groups: tuple[Tensor, ...] = ()
+    votes: tuple[Tensor, ...] = ()
 
 
 class GroupRecord(NamedTuple):

@@ -1,6 +1,7 @@
 """One image's way through a schedule, as the runtime holds it between calls."""
 
 import time
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -8,8 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from afcache.config import CacheConfig
 from afcache.functional.control import infer_guidance
 from afcache.initial import state_bytes
+from afcache.models.flux import FluxInputs
 from afcache.schedule import ScheduledStep
 from afcache.state import CacheState, Coupling, StepRecord, StepSchedule
 
@@ -69,6 +72,8 @@ class Trajectory:
         coupling: what the leading branch decided at this step, for those that follow.
         guidance_scale: true CFG scale per sample, NaN where unknown; None without two branches.
         first_latents: the first step's input, until the guidance scale is known.
+        conditioning: the first step's inputs of every branch, where other ranks compute some of them.
+        velocities: of all branches at this step, where one call computed them for all.
         calls: every call, for the report.
         num_blocks: blocks that one full call evaluates.
 
@@ -88,6 +93,8 @@ class Trajectory:
     coupling: Coupling | None = None
     guidance_scale: Tensor | None = None
     first_latents: Tensor | None = None
+    conditioning: list[Any] = field(default_factory=list)
+    velocities: Tensor | None = None
     calls: list[Call] = field(default_factory=list)
     num_blocks: int = 0
 
@@ -121,6 +128,52 @@ def learn_guidance(trajectory: Trajectory, latents: Tensor) -> None:
     trajectory.first_latents = None
     for branch in trajectory.branches:
         branch.velocity = None
+
+
+def weights(trajectory: Trajectory) -> tuple[Tensor, Tensor]:
+    """How much the error of the first and of any other guidance branch counts: |s| and |1 - s|; in full where s is unknown."""
+    ones = trajectory.alone.weight
+    scale = trajectory.guidance_scale
+    if scale is None:
+        return ones, ones
+    is_known = torch.isfinite(scale)
+    return torch.where(is_known, scale.abs(), ones), torch.where(is_known, (1 - scale).abs(), ones)
+
+
+def describe(inputs: FluxInputs, trajectory: Trajectory, config: CacheConfig) -> dict[str, Any]:
+    """What must be equal on all ranks that draw one image, by the names that a user knows."""
+    return {
+        "prompts (encoder_hidden_states)": inputs.encoder_hidden_states,
+        "prompts (pooled_projections)": inputs.pooled_projections,
+        "latents or seeds (hidden_states)": inputs.hidden_states,
+        "image sizes (img_ids)": inputs.img_ids,
+        "guidance scales": 0.0 if inputs.guidance is None else inputs.guidance,
+        "step counts (scheduler.sigmas)": trajectory.sigmas,
+        "settings (CacheConfig)": zlib.crc32(repr(config).encode()),
+    }
+
+
+def check_conditioning(trajectory: Trajectory, inputs: FluxInputs, branch_index: int) -> None:
+    """Raise unless a guidance branch is conditioned on what it was at the first step.
+
+    Raises:
+        RuntimeError: there are fewer or more branches than at the first step, or one has another prompt.
+
+    """
+    branches = len(trajectory.conditioning)
+    if branches != 2 or branch_index >= branches:
+        raise RuntimeError(
+            f"cfg_degree=2 shares out the two branches of true CFG, but the pipeline called the transformer {branches} times "
+            "at its first step. Pass true_cfg_scale above 1 and a negative_prompt, or use cfg_degree=1."
+        )
+    before = trajectory.conditioning[branch_index]
+    for name in ("encoder_hidden_states", "pooled_projections"):
+        now, then = getattr(inputs, name), getattr(before, name)
+        if now is not then and not torch.equal(now, then):
+            raise RuntimeError(
+                f"{name} of guidance branch {branch_index} changed at step {trajectory.index}, which cfg_degree=2 does not "
+                "support: another rank computes the branch. Leave prompts alone in callbacks, or use cfg_degree=1."
+            )
 
 
 def start_clock(device: torch.device) -> Callable[[], Callable[[], float]]:

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from afcache._typing import Features, HostModule, Tokens
 from afcache.functional.attention import AttentionKernel
+from afcache.functional.exchange import ALONE, Exchange
 from afcache.functional.stack import Embedded
 
 
@@ -43,6 +44,32 @@ class Parts(NamedTuple):
     attention_map: Callable[[HostModule, Tokens, int, int], Tensor]
 
 
+class Lengths(NamedTuple):
+    """Tokens of a sequence.
+
+    Attributes:
+        txt_seq: text tokens.
+        img_seq: image tokens.
+
+    """
+
+    txt_seq: int
+    img_seq: int
+
+
+class TokenAxes(NamedTuple):
+    """Where tokens are in a model's inputs, for ranks that share them.
+
+    Attributes:
+        lengths: `(inputs) -> Lengths`.
+        split: `(inputs, take) -> inputs` with `take(tensor, axis)` in place of everything that has an axis of tokens.
+
+    """
+
+    lengths: Callable[[Any], Lengths]
+    split: Callable[[Any, Callable[[Tensor, int], Tensor]], Any]
+
+
 class Architecture(NamedTuple):
     """What a cached step asks of a model.
 
@@ -52,6 +79,8 @@ class Architecture(NamedTuple):
         head: `(transformer, hidden_states, temb) -> velocity [batch, img_seq, channels]`.
         place: `(inputs, latents, sigma) -> inputs` of the same sample at another point of its trajectory.
         parts: asked for by gates, by groups, and by blocks that run at every step; None where a model has none.
+        axes: asked for by ranks that share a sequence; None where a model cannot be shared.
+        exchange: what ranks tell each other when they take a step together.
 
     """
 
@@ -60,3 +89,5 @@ class Architecture(NamedTuple):
     head: Callable[[HostModule, Tensor, Tensor], Tensor]
     place: Callable[[Any, Tensor, Tensor], Any]
     parts: Parts | None = None
+    axes: TokenAxes | None = None
+    exchange: Exchange = ALONE

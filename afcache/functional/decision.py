@@ -5,6 +5,7 @@ import torch
 from afcache._typing import Counts, Flags, Nodes, PerSample, Row, Scalar, typed
 from afcache.config import CacheConfig
 from afcache.functional import control, forecast, gate
+from afcache.functional.exchange import ALONE, Exchange
 from afcache.functional.proposal import Memory
 from afcache.state import CacheState, Coupling, GateState, StepSchedule
 
@@ -43,7 +44,13 @@ def predict_error(state: CacheState, schedule: StepSchedule, *, config: CacheCon
 
 @typed
 def decide(
-    state: CacheState, schedule: StepSchedule, coupling: Coupling, change: PerSample | None = None, *, config: CacheConfig
+    state: CacheState,
+    schedule: StepSchedule,
+    coupling: Coupling,
+    change: PerSample | None = None,
+    *,
+    config: CacheConfig,
+    exchange: Exchange = ALONE,
 ) -> tuple[Flags, PerSample, PerSample]:
     """Decide which samples refresh at this step.
 
@@ -53,13 +60,14 @@ def decide(
         coupling: decisions shared with other guidance branches.
         change: the statistic of the policy's gate; None without one.
         config: settings; static.
+        exchange: what ranks that take the step together tell each other.
 
     Returns:
         the decision; the branch's own predicted error; the accumulated estimate if the step is forecast.
 
     """
     predicted = predict_error(state, schedule, config=config)
-    step_error = coupling.weight * predicted + coupling.others_error
+    step_error = exchange.over_branches(coupling.weight * predicted + coupling.others_error)
     accumulated = state.accumulated_error + control.contribution(step_error, schedule.sigma, schedule.sigma_next)
     if config.policy == "adaptive":
         refresh = control.should_refresh(

@@ -9,7 +9,7 @@ import torch
 from afcache._typing import Features, Flag, Flags, HostModule, PerSample, Tokens, typed
 from afcache.config import CacheConfig
 from afcache.functional.architecture import Architecture
-from afcache.functional.distance import relative_l1
+from afcache.functional.distance import Reduction, no_reduction, relative_l1
 from afcache.functional.stack import Embedded
 from afcache.state import GateState
 
@@ -43,7 +43,7 @@ def observe(
 
 
 @typed
-def change(gate: GateState, seen: Features, *, config: CacheConfig) -> PerSample:
+def change(gate: GateState, seen: Features, *, config: CacheConfig, reduction: Reduction = no_reduction) -> PerSample:
     """The statistic that meets the threshold; NaN where nothing is known.
 
     d = mean |seen - reference| / mean |reference|;  "dbcache": d;  "teacache": the sum of polynomial(d) since the last refresh
@@ -51,7 +51,7 @@ def change(gate: GateState, seen: Features, *, config: CacheConfig) -> PerSample
     Reference:
         Liu et al., 2024, TeaCache, arXiv 2411.19108, equation 6; FBCache and DBCache compare d itself.
     """
-    distance = relative_l1(seen, gate.reference)
+    distance = relative_l1(seen, gate.reference, reduction=reduction)
     if config.policy == "dbcache":
         return distance
     rescaled = torch.zeros_like(distance)

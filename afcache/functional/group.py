@@ -11,6 +11,8 @@ from afcache.config import CacheConfig, Layerwise
 from afcache.functional import forecast
 from afcache.functional.architecture import Part, Parts
 from afcache.functional.attention import AttentionKernel
+from afcache.functional.distance import Reduction, no_reduction
+from afcache.functional.exchange import ALONE, Exchange
 from afcache.functional.proposal import Memory, Proposal, settle
 from afcache.functional.strategies.attention import attention
 from afcache.functional.strategies.difference import difference
@@ -33,6 +35,7 @@ class Model(NamedTuple):
         txt_seq: text tokens.
         parts: how to run the stack part by part.
         kernel: the attention kernel.
+        exchange: what ranks that take the step together tell each other.
 
     """
 
@@ -42,6 +45,7 @@ class Model(NamedTuple):
     txt_seq: int
     parts: Parts
     kernel: AttentionKernel
+    exchange: Exchange = ALONE
 
 
 class Group(NamedTuple):
@@ -72,6 +76,7 @@ class GroupOutcome(NamedTuple):
         distance: the statistic of the strategy, NaN where it has none; float32 `[batch]`.
         threshold: what it was compared with, NaN where there is none; float32 `[batch]`.
         is_computed, is_partial: whether blocks, or MLPs alone, ran; bool, 0-d.
+        votes: every rank's choice, under the debug option alone; int64 `[ranks, batch]`.
 
     """
 
@@ -81,6 +86,7 @@ class GroupOutcome(NamedTuple):
     threshold: Tensor
     is_computed: Tensor
     is_partial: Tensor
+    votes: tuple[Tensor, ...] = ()
 
 
 @typed
@@ -155,13 +161,15 @@ def run_group(
     settings, memory = config.layerwise, group.memory
     assert settings is not None
     seen = _look(model, tokens, group, settings)
-    proposals = propose(seen, group, torch.where(refresh, torch.zeros_like(gain), gain), settings)
+    allowed = torch.where(refresh, torch.zeros_like(gain), gain)
+    proposals = propose(seen, group, allowed, settings, reduction=model.exchange.over_tokens)
     choice, distance, threshold = choose(proposals, group.stability_class, refresh, settings)
     # A follower without a history computes, whatever the leader does.
     adopted = torch.where(memory.num_nodes > 0, group.leader_choice, torch.zeros_like(choice))
     choice = torch.where(is_follower, adopted, choice)
     if config.batch_decisions == "shared":
         choice = torch.where((choice == 0).any(), torch.zeros_like(choice), choice)
+    choice, votes = model.exchange.agree(model.exchange.follow(choice))
     is_computed, is_partial = choice == 0, choice == _ATTENTION
     keeps_attention = uses(settings, "attention")
 
@@ -190,7 +198,7 @@ def run_group(
         attention_map=torch.where(is_new, seen.attention_map, memory.attention_map),
         attention=attention_outputs,
     )
-    return after, GroupOutcome(next_memory, choice, distance, threshold, is_computed.any(), is_partial.any())
+    return after, GroupOutcome(next_memory, choice, distance, threshold, is_computed.any(), is_partial.any(), votes)
 
 
 def _run(model: Model, tokens: Tokens, part: Part, attention_outputs: Tensor | None) -> tuple[Tensor, list[Tensor]]:
@@ -200,22 +208,25 @@ def _run(model: Model, tokens: Tokens, part: Part, attention_outputs: Tensor | N
 
 def _look(model: Model, tokens: Tokens, group: Group, settings: Layerwise) -> Memory:
     """Summaries of the group's present input, in the fields of its memory; what no strategy asks for stays as it is."""
-    seen, first = group.memory, group.part.start
+    seen, first, shards = group.memory, group.part.start, model.exchange.shards
     if uses(settings, "similarity"):
-        seen = seen._replace(inputs=pool_tokens(tokens, txt_seq=model.txt_seq))
+        seen = seen._replace(inputs=pool_tokens(tokens, txt_seq=model.txt_seq, shards=shards))
     if uses(settings, "difference") or uses(settings, "attention"):
         modulated = model.parts.modulate(model.transformer, tokens, model.temb, first, model.txt_seq)
-        pooled = pool_tokens(modulated, txt_seq=model.txt_seq)
+        pooled = pool_tokens(modulated, txt_seq=model.txt_seq, shards=shards)
         if uses(settings, "difference"):
             seen = seen._replace(modulated=pooled)
         if uses(settings, "attention"):
-            attention_map = model.parts.attention_map(model.transformer, pooled, first, model.txt_seq)
+            everything, txt_seq = model.exchange.gather_summary(pooled, model.txt_seq)
+            attention_map = model.parts.attention_map(model.transformer, everything, first, txt_seq)
             seen = seen._replace(attention_map=attention_map)
     return seen
 
 
 @typed
-def propose(seen: Memory, group: Group, allowed: PerSample, settings: Layerwise) -> dict[str, Proposal]:
+def propose(
+    seen: Memory, group: Group, allowed: PerSample, settings: Layerwise, *, reduction: Reduction = no_reduction
+) -> dict[str, Proposal]:
     """Ask every strategy that is in use.
 
     Args:
@@ -223,17 +234,22 @@ def propose(seen: Memory, group: Group, allowed: PerSample, settings: Layerwise)
         group: what is known of the group.
         allowed: factor of the thresholds; 0 for samples that must compute.
         settings: static.
+        reduction: sums partial sums over ranks.
 
     """
     memory, proposals = group.memory, {}
     if uses(settings, "taylor"):
         proposals["taylor"] = group.forecast
     if uses(settings, "similarity"):
-        proposals["similarity"] = similarity(memory, seen.inputs, threshold=settings.similarity_threshold * allowed)
+        proposals["similarity"] = similarity(
+            memory, seen.inputs, threshold=settings.similarity_threshold * allowed, reduction=reduction
+        )
     if uses(settings, "attention"):
         proposals["attention"] = attention(memory, seen.attention_map, threshold=settings.attention_threshold * allowed)
     if uses(settings, "difference"):
-        proposals["difference"] = difference(memory, seen.modulated, threshold=settings.difference_threshold * allowed)
+        proposals["difference"] = difference(
+            memory, seen.modulated, threshold=settings.difference_threshold * allowed, reduction=reduction
+        )
     return proposals
 
 

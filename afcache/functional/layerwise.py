@@ -56,13 +56,14 @@ def layerwise_forward(
         two decisions for each group; copies of all histories and attention outputs.
 
     """
-    parts, groups = architecture.parts, state.extras
+    parts, groups, exchange = architecture.parts, state.extras, architecture.exchange
     assert parts is not None
     assert isinstance(groups, GroupState)
     embedded = architecture.embed(transformer, inputs)
     tokens = parts.open(transformer, inputs, embedded)
-    model = Model(transformer, inputs, embedded.temb, tokens.shape[1] - embedded.hidden_states.shape[1], parts, kernel)
-    refresh, predicted, accumulated = decide(state, schedule, coupling, config=config)
+    txt_seq = tokens.shape[1] - embedded.hidden_states.shape[1]
+    model = Model(transformer, inputs, embedded.temb, txt_seq, parts, kernel, exchange)
+    refresh, predicted, accumulated = decide(state, schedule, coupling, config=config, exchange=exchange)
     members = _members(model, groups, schedule, coupling, config)
     orders = forecast.row_order(state.num_nodes, order=config.order)
     made = Forecast(
@@ -88,7 +89,7 @@ def layerwise_forward(
         outcomes.append(outcome)
     velocity = architecture.head(transformer, tokens[:, model.txt_seq :], embedded.temb)
     is_full = torch.stack([outcome.choice == 0 for outcome in outcomes]).all(dim=0)
-    measured = relative_l2(made.velocity, velocity)
+    measured = relative_l2(made.velocity, velocity, reduction=exchange.over_tokens)
     if config.correction:
         velocity = torch.where(is_full[:, None, None], correct(velocity, made, state, schedule), velocity)
     outcome = Outcome(velocity, measured, (state.history.clone(),))
@@ -96,7 +97,9 @@ def layerwise_forward(
     next_groups = _advance_groups(groups, outcomes, schedule, model, config)
     next_groups = next_groups._replace(gain=_adapt(groups.gain, state, made, measured, is_full, schedule, config))
     record = record_step(is_full, is_full.any(), predicted, measured, next_state)
-    return velocity, next_state._replace(extras=next_groups), record._replace(groups=_record(outcomes, next_groups))
+    votes = tuple(vote for outcome in outcomes for vote in outcome.votes)
+    record = record._replace(groups=_record(outcomes, next_groups), votes=votes)
+    return velocity, next_state._replace(extras=next_groups), record
 
 
 def _members(model: Model, groups: GroupState, schedule: StepSchedule, coupling: Coupling, config: CacheConfig) -> list[Group]:
@@ -153,6 +156,7 @@ def _advance_groups(
         kept["history"][:, 0, :, model.txt_seq :],
         groups.history[:, 0, :, model.txt_seq :],
         (schedule.sigma - groups.nodes[:, 0]).abs(),
+        reduction=model.exchange.over_tokens,
     )
     tracked = stability.track(
         groups.stability,

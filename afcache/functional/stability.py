@@ -5,6 +5,7 @@ from einops import reduce
 from torch import Tensor
 
 from afcache._typing import Flags, GroupCounts, GroupFlags, GroupHistory, PerGroup, PerSample, Scalar, typed
+from afcache.functional.distance import Reduction, no_reduction
 
 # The distance in sigma for which similarities are stated: one of 20 equal steps.
 REFERENCE_GAP = 0.05
@@ -13,7 +14,9 @@ _GAIN_MIN, _GAIN_MAX = 0.25, 4.0
 
 
 @typed
-def corrected_similarity(newest: GroupHistory, before: GroupHistory, gap: PerGroup) -> PerGroup:
+def corrected_similarity(
+    newest: GroupHistory, before: GroupHistory, gap: PerGroup, *, reduction: Reduction = no_reduction
+) -> PerGroup:
     """Cosine similarity of two successive residuals, as it would be at the reference gap.
 
     cos(min(pi, theta * h_ref / h)),  theta = angle between the residuals, h = |sigma_n - sigma_{n-1}|
@@ -24,13 +27,16 @@ def corrected_similarity(newest: GroupHistory, before: GroupHistory, gap: PerGro
         newest: residuals `[groups, batch, img_seq, dim]`, image tokens.
         before: those of the refresh before.
         gap: distance in sigma between the two.
+        reduction: sums partial sums over ranks.
 
     Returns:
         float32 in [-1, 1]; NaN where a residual vanishes.
 
     """
     newest, before = newest.to(torch.float32), before.to(torch.float32)
-    cosine = _inner(newest, before) / (_inner(newest, newest) * _inner(before, before)).sqrt()
+    sums = torch.stack([_inner(newest, before), _inner(newest, newest), _inner(before, before)])
+    product, square, square_before = reduction(sums)
+    cosine = product / (square * square_before).sqrt()
     angle = cosine.clamp(-1, 1).acos() * REFERENCE_GAP / gap
     return angle.clamp(max=torch.pi).cos()
 

@@ -15,6 +15,7 @@ from afcache.functional.attention import AttentionKernel
 from afcache.functional.branch import branch
 from afcache.functional.decision import decide, forecast_row, growth, predict_error
 from afcache.functional.distance import relative_l2
+from afcache.functional.exchange import agree_to_refresh
 from afcache.functional.layerwise import layerwise_forward
 from afcache.functional.sections import cross, enter, leave
 from afcache.functional.update import Forecast, Outcome, Sight, advance, correct, follow, record_step
@@ -87,7 +88,9 @@ def cached_forward(
         )
     made = prepare(transformer, inputs, state, schedule, architecture=architecture, kernel=kernel, config=config)
     seen = look(transformer, made, state, architecture=architecture, config=config)
-    refresh, predicted, accumulated = decide(state, schedule, coupling, *seen.change, config=config)
+    exchange = architecture.exchange
+    refresh, predicted, accumulated = decide(state, schedule, coupling, *seen.change, config=config, exchange=exchange)
+    refresh, votes = agree_to_refresh(refresh, exchange)
     is_computed = refresh.any()
     outcome = branch(
         is_computed,
@@ -96,7 +99,8 @@ def cached_forward(
     )
     next_state, measured = advance(state, schedule, config, refresh, made, outcome, accumulated)
     next_state = next_state._replace(extras=_remember(state, seen, refresh, config))
-    return outcome.velocity, next_state, record_step(refresh, is_computed, predicted, measured, next_state)
+    record = record_step(refresh, is_computed, predicted, measured, next_state)
+    return outcome.velocity, next_state, record._replace(votes=votes)
 
 
 @typed
@@ -257,7 +261,8 @@ def look(
         return Sight((), ())
     assert isinstance(state.extras, GateState)
     features = gate.observe(transformer, made.embedded, made.start, architecture=architecture, config=config)
-    return Sight((features,), (gate.change(state.extras, features, config=config),))
+    reduction = architecture.exchange.of_leader
+    return Sight((features,), (gate.change(state.extras, features, config=config, reduction=reduction),))
 
 
 def _remember(state: CacheState, seen: Sight, refresh: Flags, config: CacheConfig) -> tuple[Tensor, ...]:
@@ -283,7 +288,7 @@ def _compute(
     tokens = cross(transformer, inputs, embedded, made.start, architecture=architecture, kernel=kernel, config=config)
     hidden_states = leave(transformer, inputs, embedded, tokens, architecture=architecture, kernel=kernel, config=config)
     velocity = architecture.head(transformer, hidden_states, embedded.temb)
-    measured = relative_l2(made.velocity, velocity)
+    measured = relative_l2(made.velocity, velocity, reduction=architecture.exchange.over_tokens)
     if config.correction:
         velocity = correct(velocity, made, state, schedule)
     velocity = torch.where(rearrange(refresh, "batch -> batch 1 1"), velocity, made.velocity)

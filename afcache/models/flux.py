@@ -1,5 +1,6 @@
 """FLUX.1: diffusers' FluxTransformer2DModel as an `Architecture`."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from afcache._typing import AttentionMap, Features, HostModule, Scalar, Tokens, Velocity, typed
 from afcache.config import CacheConfig
-from afcache.functional.architecture import Architecture, Part, Parts
+from afcache.functional.architecture import Architecture, Lengths, Part, Parts, TokenAxes
 from afcache.functional.attention import AttentionKernel, mean_attention_map, scaled_dot_product_attention
 from afcache.functional.blocks import modulate_double, modulate_single
 from afcache.functional.stack import Blocks, Embedded, run_part, run_stack
@@ -184,8 +185,25 @@ def attention_map(transformer: HostModule, modulated: Tokens, index: int, txt_se
     return mean_attention_map(transformer.single_transformer_blocks[index - double].attn, modulated, None)
 
 
+@typed
+def token_lengths(inputs: FluxInputs) -> Lengths:
+    """How many text and image tokens there are."""
+    return Lengths(inputs.encoder_hidden_states.shape[1], inputs.hidden_states.shape[1])
+
+
+def split_tokens(inputs: FluxInputs, take: Callable[[Tensor, int], Tensor]) -> FluxInputs:
+    """The inputs with `take(tensor, axis)` in place of everything that has an axis of tokens."""
+    return inputs._replace(
+        hidden_states=take(inputs.hidden_states, 1),
+        encoder_hidden_states=take(inputs.encoder_hidden_states, 1),
+        img_ids=take(inputs.img_ids, 0),
+        txt_ids=take(inputs.txt_ids, 0),
+    )
+
+
 PARTS = Parts(num_blocks=num_blocks, open=open_tokens, run=run, observe=observe, modulate=modulate, attention_map=attention_map)
-FLUX = Architecture(embed=embed, stack=stack, head=head, place=place, parts=PARTS)
+AXES = TokenAxes(lengths=token_lengths, split=split_tokens)
+FLUX = Architecture(embed=embed, stack=stack, head=head, place=place, parts=PARTS, axes=AXES)
 
 
 def check_transformer(transformer: object) -> None:

@@ -1,0 +1,50 @@
+"""What ranks that take a step together tell each other outside of the blocks; alone, nothing."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from afcache.functional.distance import Reduction, no_reduction
+
+
+def _gather_nothing(tokens: Tensor, txt_seq: int) -> tuple[Tensor, int]:
+    return tokens, txt_seq
+
+
+def _agree_alone(codes: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+    return codes, ()
+
+
+class Exchange(NamedTuple):
+    """How ranks agree on a step. The defaults are one process's.
+
+    Attributes:
+        over_tokens: sums `[count, batch]` partial sums over the ranks that hold a guidance branch's tokens.
+        of_leader: the same for what only the leading guidance branch says; other branches contribute nothing.
+        over_branches: sums weighted errors over the guidance branches that other ranks compute.
+        follow: what the leading branch's first rank has in place of this rank's; as it is where no branch is elsewhere.
+        gather_summary: `(summary [batch, coarse, dim], txt_seq) -> (everybody's, txt_seq)`, text first.
+        agree: `codes [...]` (0: compute) -> the smallest over ranks, and `(codes of every rank [ranks, ...],)`; outside of
+            the debug option the codes as they are, and nothing.
+        shards: how many ranks share the tokens of a branch.
+
+    """
+
+    over_tokens: Reduction = no_reduction
+    of_leader: Reduction = no_reduction
+    over_branches: Callable[[Tensor], Tensor] = no_reduction
+    follow: Callable[[Tensor], Tensor] = no_reduction
+    gather_summary: Callable[[Tensor, int], tuple[Tensor, int]] = _gather_nothing
+    agree: Callable[[Tensor], tuple[Tensor, tuple[Tensor, ...]]] = _agree_alone
+    shards: int = 1
+
+
+ALONE = Exchange()
+
+
+def agree_to_refresh(refresh: Tensor, exchange: Exchange) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """The decision, and every rank's under the debug option: a sample that any rank would refresh is refreshed on all."""
+    codes, votes = exchange.agree((~refresh).to(torch.int64))
+    return (codes == 0 if votes else refresh), votes

@@ -1,0 +1,117 @@
+"""Several processes draw what one draws: real xfuser groups, gloo, torchrun."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.parallel_cases import CASES, Drawn, draw, make_pipeline
+
+pytestmark = [pytest.mark.dist, pytest.mark.timeout(900)]
+ROOT = Path(__file__).parent.parent
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
+LAYOUTS = {
+    "ulysses": (2, ["--ulysses", "2"]),
+    "ring": (2, ["--ring", "2"]),
+    "cfg": (2, ["--cfg", "2"]),
+    "ulysses and ring": (4, ["--ulysses", "2", "--ring", "2"]),
+    "ulysses and cfg": (4, ["--ulysses", "2", "--cfg", "2"]),
+}
+
+
+def torchrun(count: int, *arguments: str, seconds: float = 600) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    command = [*TORCHRUN, str(count), *arguments]
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=seconds, check=False)
+
+
+def draw_together(layout: str, cases: list[str], folder: Path, *options: str) -> list[dict[str, Drawn]]:
+    """What every rank drew."""
+    count, degrees = LAYOUTS[layout]
+    result = torchrun(count, "-m", "tests.parallel_worker", str(folder), *cases, *degrees, *options)
+    assert result.returncode == 0, result.stderr[-4000:]
+    ranks = [torch.load(folder / f"rank{rank}.pt") for rank in range(count)]
+    return [{name: Drawn(**fields) for name, fields in rank.items()} for rank in ranks]
+
+
+@pytest.fixture(scope="module")
+def alone() -> dict[str, Drawn]:
+    """What one process draws, eagerly; made on demand."""
+    return {}
+
+
+def reference(alone: dict[str, Drawn], name: str) -> Drawn:
+    if name not in alone:
+        alone[name] = draw(make_pipeline(), CASES[name]._replace(backend=None))
+    return alone[name]
+
+
+def assert_same(alone: dict[str, Drawn], ranks: list[dict[str, Drawn]], name: str, tolerance: float = 1e-4) -> None:
+    """Every rank drew the one image, by the one process's decisions, with one graph."""
+    expected = reference(alone, name)
+    case = CASES[name]
+    branches = len(expected.decisions) // case.steps
+    leading = expected.decisions[::branches]
+    for rank in ranks:
+        drawn = rank[name]
+        assert (drawn.latents - expected.latents).abs().max() < tolerance
+        assert torch.equal(drawn.latents, ranks[0][name].latents)
+        own = len(drawn.decisions) // case.steps
+        # With cfg parallelism the first step computes every branch, the others one.
+        steps = drawn.decisions[::own] if len(drawn.decisions) % case.steps == 0 else drawn.decisions[branches - 1 :]
+        assert steps == leading
+        if case.config.policy != "none":
+            assert {(True,), (False,)} == set(steps)
+        if case.backend:
+            assert drawn.graphs == 1
+        assert drawn.breaks == 0
+
+
+TWO_RANKS = [
+    "divisible",
+    "short text",
+    "long text, odd image",
+    "odd everything",
+    "teacache",
+    "first and last blocks",
+    "uncached",
+]
+
+
+@pytest.mark.parametrize("layout", ["ulysses", "ring"])
+def test_two_ranks_draw_what_one_draws(layout: str, alone: dict[str, Drawn], tmp_path: Path):
+    names = [*TWO_RANKS, "guided", "layerwise", "eager"]
+    ranks = draw_together(layout, names, tmp_path)
+    for name in names:
+        assert_same(alone, ranks, name)
+    assert {"computed", "attention", "similarity"} <= {choice for step in ranks[0]["layerwise"].choices for choice in step}
+
+
+def test_guidance_branches_on_two_ranks(alone: dict[str, Drawn], tmp_path: Path):
+    ranks = draw_together("cfg", ["guided", "layerwise, guided"], tmp_path)
+    for name in ("guided", "layerwise, guided"):
+        assert_same(alone, ranks, name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("layout", ["ulysses and ring", "ulysses and cfg"])
+def test_four_ranks_draw_what_one_draws(layout: str, alone: dict[str, Drawn], tmp_path: Path):
+    names = ["guided"] if layout.endswith("cfg") else ["odd everything", "long text, odd image"]
+    ranks = draw_together(layout, names, tmp_path)
+    for name in names:
+        assert_same(alone, ranks, name)
+
+
+@pytest.mark.compile
+def test_inductor_on_two_ranks(alone: dict[str, Drawn], tmp_path: Path):
+    assert_same(alone, draw_together("ulysses", ["inductor"], tmp_path), "inductor", tolerance=2e-3)
+
+
+def test_votes_are_counted_when_asked_for(alone: dict[str, Drawn], tmp_path: Path):
+    ranks: list[dict[str, Any]] = draw_together("ulysses", ["short text", "layerwise"], tmp_path, "--check")
+    for name in ("short text", "layerwise"):
+        assert_same(alone, ranks, name)
