@@ -8,9 +8,11 @@ from torch import Tensor
 
 from afcache.config import CacheConfig
 from afcache.functional.group import STRATEGIES, divide
+from afcache.functional.parallel import Layout
 from afcache.pipeline import require_runtime
 from afcache.reporting import GroupReport, Report, StepReport
 from afcache.state import GroupRecord, StepRecord
+from afcache.traffic import Traffic, step_traffic
 from afcache.trajectory import Call, Trajectory
 
 
@@ -30,9 +32,10 @@ def report(pipe: Any) -> Report:
         return Report(config, (), 0, 0, 0, ())
     settings = runtime.config
     scale = trajectory.guidance_scale
+    layout = None if runtime.parallel is None else runtime.parallel.layout
     return Report(
         config=config,
-        steps=tuple(_read_call(call, trajectory, settings) for call in trajectory.calls),
+        steps=tuple(_read_call(call, trajectory, settings, layout) for call in trajectory.calls),
         num_steps=len({call.step for call in trajectory.calls}),
         num_blocks=trajectory.num_blocks,
         state_bytes=trajectory.bytes,
@@ -40,7 +43,7 @@ def report(pipe: Any) -> Report:
     )
 
 
-def _read_call(call: Call, trajectory: Trajectory, config: CacheConfig) -> StepReport:
+def _read_call(call: Call, trajectory: Trajectory, config: CacheConfig, layout: Layout | None) -> StepReport:
     batch = trajectory.shape[0]
     record = call.record
     unknown = (math.nan,) * batch
@@ -48,6 +51,9 @@ def _read_call(call: Call, trajectory: Trajectory, config: CacheConfig) -> StepR
     leader = next(other.record for other in trajectory.calls if other.step == call.step and other.branch == 0)
     is_computed = True if record is None else bool(record.is_computed)
     evaluations, mlp_evaluations = _count(record, is_computed, trajectory.num_blocks, config)
+    traffic = Traffic()
+    if layout is not None and trajectory.sizes is not None:
+        traffic = step_traffic(layout, trajectory.sizes, config, is_computed=is_computed, evaluations=evaluations)
     return StepReport(
         step=call.step,
         branch=call.branch,
@@ -61,6 +67,8 @@ def _read_call(call: Call, trajectory: Trajectory, config: CacheConfig) -> StepR
         evaluations=evaluations,
         mlp_evaluations=mlp_evaluations,
         groups=_read_groups(record, config),
+        collectives=traffic.collectives,
+        bytes_sent=traffic.bytes,
     )
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import statistics
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,8 @@ class StepReport:
         evaluations: blocks that ran.
         mlp_evaluations: blocks whose MLPs alone ran, on reused attention outputs; not among the others.
         groups: what each group of blocks did; empty without groups.
+        collectives: that this rank took part in; 0 alone.
+        bytes_sent: by this rank to others, in them (`afcache.traffic`).
 
     """
 
@@ -65,6 +68,8 @@ class StepReport:
     evaluations: int
     mlp_evaluations: int = 0
     groups: tuple[GroupReport, ...] = ()
+    collectives: int = 0
+    bytes_sent: int = 0
 
     @property
     def kind(self) -> str:
@@ -126,6 +131,13 @@ class Report:
         times = sorted(step.seconds for step in self.steps if step.is_computed == is_computed)
         return times[len(times) // 2] if times else math.nan
 
+    def traffic(self, *, is_computed: bool) -> tuple[float, float]:
+        """Collectives and bytes sent by this rank, median of computed or of forecast calls; NaN if there were none."""
+        calls = [step for step in self.steps if step.is_computed == is_computed]
+        if not calls:
+            return math.nan, math.nan
+        return statistics.median(s.collectives for s in calls), statistics.median(s.bytes_sent for s in calls)
+
     def to_dict(self) -> dict[str, Any]:
         """Everything as plain values, summary first; what is unknown is None."""
         summary = {
@@ -168,6 +180,7 @@ class Report:
             f"{self.block_speedup:.2f}x fewer",
             f"  time       computed call {computed * 1e3:.1f} ms{forecast_time} (medians)",
         ]
+        lines += self._traffic_lines()
         if self.config["policy"] == "none":
             return "\n".join(lines)
         limit = "" if self.config["policy"] != "adaptive" else f" (tolerance {self.config['tolerance']:g})"
@@ -198,6 +211,18 @@ class Report:
 
     def _mlps(self) -> str:
         return f" and {self.mlp_evaluations} of MLPs alone" if self.mlp_evaluations else ""
+
+    def _traffic_lines(self) -> list[str]:
+        """One line for several ranks."""
+        if not any(step.collectives for step in self.steps):
+            return []
+        kinds = {name: self.traffic(is_computed=flag) for name, flag in (("computed", True), ("forecast", False))}
+        said = [
+            f"{name} call {collectives:.0f} collectives, {size / 1024:.1f} KiB"
+            for name, (collectives, size) in kinds.items()
+            if math.isfinite(size)
+        ]
+        return [f"  messages   {'; '.join(said)} sent by each rank (medians)"]
 
     def _group_lines(self) -> list[str]:
         """One line for each group, for the first sample and the leading branch."""

@@ -30,6 +30,7 @@ from afcache.trajectory import (
     describe,
     is_new,
     learn_guidance,
+    message_sizes,
     start_clock,
     weights,
 )
@@ -264,6 +265,7 @@ class Runtime:
             corrects=corrects,
             kernel_name=flux.attention_backend(self._transformer),
             num_blocks=flux.num_blocks(self._transformer),
+            sizes=None if self.parallel is None else message_sizes(self._transformer, inputs),
         )
         self._trajectories[scheduler] = trajectory
         return trajectory

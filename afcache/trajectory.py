@@ -10,11 +10,13 @@ import torch
 from torch import Tensor
 
 from afcache.config import CacheConfig
+from afcache.functional.architecture import Lengths
 from afcache.functional.control import infer_guidance
 from afcache.initial import state_bytes
 from afcache.models.flux import FluxInputs
 from afcache.schedule import ScheduledStep
 from afcache.state import CacheState, Coupling, StepRecord, StepSchedule
+from afcache.traffic import Sizes
 
 
 @dataclass
@@ -76,6 +78,7 @@ class Trajectory:
         velocities: of all branches at this step, where one call computed them for all.
         calls: every call, for the report.
         num_blocks: blocks that one full call evaluates.
+        sizes: of the messages that ranks exchange; None alone.
 
     """
 
@@ -97,6 +100,7 @@ class Trajectory:
     velocities: Tensor | None = None
     calls: list[Call] = field(default_factory=list)
     num_blocks: int = 0
+    sizes: Sizes | None = None
 
     @property
     def bytes(self) -> int:
@@ -174,6 +178,19 @@ def check_conditioning(trajectory: Trajectory, inputs: FluxInputs, branch_index:
                 f"{name} of guidance branch {branch_index} changed at step {trajectory.index}, which cfg_degree=2 does not "
                 "support: another rank computes the branch. Leave prompts alone in callbacks, or use cfg_degree=1."
             )
+
+
+def message_sizes(transformer: Any, inputs: FluxInputs) -> Sizes:
+    """What the messages of ranks that take this call together are made of."""
+    settings = transformer.config
+    return Sizes(
+        batch=inputs.hidden_states.shape[0],
+        lengths=Lengths(inputs.encoder_hidden_states.shape[1], inputs.hidden_states.shape[1]),
+        heads=settings.num_attention_heads,
+        head_dim=settings.attention_head_dim,
+        channels=transformer.proj_out.out_features,
+        element=inputs.hidden_states.element_size(),
+    )
 
 
 def start_clock(device: torch.device) -> Callable[[], Callable[[], float]]:

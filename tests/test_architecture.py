@@ -29,7 +29,8 @@ ALLOWED = {
     "models": {"_typing", "config", "functional"},
     "xfuser_on_cpu": set(),
     "parallel": {"_checks", "functional", "state", "xfuser_on_cpu"},
-    "trajectory": {"config", "functional", "initial", "models", "schedule", "state"},
+    "traffic": {"config", "functional", "initial"},
+    "trajectory": {"config", "functional", "initial", "models", "schedule", "state", "traffic"},
     "compiled": {"_typing"},
     "runtime": {
         "compiled",
@@ -47,7 +48,7 @@ ALLOWED = {
     "sampling": {"_typing", "config", "functional", "initial", "models", "plans", "state"},
     "plots": set(),
     "reporting": {"plots"},
-    "reading": {"config", "functional", "pipeline", "reporting", "state", "trajectory"},
+    "reading": {"config", "functional", "pipeline", "reporting", "state", "traffic", "trajectory"},
     "comparison": {"config", "metrics", "pipeline", "reading", "reporting"},
     "generate": {"assets", "comparison", "config", "models", "pipeline", "policies", "reading", "reporting"},
     "cli": {"_version", "generate", "policies"},

@@ -97,6 +97,31 @@ def test_guidance_branches_on_two_ranks(alone: dict[str, Drawn], tmp_path: Path)
         assert_same(alone, ranks, name)
 
 
+COUNTED = ["counted", "counted, layerwise", "counted, first and last blocks", "counted, uncached"]
+
+
+@pytest.mark.parametrize("layout", ["ulysses", "ring", "cfg"])
+def test_the_report_counts_every_message(layout: str, tmp_path: Path):
+    names = [name for name in COUNTED if layout != "cfg" or CASES[name].cfg > 1]
+    for rank in draw_together(layout, names, tmp_path, "--check"):
+        for name in names:
+            drawn = rank[name]
+            sent = [call for call in drawn.counted if call != (0, 0)]
+            assert drawn.reported == sent
+            # Guidance branches on different ranks exchange nothing within their blocks.
+            is_constant = layout == "cfg" or name.endswith("uncached")
+            assert (len({collectives for collectives, _ in sent}) == 1) == is_constant
+
+
+def test_cached_steps_gather_and_sum_statistics_and_nothing_else(tmp_path: Path):
+    """In the graph itself: of the adaptive policy, without guidance branches, the velocity's gathering is all there is."""
+    for rank in draw_together("ulysses", ["looked into"], tmp_path):
+        blocks, per_block, measured_error = 5, 2, 1
+        assert rank["looked into"].branches == (1, blocks * per_block + measured_error, 0)
+        collectives = {count for count, _ in rank["looked into"].reported}
+        assert collectives == {1, 1 + blocks * per_block + measured_error}
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("layout", ["ulysses and ring", "ulysses and cfg"])
 def test_four_ranks_draw_what_one_draws(layout: str, alone: dict[str, Drawn], tmp_path: Path):
