@@ -13,6 +13,8 @@ from typing import Any, NoReturn
 from afcache._version import __version__
 from afcache.policies import POLICIES
 
+_GENERATE = """Draw images, with the cache. Several processes, one for each GPU, are started by torchrun:
+torchrun --nproc-per-node 2 -m afcache generate ...; degrees that are not given are chosen."""
 _DTYPES = ("float32", "bfloat16", "float16")
 _ERROR_STATUS = 2
 _MAX_STEPS = 1000
@@ -23,8 +25,16 @@ class _Parser(argparse.ArgumentParser):
     """A parser whose errors are one line."""
 
     def error(self, message: str) -> NoReturn:
-        print(f"afcache: error: {message} (see '{self.prog} --help')", file=sys.stderr)
+        _say_error(f"{message} (see '{self.prog} --help')", everywhere=False)
         sys.exit(_ERROR_STATUS)
+
+
+def _say_error(message: str, *, everywhere: bool) -> None:
+    """One line on stderr; what goes wrong alike in all processes that torchrun started is said once."""
+    rank = os.environ.get("RANK", "0")
+    if everywhere or rank == "0":
+        where = f" (rank {rank})" if int(os.environ.get("WORLD_SIZE", "1")) > 1 and everywhere else ""
+        print(f"afcache: error{where}: {message}", file=sys.stderr, flush=True)
 
 
 def _positive_int(text: str) -> int:
@@ -66,7 +76,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="afcache", description="Adaptive feature cache for diffusion transformers.")
     parser.add_argument("--version", action="version", version=f"afcache {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, parser_class=_Parser)
-    generate = commands.add_parser("generate", help="draw images", description="Draw images, with the cache.")
+    generate = commands.add_parser("generate", help="draw images", description=_GENERATE)
     add = generate.add_argument
     add("--prompt", action="append", metavar="TEXT", help="what to draw; may be repeated (mini-FLUX has defaults)")
     add("--model", metavar="FOLDER_OR_HUB_ID", help="a FLUX.1 pipeline (default: mini-FLUX, which ships with the package)")
@@ -87,6 +97,9 @@ def build_parser() -> argparse.ArgumentParser:
     add("--no-compile", action="store_true", help="do not compile: starts at once, runs slower")
     add("--dtype", choices=_DTYPES, help="default: bfloat16 on CUDA, float32 elsewhere and for mini-FLUX")
     add("--device", help="cpu, cuda, cuda:1, ... (default: cuda if there is one)")
+    add("--ulysses", type=_positive_int, metavar="N", help="processes that share tokens and exchange attention heads")
+    add("--ring", type=_positive_int, metavar="N", help="processes that share tokens and pass keys and values on")
+    add("--cfg-parallel", type=int, choices=(1, 2), help="2: guidance branches on different processes")
     add("--output", type=Path, default=Path("outputs"), metavar="DIR", help="where to write (default outputs)")
     add("--compare", action="store_true", help="also run uncached, and show pictures, gain and difference side by side")
     info = commands.add_parser("info", help="show versions and what can be used here")
@@ -109,21 +122,24 @@ def main(argv: list[str] | None = None) -> int:
 
             run(arguments)
     except (ValueError, TypeError, NotImplementedError, OSError) as error:
-        print(f"afcache: error: {' '.join(str(error).split())}", file=sys.stderr)
+        _say_error(" ".join(str(error).split()), everywhere=isinstance(error, OSError))
         return _ERROR_STATUS
     except (RuntimeError, MemoryError, AssertionError) as error:
         if os.environ.get("AFCACHE_DEBUG"):
             raise
         reason = (str(error).strip() or "no message").splitlines()[0]
-        cure = "Is the compiler broken? --no-compile does without" if "compil" in str(error).lower() else "Too little memory?"
-        print(
-            f"afcache: error: {type(error).__name__}: {reason} ({cure}; AFCACHE_DEBUG=1 shows the traceback)", file=sys.stderr
-        )
+        _say_error(f"{type(error).__name__}: {reason} ({_cure(reason)}AFCACHE_DEBUG=1 shows the traceback)", everywhere=True)
         return _ERROR_STATUS
     except KeyboardInterrupt:
         print("afcache: interrupted", file=sys.stderr)
         return 130
     return 0
+
+
+def _cure(reason: str) -> str:
+    if "compil" in reason.lower():
+        return "Is the compiler broken? --no-compile does without; "
+    return "" if "rank" in reason else "Too little memory? "
 
 
 def collect_info() -> dict[str, str]:
@@ -160,6 +176,8 @@ def _probe_xfuser() -> str:
 def _quieten() -> None:
     """Leave our own words on the screen: other libraries' start-up warnings tell a user of this command nothing."""
     warnings.filterwarnings("ignore")
+    # xfuser tells about its groups at level DEBUG, whatever the root logger says.
+    logging.disable(logging.INFO)
     logging.getLogger("torch").setLevel(logging.ERROR)
     from transformers.utils import logging as transformers_logging
 

@@ -13,6 +13,7 @@ from PIL import Image
 
 from afcache.config import CacheConfig
 from afcache.metrics import psnr, ssim
+from afcache.parallel import ParallelConfig
 from afcache.pipeline import compile_pipeline, uncached
 from afcache.reading import report
 from afcache.reporting import Report
@@ -70,21 +71,43 @@ def timed(draw: Draw, job: Job) -> tuple[np.ndarray, float]:
     return image, time.perf_counter() - began
 
 
-def compare(draw: Draw, jobs: list[Job], settings: CacheConfig, compiles: bool, output: Path) -> None:
-    """Draw every job with and without the cache, then time both in alternation."""
+def compare(
+    draw: Draw,
+    jobs: list[Job],
+    settings: CacheConfig,
+    *,
+    compiles: bool,
+    output: Path | None,
+    parallel: ParallelConfig | None = None,
+) -> None:
+    """Draw every job with and without the cache, then time both in alternation.
+
+    Args:
+        draw: calls the pipeline, which is cached.
+        jobs: what to draw.
+        settings: of the cache.
+        compiles: whether the pipeline is compiled.
+        output: where to write; None on ranks that draw along, and print nothing either.
+        parallel: how ranks share the work. Uncached, each draws the whole image.
+
+    """
     results = []
     for job in jobs:
         with uncached(draw.pipe):
             reference = draw(job)
         image = draw(job)
         results.append(Comparison(job, reference, image, report(draw.pipe)))
-        save(output / f"{job.stem}.png", image)
-        save(output / f"{job.stem}_uncached.png", reference)
-        write_report(results[-1].report, output, job)
     draw.pipe.set_progress_bar_config(disable=True)
-    timings = {"compiled": _alternate(draw, jobs[0])} if compiles else {}
-    compile_pipeline(draw.pipe, settings, compile=False)
-    timings["nothing compiled"] = _alternate(draw, jobs[0])
+    ranks = "" if parallel is None else f", {parallel.processes} processes"
+    timings = {f"compiled{ranks}": _alternate(draw, jobs[0])} if compiles else {}
+    compile_pipeline(draw.pipe, settings, compile=False, parallel=parallel)
+    timings[f"nothing compiled{ranks}"] = _alternate(draw, jobs[0])
+    if output is None:
+        return
+    for result in results:
+        save(output / f"{result.job.stem}.png", result.cached)
+        save(output / f"{result.job.stem}_uncached.png", result.uncached)
+        write_report(result.report, output, result.job)
     picture = output / "compare.png"
     _draw_comparison(results, picture)
     _print_comparison(results, timings, settings)
@@ -116,7 +139,8 @@ def _print_comparison(results: list[Comparison], timings: dict[str, tuple[float,
     quality = statistics.mean(min(result.psnr, 150.0) for result in results)
     print(f"\nblock evaluations  {uncached_count / ran:.2f}x fewer, at {quality:.1f} dB (mean) against the uncached images")
     for how, (slow, fast) in timings.items():
-        print(f"wall clock         {slow / fast:.2f}x faster: {slow:.2f} s uncached (eager), {fast:.2f} s cached ({how})")
+        gain = f"{slow / fast:.2f}x faster" if fast < slow else f"{fast / slow:.2f}x slower"
+        print(f"wall clock         {gain}: {slow:.2f} s uncached (eager), {fast:.2f} s cached ({how})")
     print(f"                   medians of {_ROUNDS} images, in turns, after warm-up")
     knob = f"tolerance {settings.tolerance:g}" if settings.policy == "adaptive" else f"policy {settings.policy}"
     print(f"settings           {knob}, warmup {settings.warmup_steps} steps")

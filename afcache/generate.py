@@ -11,10 +11,12 @@ from typing import Any
 import torch
 from diffusers import DiffusionPipeline, FluxPipeline
 
+from afcache import processes
 from afcache.assets import mini_flux_folder, recommended_settings
 from afcache.comparison import Draw, Job, compare, save, timed, write_report
 from afcache.config import resolve_config
 from afcache.models.flux import num_blocks
+from afcache.parallel import ParallelConfig
 from afcache.pipeline import compile_pipeline
 from afcache.policies import policy
 from afcache.reading import report
@@ -38,36 +40,45 @@ def run(arguments: argparse.Namespace) -> None:
     _check_arguments(arguments)
     named = None if arguments.policy is None else policy(arguments.policy)
     settings = resolve_config(named, tolerance=arguments.tolerance, preset=arguments.preset)
-    device = _device(arguments.device)
+    device = processes.own_device(arguments.device, _device(arguments.device))
     compiles = not (arguments.no_compile or arguments.no_cache)
     if compiles and (problem := missing_compiler(device)):
         raise OSError(problem)
     folder = _resolve_model(arguments.model)
-    arguments.output.mkdir(parents=True, exist_ok=True)
     pipe = _load(folder, arguments, device)
     options = _sampling_options(pipe, folder, arguments)
+    parallel = _share_out(arguments, pipe, options, device)
     jobs = _jobs(arguments)
     draw = Draw(pipe, options)
     if not arguments.no_cache:
-        compile_pipeline(pipe, settings, compile=compiles)
-    if compiles:
-        _announce_compilation(pipe, device)
-    if arguments.compare:
-        compare(draw, jobs, settings, compiles, arguments.output)
+        compile_pipeline(pipe, settings, compile=compiles, parallel=parallel)
+    # Processes other than the first draw along; they print and write nothing.
+    output = arguments.output if processes.is_first() else None
+    if output is None:
+        pipe.set_progress_bar_config(disable=True)
     else:
-        _draw_all(draw, jobs, arguments, compiles)
-    print(f"written to {arguments.output}/")
+        output.mkdir(parents=True, exist_ok=True)
+        _announce(pipe, parallel, compiles, device)
+    if arguments.compare:
+        compare(draw, jobs, settings, compiles=compiles, output=output, parallel=parallel)
+    else:
+        _draw_all(draw, jobs, compiles=compiles, is_cached=not arguments.no_cache, output=output)
+    if output is not None:
+        print(f"written to {output}/")
+    processes.part()
 
 
-def _draw_all(draw: Draw, jobs: list[Job], arguments: argparse.Namespace, compiles: bool) -> None:
+def _draw_all(draw: Draw, jobs: list[Job], *, compiles: bool, is_cached: bool, output: Path | None) -> None:
     """Draw every job once, and write its picture and report."""
     for job in jobs:
         image, seconds = timed(draw, job)
-        save(arguments.output / f"{job.stem}.png", image)
+        if output is None:
+            continue
+        save(output / f"{job.stem}.png", image)
         print(f"{job.stem}.png in {seconds:.1f} s" + (" (the first image compiles)" if compiles and job is jobs[0] else ""))
-        if not arguments.no_cache:
-            write_report(report(draw.pipe), arguments.output, job)
-    if not arguments.no_cache:
+        if is_cached:
+            write_report(report(draw.pipe), output, job)
+    if is_cached and output is not None:
         print(report(draw.pipe))
 
 
@@ -97,7 +108,11 @@ def missing_compiler(device: torch.device) -> str | None:
     )
 
 
-def _announce_compilation(pipe: FluxPipeline, device: torch.device) -> None:
+def _announce(pipe: FluxPipeline, parallel: ParallelConfig | None, compiles: bool, device: torch.device) -> None:
+    if parallel is not None:
+        print(processes.describe(parallel))
+    if not compiles:
+        return
     seconds = _COMPILE_SECONDS_PER_BLOCK.get(device.type, 2.0) * num_blocks(pipe.transformer)
     print(f"compiling, about {seconds:.0f} s (once per process; --no-compile starts at once)", flush=True)
 
@@ -110,6 +125,8 @@ def _check_arguments(arguments: argparse.Namespace) -> None:
         raise ValueError(f"--true-cfg-scale must be finite and >= 1 (1 switches guidance off), got {scale:g}.")
     if arguments.negative_prompt is not None and (scale == 1 or (scale is None and arguments.model is not None)):
         raise ValueError("--negative-prompt has no effect without guidance; give --true-cfg-scale above 1, too.")
+    if arguments.no_cache and processes.count() > 1:
+        raise ValueError("--no-cache would compute everything in every process; --policy none shares the work.")
     if not arguments.prompt and arguments.model is not None:
         raise ValueError("--prompt is needed with --model; only mini-FLUX has default prompts.")
 
@@ -158,6 +175,19 @@ def _load(folder: str, arguments: argparse.Namespace, device: torch.device) -> F
     pipe = FluxPipeline.from_pretrained(folder, dtype=dtype).to(device)
     pipe.set_progress_bar_config(desc="denoising", leave=False)
     return pipe
+
+
+def _share_out(
+    arguments: argparse.Namespace, pipe: FluxPipeline, options: dict[str, Any], device: torch.device
+) -> ParallelConfig | None:
+    return processes.share_out(
+        ulysses=arguments.ulysses,
+        ring=arguments.ring,
+        cfg=arguments.cfg_parallel,
+        heads=pipe.transformer.config.num_attention_heads,
+        is_guided="true_cfg_scale" in options,
+        device=device,
+    )
 
 
 def _sampling_options(pipe: FluxPipeline, folder: str, arguments: argparse.Namespace) -> dict[str, Any]:
