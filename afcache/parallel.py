@@ -8,13 +8,14 @@ import importlib
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from afcache._checks import check_flag, check_integer
+from afcache._checks import check_flag, check_integer, check_number
 from afcache.functional.collectives import Ranks
 from afcache.functional.parallel import Layout
 from afcache.functional.sequence_attention import SequenceRanks
@@ -38,6 +39,8 @@ class ParallelConfig:
         backend: of torch.distributed; None is xfuser's choice for this machine (NCCL on GPUs). "gloo" runs on CPU processes.
         check_decisions: let all ranks vote on every decision, and raise naming rank and step if they differ; waits for the
             device at every step.
+        timeout: seconds that a rank waits for others before it gives up; None is torch's choice, 10 minutes with NCCL and 30
+            with gloo.
 
     Raises:
         ValueError, TypeError: a value is out of its range.
@@ -50,12 +53,15 @@ class ParallelConfig:
     data_degree: int = 1
     backend: str | None = None
     check_decisions: bool = False
+    timeout: float | None = None
 
     def __post_init__(self) -> None:
         for name in ("ulysses_degree", "ring_degree", "data_degree"):
             check_integer(name, getattr(self, name), 1, None)
         check_integer("cfg_degree", self.cfg_degree, 1, 2)
         check_flag("check_decisions", self.check_decisions)
+        if self.timeout is not None:
+            check_number("timeout", self.timeout, 1, 86400)
         if self.backend not in (None, "gloo", "nccl"):
             raise ValueError(f"backend must be None, 'nccl' or 'gloo', got {self.backend!r}.")
 
@@ -135,7 +141,19 @@ def connect(config: ParallelConfig) -> ParallelContext:
             ring_degree=config.ring_degree,
             backend=config.backend,
         )
-    return _read(state, config)
+    context = _read(state, config)
+    if config.timeout is not None:
+        _limit_waiting(state, config.timeout)
+    return context
+
+
+def _limit_waiting(state: Any, seconds: float) -> None:
+    """Set the time-out of all groups: xfuser makes them with torch's time-outs."""
+    coordinators = (state.get_sp_group(), state.get_cfg_group(), state.get_model_replica_group())
+    groups = [group for owner in coordinators for group in (owner.device_group, owner.cpu_group)]
+    groups += [group for name in ("ulysses_group", "ring_group") if (group := getattr(coordinators[0], name, None)) is not None]
+    for group in groups:
+        dist.distributed_c10d._set_pg_timeout(timedelta(seconds=seconds), group)
 
 
 def _import_parallel_state(config: ParallelConfig) -> Any:

@@ -49,6 +49,7 @@ def test_rings_need_a_kernel_that_tells_its_denominator(pipe):
         ({"data_degree": -1}, "data_degree"),
         ({"backend": "mpi"}, "backend must be None, 'nccl' or 'gloo', got 'mpi'"),
         ({"check_decisions": 1}, "check_decisions"),
+        ({"timeout": 0}, "timeout must be finite and between 1 and 86400, got 0"),
     ],
 )
 def test_bad_degrees_name_the_argument(values: dict[str, Any], message: str):
