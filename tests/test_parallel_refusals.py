@@ -1,5 +1,7 @@
 """What cannot run on several processes says so, before anything hangs."""
 
+import sys
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -9,7 +11,7 @@ import afcache
 from afcache import ParallelConfig
 from afcache.functional.collectives import Ranks
 from afcache.functional.parallel import Layout
-from afcache.parallel import ParallelContext, check_votes
+from afcache.parallel import ParallelContext, _read, check_votes
 from afcache.state import StepRecord
 
 
@@ -72,3 +74,42 @@ def test_ranks_that_decide_differently_are_named():
     other = record._replace(votes=(torch.tensor([[1], [1], [0]]),))
     with pytest.raises(RuntimeError, match=r"differently at step 4: .* chose \[1\] .*rank 2 \[0\]"):
         check_votes(context, other, step=4)
+
+
+def groups_of_xfuser(tensor: int = 1, pipeline: int = 1, ulysses: int = 2) -> Any:
+    """What `_read` asks of xfuser's module, in sizes that this process does not have."""
+    sequence = SimpleNamespace(world_size=ulysses, ulysses_world_size=ulysses, ring_world_size=1)
+    return SimpleNamespace(
+        get_tp_group=lambda: SimpleNamespace(world_size=tensor),
+        get_pp_group=lambda: SimpleNamespace(world_size=pipeline),
+        get_sp_group=lambda: sequence,
+        get_cfg_group=lambda: SimpleNamespace(world_size=1),
+        get_model_replica_group=lambda: None,
+        get_data_parallel_world_size=lambda: 1,
+    )
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [({"tensor": 2}, "with tensor parallelism over 2 ranks"), ({"pipeline": 4}, r"with pipeline \(pipefusion\) .* 4 ranks")],
+)
+def test_tensor_and_pipeline_parallelism_are_refused(sizes: dict[str, int], message: str):
+    with pytest.raises(NotImplementedError, match=message + ".* not supported under caching"):
+        _read(groups_of_xfuser(**sizes), ParallelConfig(ulysses_degree=2))
+
+
+def test_groups_made_before_must_be_the_ones_asked_for():
+    with pytest.raises(
+        RuntimeError, match=r"initialised with ulysses_degree 2, ring_degree 1 in this process, .* Pass the same degrees"
+    ):
+        _read(groups_of_xfuser(), ParallelConfig(ring_degree=2))
+
+
+def test_an_xfuser_that_cannot_be_imported_names_the_cure(pipe, monkeypatch):
+    environment = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"}
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setitem(sys.modules, "xfuser", None)
+    monkeypatch.delitem(sys.modules, "xfuser.core.distributed.parallel_state", raising=False)
+    with pytest.raises(RuntimeError, match=r"xfuser, .* could not be imported: .* pip install xfuser.*backend='gloo'"):
+        afcache.compile_pipeline(pipe, parallel=ParallelConfig(ring_degree=2))
