@@ -1,10 +1,11 @@
 """AFCache beside the compiled model, fewer steps and the real peers: same model, seeds and machine, one run.
 
     python bench/compare_compiled.py --mini --quick          # every contender in a quarter of an hour
-    python bench/compare_compiled.py --mini                  # every knob: what bench/results holds; an hour
+    python bench/compare_compiled.py --mini                  # every knob: what bench/results holds; half an hour
     python bench/compare_compiled.py --random small          # what cached steps cost; quality is not compared
     python bench/compare_compiled.py --random medium --patterns bench/results/compare_mini_cpu_202611.json
-    python bench/compare_compiled.py --model black-forest-labs/FLUX.1-dev --dtype bfloat16
+    python bench/compare_compiled.py --random flux1 --dtype bfloat16 --at-once 1
+    python bench/compare_compiled.py --model black-forest-labs/FLUX.1-dev --dtype bfloat16 --at-once 1
     python bench/compare_compiled.py --check                 # README's numbers against bench/results
 
 Every contender runs in a process of its own, with a fresh pipeline, compiled without any compilation cache. A few processes
@@ -13,6 +14,7 @@ that every time is compared with one taken moments away. Install the peers with 
 """
 
 import argparse
+import gc
 import importlib.util
 import itertools
 import json
@@ -92,8 +94,7 @@ def run(
     batches = [others[i : i + at_once] for i in range(0, len(others), at_once)] or [[]]
     references = {name: racer_of(by_name[name]) for name in REFERENCES}
     ready = {name: racer.start() for name, racer in references.items()}
-    if failed := [racer for racer in references.values() if racer.failure]:
-        raise RuntimeError(f"the uncached pipeline itself failed ({failed[0].name}): {failed[0].failure}; see {logs}.")
+    _check(references, logs)
     first_times: dict[str, dict[int, Drawn]] = {}
     with tqdm(total=len(others), unit="contender", smoothing=0) as bar:
         for batch in batches:
@@ -102,6 +103,7 @@ def run(
             with ThreadPoolExecutor(warm_up) as pool:
                 ready |= dict(zip(racers, pool.map(Racer.start, racers.values()), strict=True))
             times = _rounds({**references, **racers}, seeds)
+            _check(references, logs)
             rivals = {name: times[name] for name in REFERENCES}
             first_times = first_times or rivals
             for contender in batch:
@@ -113,6 +115,12 @@ def run(
             bar.update(len(batch))
     for name, racer in references.items():
         yield Race(by_name[name], None, ready[name], racer.finish(), first_times[name], first_times)
+
+
+def _check(references: dict[str, Racer], logs: Path) -> None:
+    """Nothing can be said without the uncached pipeline."""
+    if failed := [racer for racer in references.values() if racer.failure]:
+        raise SystemExit(f"the uncached pipeline itself failed ({failed[0].name}): {failed[0].failure}; see {logs}/")
 
 
 def _rounds(racers: dict[str, Racer], seeds: Sequence[int]) -> dict[str, dict[int, Drawn]]:
@@ -139,11 +147,19 @@ def _task(arguments: argparse.Namespace) -> Task:
     if not task.is_random:
         pipe = load(task)
         ratios = calibrate_magcache(pipe, task.steps, lambda: draw(pipe, task, FIRST_SEED - 1))
+        # The contenders need the memory.
+        del pipe
+        gc.collect()
+        torch.cuda.empty_cache()
         return task._replace(mag_ratios=ratios)
     patterns = {"": (PATTERN * (task.steps // len(PATTERN) + 1))[: task.steps]}
     if arguments.patterns:
         rows = json.loads(arguments.patterns.read_text())["rows"]
-        patterns |= {row["contender"]: row["pattern"] for row in rows if len(row.get("pattern", "")) == task.steps}
+        known = {row["contender"]: row["pattern"] for row in rows if row.get("pattern")}
+        if not any(len(pattern) == task.steps for pattern in known.values()):
+            length = max(map(len, known.values()), default=0)
+            raise SystemExit(f"--patterns {arguments.patterns}: patterns have {length} steps, and --steps is {task.steps}.")
+        patterns |= {name: pattern for name, pattern in known.items() if len(pattern) == task.steps}
     return task._replace(patterns=patterns)
 
 
@@ -174,21 +190,31 @@ def main() -> None:
     what.add_argument("--random", choices=SIZES, help="random weights: the cost of cached steps, never quality")
     what.add_argument("--model", help="a folder or hub id of a FLUX.1 pipeline")
     what.add_argument("--check", action="store_true", help="check README's numbers against bench/results, and stop")
-    parser.add_argument("--steps", type=int, default=28)
+    parser.add_argument("--steps", type=int, default=28, help="denoising steps (default 28)")
     parser.add_argument("--seeds", type=int, help="images per contender (default 24; 4 with --quick or --random)")
     parser.add_argument("--contenders", nargs="+", default=[], help="parts of names (default: all)")
-    parser.add_argument("--resolution", type=int, help="pixels of a side")
-    parser.add_argument("--dtype", choices=DTYPES, default="float32")
+    parser.add_argument("--resolution", type=int, help="pixels of a side; mini-FLUX has one size")
+    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="of the weights (default float32)")
     parser.add_argument("--backend", default="inductor", help="of torch.compile")
-    parser.add_argument("--patterns", type=Path, help="JSON of a run on mini-FLUX: every contender refreshes as it did there")
-    parser.add_argument("--at-once", type=int, default=6, help="processes beside the two references'")
-    parser.add_argument("--quick", action="store_true", help="one knob of every contender, 4 images, two compile at a time")
+    parser.add_argument(
+        "--patterns", type=Path, help="JSON of a run with --mini: with --random, every contender refreshes as at its first seed"
+    )
+    parser.add_argument(
+        "--at-once",
+        type=int,
+        help="processes beside the two references', each with a model of its own in memory (default 6; on a GPU 1)",
+    )
+    parser.add_argument("--quick", action="store_true", help="one knob of every peer, 4 images, two compile at a time")
     parser.add_argument("--limit", type=float, default=1800, help="seconds that a contender may take for one answer")
     parser.add_argument("--output", type=Path, default=OUTPUT, help=f"folder of the tables (default: {OUTPUT}; logs too)")
     arguments = parser.parse_args()
     if arguments.check:
         readme_numbers.check()
         return
+    if arguments.mini and arguments.resolution:
+        parser.error("--resolution cannot be given with --mini: mini-FLUX has one size.")
+    if arguments.patterns and not arguments.random:
+        parser.error("--patterns needs --random: other models decide by themselves.")
     logging.disable_progress_bar()
     transformers_logging.disable_progress_bar()
     task = _task(arguments)
@@ -202,7 +228,7 @@ def main() -> None:
         task,
         chosen,
         seeds,
-        at_once=arguments.at_once,
+        at_once=arguments.at_once or (1 if task.device == "cuda" else 6),
         warm_up=2 if arguments.quick else 1,
         logs=OUTPUT / "logs",
         limit=arguments.limit,

@@ -58,6 +58,7 @@ def row(race: "Race", task: Task) -> dict[str, Any]:
         "first_call_seconds": race.ready.first_call,
         "graphs": race.ready.graphs,
         "graph_breaks": race.ready.graph_breaks,
+        "hit_recompile_limit": race.finished.hit_limit if race.finished else None,
         "recompiled_graphs": race.finished.recompiled_graphs if race.finished else None,
         "peak_mib": race.finished.peak_mib if race.finished else None,
         "pattern": "".join("F" if share > 0.99 else "." for share in evaluations[0]),
@@ -69,7 +70,8 @@ def row(race: "Race", task: Task) -> dict[str, Any]:
 
 
 def _quartiles(values: list[float]) -> list[float]:
-    return list(statistics.quantiles(values, n=4)[::2]) if len(values) > 1 else values * 2
+    """Quartiles; of fewer than five values the extremes."""
+    return list(statistics.quantiles(values, n=4, method="inclusive")[::2]) if len(values) > 4 else [min(values), max(values)]
 
 
 def _step_kinds(evaluations: list[list[float]], seconds: list[list[float]]) -> dict[str, Any]:
@@ -83,6 +85,17 @@ def _step_kinds(evaluations: list[list[float]], seconds: list[list[float]]) -> d
         "cached_seconds": statistics.median(kinds[False]) if kinds[False] else None,
         "refreshes": len(kinds[True]) / len(evaluations),
         "cached_steps": len(kinds[False]) / len(evaluations),
+        **_shares(evaluations, seconds),
+    }
+
+
+def _shares(evaluations: list[list[float]], seconds: list[list[float]]) -> dict[str, float]:
+    """Seconds of an image by kind of step, medians over images. The first two steps stand apart: guards are checked there."""
+    pairs = [list(zip(shares, times, strict=True)) for shares, times in zip(evaluations, seconds, strict=True)]
+    return {
+        "first_two_seconds": statistics.median(sum(time for _, time in image[:2]) for image in pairs),
+        "later_refreshes_seconds": statistics.median(sum(t for share, t in image[2:] if share > 0.99) for image in pairs),
+        "later_cached_seconds": statistics.median(sum(t for share, t in image[2:] if share <= 0.99) for image in pairs),
     }
 
 
@@ -125,6 +138,7 @@ def shown(facts: dict[str, Any]) -> dict[str, str]:
 
 def _graphs(facts: dict[str, Any]) -> str:
     later = f", {facts['recompiled_graphs']} later" if facts["recompiled_graphs"] else ""
+    later += ", limit hit" if facts["hit_recompile_limit"] else ""
     return f"{facts['graphs']} ({facts['graph_breaks']} breaks{later})" if facts["is_compiled"] else "-"
 
 
@@ -206,7 +220,9 @@ def _speed(facts: dict[str, Any]) -> float:
 
 
 def _named(facts: dict[str, Any] | None) -> str:
-    return f"{_speed(facts):.2f}x ({facts['contender']}, {facts['psnr']:.1f} dB)" if facts else "none"
+    if facts is None:
+        return "none"
+    return f"{_speed(facts):.2f}x ({facts['contender']}, {facts['psnr']:.1f} dB, worst {facts['psnr_worst']:.1f} dB)"
 
 
 def notes(task: Task, images: int, *, is_quick: bool) -> list[str]:
@@ -284,16 +300,19 @@ def _draw_quality(rows: list[dict[str, Any]], path: Path) -> None:
 
 
 def _draw_time(rows: list[dict[str, Any]], path: Path) -> None:
-    """Milliseconds of one image: steps that run all blocks, other steps, the rest of the pipeline."""
+    """Milliseconds of one image: its first steps, steps that run all blocks, other steps, the rest of the pipeline."""
     figure = _figure(10, 1.2 + 0.24 * len(rows))
     axes = figure.subplots()
     names = [facts["contender"] for facts in rows]
-    refresh = np.array([1e3 * (facts["refresh_seconds"] or 0) * facts["refreshes"] for facts in rows])
-    cached = np.array([1e3 * (facts["cached_seconds"] or 0) * facts["cached_steps"] for facts in rows])
-    rest = np.array([1e3 * facts["seconds"] for facts in rows]) - refresh - cached
+    first, refresh, cached = (
+        np.array([1e3 * facts[f"{name}_seconds"] for facts in rows])
+        for name in ("first_two", "later_refreshes", "later_cached")
+    )
+    rest = np.array([1e3 * (facts["seconds"] - facts["transformer_seconds"]) for facts in rows])
     left = np.zeros(len(rows))
     for label, values, color in (
-        ("steps that run all blocks", refresh, "tab:blue"),
+        ("the first two steps", first, "tab:green"),
+        ("later steps that run all blocks", refresh, "tab:blue"),
         ("cached steps", cached, "tab:orange"),
         ("text, decoder, sampling loop", rest.clip(min=0), "lightgray"),
     ):
@@ -302,5 +321,5 @@ def _draw_time(rows: list[dict[str, Any]], path: Path) -> None:
     axes.invert_yaxis()
     axes.tick_params(axis="y", labelsize=7)
     axes.set(xlabel="milliseconds of one image")
-    figure.legend(*axes.get_legend_handles_labels(), fontsize=8, loc="outside upper center", ncols=3)
+    figure.legend(*axes.get_legend_handles_labels(), fontsize=8, loc="outside upper center", ncols=4)
     figure.savefig(path, dpi=120)

@@ -15,6 +15,8 @@ import numpy as np
 
 from bench.subjects import Task
 
+_RECOMPILE_LIMIT = 1024
+
 
 class Ready(NamedTuple):
     """A contender after its first image.
@@ -49,10 +51,18 @@ class Drawn(NamedTuple):
 
 
 class Finished(NamedTuple):
-    """A contender after its last image: graphs made since the first one, and its peak memory."""
+    """A contender after its last image.
+
+    Attributes:
+        recompiled_graphs: made since the first one.
+        peak_mib: of memory, on its device.
+        hit_limit: whether Dynamo gave up compiling some function again, and ran it eagerly.
+
+    """
 
     recompiled_graphs: int
     peak_mib: float
+    hit_limit: bool = False
 
 
 class Failed(NamedTuple):
@@ -117,6 +127,9 @@ class _Session:
         from bench.subjects import load
 
         torch.compiler.config.force_disable_caches = True
+        # Some caches ask for more graphs of one function than Dynamo's 8, beyond which it would run them eagerly.
+        torch._dynamo.config.recompile_limit = _RECOMPILE_LIMIT
+        torch._dynamo.config.accumulated_recompile_limit = _RECOMPILE_LIMIT
         self._contender = next(contender for contender in contenders() if contender.name == name)
         self._task = task
         self.steps = round(task.steps * self._contender.step_share)
@@ -165,11 +178,17 @@ class _Session:
         return Drawn(pixels, time.perf_counter() - started, list(self._clock.seconds))
 
     def finish(self) -> Finished:
-        if self._cuda:
-            peak = self._cuda.max_memory_allocated() / 2**20
-        else:
-            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        peak = self._cuda.max_memory_allocated() / 2**20 if self._cuda else _peak_mib()
         return Finished(self._graphs() - self.ready.graphs, peak)
+
+
+def _peak_mib() -> float:
+    """Of this process; its `ru_maxrss` would be inherited from the one that started it."""
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+    except OSError:
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM:"))
 
 
 def _serve(connection: Connection, name: str, task: Task, seeds: Sequence[int], log: Path) -> None:
@@ -182,7 +201,9 @@ def _serve(connection: Connection, name: str, task: Task, seeds: Sequence[int], 
             connection.send(session.ready)
             while (seed := connection.recv()) is not None:
                 connection.send(session.draw(seed))
-            connection.send(session.finish())
+            finished = session.finish()
+            sys.stderr.flush()
+            connection.send(finished._replace(hit_limit="recompile_limit" in log.read_text(errors="replace")))
         except Exception as error:
             traceback.print_exc()
             message = (str(error).strip() or "no message").splitlines()[0]

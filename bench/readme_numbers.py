@@ -2,7 +2,7 @@
 
 A section is what lies between two headings. Measured are numbers with a unit (x, %, dB, s, ms, MiB) and numbers with
 decimals; code, but not what a program printed, is left out, and so are versions. Sections that link to no results may hold no
-such number with a unit.
+such number with a unit. The numbers of a table's line must come from a few rows of results, not from anywhere in them.
 """
 
 import json
@@ -13,9 +13,11 @@ from typing import Any, NamedTuple
 
 from bench.recording import RESULTS
 
-README = Path("README.md")
+README = Path(__file__).parent.parent / "README.md"
 _TOKEN = re.compile(r"(?<![\w./-])(\d+(?:,\d{3})*(?:\.\d+)?)(x\b|\s?(?:dB|%|s|ms|MiB)(?![\w]))?(?![\w/-]|\.\d)")
 _LINK = re.compile(r"bench/results/([\w.]+?)\.(?:md|json|jsonl|png)")
+# A line of a table may set a contender, a rival and a control side by side.
+_ROWS_OF_A_LINE = 3
 _NUMBER = re.compile(r"-?\d+(?:\.\d+)?(?:e-?\d+)?")
 
 
@@ -41,10 +43,21 @@ def find_unbacked(text: str, results: Path) -> Iterator[Claim]:
     """Claims of a README that no linked JSON holds, rounded as they are."""
     for section in _sections(text):
         names = {name for _, line in section for name in _LINK.findall(line)}
-        values = [value for name in names for value in _values(results / f"{name}.json")]
-        for claim in _claims(section):
-            if (claim.unit or (names and "." in claim.text)) and not _is_backed(claim, values):
-                yield claim
+        rows = [row for name in sorted(names) for row in _rows(results / f"{name}.json")]
+        for line in section:
+            claims = [claim for claim in _claims([line]) if claim.unit or (names and "." in claim.text)]
+            limit = _ROWS_OF_A_LINE if line[1].startswith("|") else len(claims)
+            yield from _not_covered(claims, rows, limit)
+
+
+def _not_covered(claims: list[Claim], rows: list[list[float]], limit: int) -> Iterator[Claim]:
+    """Claims that remain when the rows that back most of them have been taken, one after the other."""
+    for _ in range(limit):
+        if not claims or not rows:
+            break
+        best = max(rows, key=lambda row: sum(_is_backed(claim, row) for claim in claims))
+        claims = [claim for claim in claims if not _is_backed(claim, best)]
+    yield from claims
 
 
 def _sections(text: str) -> Iterator[list[tuple[int, str]]]:
@@ -71,10 +84,12 @@ def _claims(section: list[tuple[int, str]]) -> Iterator[Claim]:
             yield Claim(match[1], match[2] or "", number)
 
 
-def _values(path: Path) -> Iterator[float]:
-    """All numbers in a JSON, those inside of strings included."""
+def _rows(path: Path) -> Iterator[list[float]]:
+    """The numbers of every row of a result, those inside of strings included; its notes are a row. What it ran on is none."""
     if path.exists():
-        yield from _walk(json.loads(path.read_text()))
+        result = json.loads(path.read_text())
+        for row in [*result["rows"], result.get("notes", [])]:
+            yield list(_walk(row))
 
 
 def _walk(entry: Any) -> Iterator[float]:

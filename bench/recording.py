@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-RESULTS = Path("bench/results")
+RESULTS = Path(__file__).parent / "results"
 
 
 def environment() -> dict[str, Any]:

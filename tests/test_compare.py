@@ -13,7 +13,7 @@ import torch
 
 import afcache
 from bench import compare_report
-from bench.compare_compiled import Race, _choose
+from bench.compare_compiled import Race, _check, _choose, main
 from bench.contender_process import Drawn, Finished, Racer, Ready, StepClock, count_evaluations
 from bench.contenders import Contender, calibrate_magcache, contenders
 from bench.mini_sampling import SETTINGS, draw, prompt_of
@@ -158,10 +158,53 @@ def test_a_row_by_hand():
     assert facts["psnr"] == pytest.approx(40.0)
     assert facts["pattern"] == "FF.."
     assert (facts["refreshes"], facts["cached_steps"]) == (2, 2)
+    # 2 of 4 equal steps come first, and both others are cached.
+    shares = [facts[f"{name}_seconds"] for name in ("first_two", "later_refreshes", "later_cached")]
+    assert shares == pytest.approx([0.125, 0.0, 0.125])
     eager = compare_report.row(race("AFCache balanced", 0.6, [1.0, 1.0, 0.0, 0.0], 0.01), Task("mini", 4))
     assert eager["efficiency"] == pytest.approx(1.1 / 0.6 / 2)
     shown = compare_report.shown(facts)
     assert (shown["over compiled"], shown["PSNR"], shown["graphs"]) == ("1.71x", "40.0", "1 (2 breaks, 3 later)")
+
+
+def test_few_values_have_extremes_and_many_have_quartiles():
+    assert compare_report._quartiles([3.0, 1.0]) == [1.0, 3.0]
+    assert compare_report._quartiles([0.0, 1.0, 2.0, 3.0, 4.0]) == [1.0, 3.0]
+
+
+def test_a_hit_recompile_limit_is_told():
+    run = race("AFCache balanced, compiled", 0.35, [1.0, 1.0, 0.0, 0.0], 0.01)
+    run = run._replace(finished=Finished(0, 500.0, hit_limit=True))
+    shown = compare_report.shown(compare_report.row(run, Task("mini", 4)))
+    assert shown["graphs"] == "1 (2 breaks, limit hit)"
+
+
+def test_a_reference_that_fails_stops_the_run_in_one_line(tmp_path: Path):
+    failed: Any = {"eager": SimpleNamespace(name="eager", failure="no answer in 3 s")}
+    with pytest.raises(SystemExit, match=r"the uncached pipeline itself failed \(eager\): no answer in 3 s; see"):
+        _check(failed, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--mini", "--resolution", "64"], "--resolution cannot be given with --mini"),
+        (["--mini", "--patterns", "some.json"], "--patterns needs --random"),
+    ],
+)
+def test_options_without_effect_are_refused(arguments: list[str], message: str, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["compare_compiled.py", *arguments])
+    with pytest.raises(SystemExit):
+        main()
+    assert message in capsys.readouterr().err
+
+
+def test_patterns_of_other_step_counts_are_refused(tmp_path: Path, monkeypatch):
+    stored = tmp_path / "patterns.json"
+    stored.write_text(json.dumps({"rows": [{"contender": "AFCache fast", "pattern": "FF.F"}]}))
+    monkeypatch.setattr(sys, "argv", ["compare_compiled.py", "--random", "tiny", "--patterns", str(stored)])
+    with pytest.raises(SystemExit, match="patterns have 4 steps, and --steps is 28"):
+        main()
 
 
 def test_a_failure_is_a_row():

@@ -8,7 +8,14 @@ import pytest
 from bench.readme_numbers import README, find_unbacked
 from bench.recording import RESULTS
 
-RESULT = {"commit": "abc", "rows": [{"speed": 2.668, "PSNR": 57.13, "share": 0.0834, "spread": "0.17 (0.15 to 0.21)", "n": 64}]}
+RESULT = {
+    "commit": "abc",
+    "torch": "9.87",
+    "rows": [
+        {"speed": 2.668, "PSNR": 57.13, "share": 0.0834, "spread": "0.17 (0.15 to 0.21)", "n": 64},
+        *({"speed": speed} for speed in (1.11, 2.22, 3.33)),
+    ],
+}
 
 
 @pytest.fixture
@@ -35,6 +42,11 @@ LINK = "([table](bench/results/gain_cpu.md))"
         ("torch 2.13 and 1.5 times", []),
         (f"# One\n2.67x {LINK}\n# Two\n2.67x", ["2.67"]),
         (f"{LINK}\n```\nwall clock  9.99x faster\n```", ["9.99"]),
+        (f"| one | 2.67x | 57.1 dB | {LINK}", []),
+        (f"| two rows | 2.67x | 57.1 dB | 1.11x | {LINK}", []),
+        (f"| four rows | 2.67x | 1.11x | 2.22x | 3.33x | {LINK}", ["3.33"]),
+        (f"four rows in words: 2.67x, 1.11x, 2.22x, 3.33x {LINK}", []),
+        (f"| what it ran on | 9.87x | {LINK}", ["9.87"]),
         (f"{LINK}\n```python\nspeed = 9.99  # 9.99x\n```", []),
     ],
 )
