@@ -6,7 +6,21 @@ from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 import torch
-from diffusers import FluxImg2ImgPipeline, FluxPipeline
+import torch.nn.functional as F
+from diffusers import (
+    FluxControlImg2ImgPipeline,
+    FluxControlInpaintPipeline,
+    FluxControlNetImg2ImgPipeline,
+    FluxControlNetInpaintPipeline,
+    FluxControlNetPipeline,
+    FluxControlPipeline,
+    FluxFillPipeline,
+    FluxImg2ImgPipeline,
+    FluxInpaintPipeline,
+    FluxKontextInpaintPipeline,
+    FluxKontextPipeline,
+    FluxPipeline,
+)
 from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from diffusers.utils.peft_utils import apply_lora_scale
 from torch import Tensor
@@ -14,6 +28,7 @@ from torch import Tensor
 from afcache.compiled import CompileOptions
 from afcache.config import CacheConfig, resolve_config
 from afcache.models import flux
+from afcache.models.flux_checks import check_blocks, check_config, check_transformer
 from afcache.parallel import ParallelConfig, ParallelContext, check_heads, connect
 from afcache.runtime import Runtime
 from afcache.schedule import check_scheduler
@@ -21,7 +36,20 @@ from afcache.schedule import check_scheduler
 _ATTRIBUTE = "_afcache"
 _ORIGINAL = "_afcache_original_forward"
 _MODES = (None, "default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
-_PIPELINES = (FluxPipeline, FluxImg2ImgPipeline)
+_PIPELINES = (
+    FluxPipeline,
+    FluxImg2ImgPipeline,
+    FluxInpaintPipeline,
+    FluxFillPipeline,
+    FluxControlPipeline,
+    FluxControlImg2ImgPipeline,
+    FluxControlInpaintPipeline,
+    FluxControlNetPipeline,
+    FluxControlNetImg2ImgPipeline,
+    FluxControlNetInpaintPipeline,
+    FluxKontextPipeline,
+    FluxKontextInpaintPipeline,
+)
 PipelineT = TypeVar("PipelineT")
 
 
@@ -44,7 +72,7 @@ def compile_pipeline(
     whatever its class; one that has a scheduler of its own must be passed here as well. Not for two threads at once.
 
     Args:
-        pipe: a FluxPipeline or FluxImg2ImgPipeline.
+        pipe: any of diffusers' FLUX.1 pipelines that has a transformer.
         config: complete settings; excludes `tolerance` and `preset`.
         tolerance: error budget between refreshes; 0 computes every step.
         preset: "quality", "balanced" (default) or "fast".
@@ -71,9 +99,9 @@ def compile_pipeline(
     """
     settings = resolve_config(config, tolerance=tolerance, preset=preset)
     transformer = _transformer(pipe)
-    flux.check_transformer(transformer)
-    flux.check_blocks(transformer)
-    flux.check_config(transformer, settings)
+    check_transformer(transformer)
+    check_blocks(transformer)
+    check_config(transformer, settings)
     check_scheduler(pipe.scheduler)  # pyright: ignore[reportAttributeAccessIssue]
     options = CompileOptions(enabled=compile, backend=backend, mode=mode, dynamic=dynamic)
     _check_options(options)
@@ -238,15 +266,12 @@ def _cached_forward(
     controlnet_blocks_repeat: bool = False,
 ) -> Transformer2DModelOutput | tuple[Tensor]:
     """FluxTransformer2DModel.forward with a cache."""
-    del controlnet_blocks_repeat
-    if controlnet_block_samples is not None or controlnet_single_block_samples is not None:
+    options = dict(joint_attention_kwargs or {})
+    image_prompts = options.pop("ip_adapter_image_embeds", None) or ()
+    if options:
         raise NotImplementedError(
-            "controlnet_block_samples are not supported under caching yet. Call afcache.restore_pipeline(pipe) first."
-        )
-    if joint_attention_kwargs:
-        raise NotImplementedError(
-            f"joint_attention_kwargs {sorted(joint_attention_kwargs)} are not supported under caching ('scale' is). Leave "
-            "them out, unload the IP-Adapter, or call afcache.restore_pipeline(pipe) first."
+            f"joint_attention_kwargs {sorted(options)} are not supported under caching ('scale' and "
+            "'ip_adapter_image_embeds' are). Leave them out, or call afcache.restore_pipeline(pipe) first."
         )
     if torch.is_grad_enabled():
         raise NotImplementedError(
@@ -261,8 +286,15 @@ def _cached_forward(
         img_ids=img_ids[0] if img_ids.ndim == 3 else img_ids,
         txt_ids=txt_ids[0] if txt_ids.ndim == 3 else txt_ids,
         guidance=guidance,
+        controlnet_block_samples=tuple(controlnet_block_samples or ()),
+        controlnet_single_block_samples=tuple(controlnet_single_block_samples or ()),
+        controlnet_blocks_repeat=bool(controlnet_blocks_repeat),
+        image_prompts=tuple(image_prompts),
     )
     runtime = bound_runtime(self)
     assert runtime is not None
     velocity = runtime.forward(inputs)
+    # Pipelines throw away what is said of reference images, so it is not computed.
+    missing = hidden_states.shape[1] - velocity.shape[1]
+    velocity = F.pad(velocity, (0, 0, 0, missing)) if missing else velocity
     return Transformer2DModelOutput(sample=velocity) if return_dict else (velocity,)

@@ -11,24 +11,27 @@ from torch import Tensor
 
 from afcache.compiled import CompiledStep, CompileOptions
 from afcache.config import CacheConfig
-from afcache.functional import forecast
 from afcache.functional.decision import predict_error
 from afcache.functional.parallel import parallel_forward, parallel_full_forward
-from afcache.functional.step import HistoryWriter, cached_forward, full_forward
+from afcache.functional.step import cached_forward, full_forward
 from afcache.functional.update import follow
+from afcache.history import history_writer
 from afcache.initial import init_state, solo
 from afcache.models import flux
+from afcache.models.flux_checks import check_blocks, check_transformer
 from afcache.parallel import ParallelContext, check_same_task, check_votes, is_lost_connection, lost_rank
 from afcache.plans import schedule_steps
 from afcache.schedule import ScheduledStep, check_scheduler, check_sigmas, correction_holds, read_step
 from afcache.state import CacheState, Coupling, StepRecord, StepSchedule
 from afcache.trajectory import (
+    CONDITIONING,
     Branch,
     Call,
     Trajectory,
     check_conditioning,
     describe,
     is_new,
+    is_steered,
     learn_guidance,
     message_sizes,
     start_clock,
@@ -40,8 +43,6 @@ logger = logging.get_logger(__name__)
 _MAX_BRANCHES = 4
 # Of each branch of an image; the guards of later ones could only repeat themselves.
 _GUARDED_CALLS = 2
-# The first release for which tests/test_compile_contract.py shows that a branch of torch.cond may write to its operands.
-_WRITES_IN_BRANCHES = "2.13"
 
 
 class _Served:
@@ -95,6 +96,7 @@ class Runtime:
         self._transformer = transformer
         self._served: list[_Served] = []
         self._steps: dict[tuple[bool, Any], CompiledStep] = {}
+        self._context: tuple[weakref.ref[Tensor], int] | None = None
         self._has_warned = False
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Runtime":
@@ -131,6 +133,7 @@ class Runtime:
             NotImplementedError: the transformer or the scheduler changed into something unsupported.
 
         """
+        inputs = flux.split_context(inputs, self._context_length(inputs.img_ids))
         scheduler, step = self._locate(inputs.timestep)
         trajectory = self._trajectories.get(scheduler)
         shape = inputs.hidden_states.shape
@@ -200,7 +203,10 @@ class Runtime:
             assert trajectory.velocities is not None
             return trajectory.velocities[branch_index], None
         rank = parallel.layout.cfg.rank
-        mine = trajectory.conditioning[rank]._replace(hidden_states=inputs.hidden_states, timestep=inputs.timestep)
+        # Latents, time and a ControlNet's residuals are the present ones; diffusers gives both branches the same.
+        mine = inputs._replace(
+            **{name: getattr(trajectory.conditioning[rank], name) for name in CONDITIONING},
+        )
         if self.config.policy == "none":
             velocities, record = self._step(trajectory)(mine), None
         else:
@@ -208,7 +214,7 @@ class Runtime:
             branch = trajectory.branches[rank if len(trajectory.branches) > 1 else 0]
             trajectory.branches = [branch]
             coupling = trajectory.alone._replace(weight=weights(trajectory)[rank])
-            schedule = trajectory.schedule[trajectory.index - trajectory.first_index]
+            schedule = self._schedule(trajectory, inputs)
             arguments = (mine, branch.state, schedule, coupling)
             velocities, branch.state, record = self._step_of(branch, trajectory, arguments)(*arguments)
         check_votes(parallel, record, trajectory.index)
@@ -243,8 +249,8 @@ class Runtime:
         return min(found, key=lambda candidate: candidate[0])[1:]
 
     def _start(self, scheduler: Any, step: ScheduledStep, inputs: flux.FluxInputs) -> Trajectory:
-        flux.check_transformer(self._transformer)
-        flux.check_blocks(self._transformer)
+        check_transformer(self._transformer)
+        check_blocks(self._transformer)
         check_sigmas(step.sigmas[step.index :])
         corrects = self.config.correction and correction_holds(scheduler)
         if self.config.correction and not corrects and not self._has_warned and self.config.policy != "none":
@@ -254,6 +260,7 @@ class Runtime:
                 f"{type(scheduler).__name__} as configured takes another. Caching itself stays on; pass "
                 "CacheConfig(correction=False) to silence this."
             )
+        self._check_context(inputs)
         sigmas = step.sigmas.to(inputs.hidden_states.device, torch.float32)
         trajectory = Trajectory(
             timesteps=step.timesteps,
@@ -270,8 +277,23 @@ class Runtime:
         self._trajectories[scheduler] = trajectory
         return trajectory
 
+    def _check_context(self, inputs: flux.FluxInputs) -> None:
+        if inputs.context is None:
+            return
+        if self.config.layerwise is not None:
+            raise NotImplementedError(
+                "groups of blocks (Layerwise) do not know reference images (Kontext) yet. Leave out layerwise=."
+            )
+        if self.parallel is not None and self.parallel.layout.sequence.whole.size > 1:
+            raise NotImplementedError(
+                "reference images (Kontext) cannot be shared among the ranks of a sequence yet. Use cfg_degree or data_degree "
+                "instead of ulysses_degree and ring_degree."
+            )
+
     def _cached(self, inputs: flux.FluxInputs, trajectory: Trajectory, branch_index: int) -> tuple[Tensor, StepRecord]:
         schedule = trajectory.schedule[trajectory.index - trajectory.first_index]
+        if branch_index == 0:
+            schedule = self._schedule(trajectory, inputs)
         if branch_index == len(trajectory.branches):
             trajectory.branches.append(Branch(self._init_state(inputs)))
         branch = trajectory.branches[branch_index]
@@ -287,6 +309,20 @@ class Runtime:
         if trajectory.index == trajectory.first_index:
             trajectory.first_latents, branch.velocity = inputs.hidden_states, velocity
         return velocity, record
+
+    def _schedule(self, trajectory: Trajectory, inputs: flux.FluxInputs) -> StepSchedule:
+        """Where the step stands; where a ControlNet was switched on or off since the last one, it is computed."""
+        schedule = trajectory.schedule[trajectory.index - trajectory.first_index]
+        before, trajectory.is_steered = trajectory.is_steered, is_steered(inputs)
+        if before is None or trajectory.is_steered is None:
+            return schedule
+        return schedule._replace(is_forced=schedule.is_forced | (before != trajectory.is_steered))
+
+    def _context_length(self, img_ids: Tensor) -> int:
+        """Tokens of reference images, read once for each tensor of positions: pipelines make one for an image."""
+        if self._context is None or self._context[0]() is not img_ids:
+            self._context = (weakref.ref(img_ids), flux.context_length(img_ids))
+        return self._context[1]
 
     def _lead(self, trajectory: Trajectory, schedule: StepSchedule) -> Coupling:
         """Gather what the leading branch needs to decide for all."""
@@ -307,7 +343,7 @@ class Runtime:
             img_seq,
             dim,
             config=self.config,
-            txt_seq=inputs.encoder_hidden_states.shape[1],
+            txt_seq=flux.prefix_length(inputs),
             num_blocks=flux.num_blocks(self._transformer),
             shards=1 if self.parallel is None else self.parallel.layout.sequence.whole.size,
             dtype=dtype,
@@ -351,24 +387,3 @@ class Runtime:
 
         function: Any = uncached if config.policy == "none" else step
         return CompiledStep(function, self._compiler, self.options)
-
-
-def write_newest(history: Tensor, newest: Tensor, refresh: Tensor) -> None:
-    """Shift `newest` into the history's own memory: the `HistoryWriter` of a runtime, which owns its states.
-
-    Cached steps then touch the history by reading it once.
-    """
-    history.copy_(forecast.push(history, newest, refresh))
-
-
-def history_writer(options: CompileOptions) -> HistoryWriter | None:
-    """How the history is updated: in place, or, where that cannot or should not be, as a fresh value (None).
-
-    Compiled with dynamic shapes, a branch that writes specialises on every size (torch 2.13), so that each new resolution
-    would be one more graph; a copy of the history costs little (`python -m bench.overhead parts`).
-    """
-    if not options.enabled:
-        return write_newest
-    # A state that lives in CUDA-graph memory is cloned after each call: writing into it would be lost.
-    can_write = torch.__version__ >= _WRITES_IN_BRANCHES and not options.uses_cuda_graphs
-    return write_newest if can_write and options.dynamic is False else None

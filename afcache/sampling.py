@@ -15,6 +15,7 @@ from afcache.functional.attention import AttentionKernel, scaled_dot_product_att
 from afcache.functional.step import denoising_step
 from afcache.initial import init_state
 from afcache.models import flux
+from afcache.models.flux_checks import check_blocks, check_config, check_transformer
 from afcache.plans import schedule_steps
 from afcache.state import CacheState, StepRecord
 
@@ -88,9 +89,9 @@ def denoise(
     """
     settings = resolve_config(config)
     if architecture is flux.FLUX:
-        flux.check_transformer(transformer)
-        flux.check_blocks(transformer)
-        flux.check_config(transformer, settings)
+        check_transformer(transformer)
+        check_blocks(transformer)
+        check_config(transformer, settings)
         _check_inputs("inputs", inputs, transformer)
         _check_inputs("negative", inputs if negative is None else negative, transformer)
     if kernel is None:
@@ -131,7 +132,7 @@ def denoise(
 
 
 def _text_length(inputs: Any) -> int:
-    return inputs.encoder_hidden_states.shape[1] if hasattr(inputs, "encoder_hidden_states") else 0
+    return flux.prefix_length(inputs) if isinstance(inputs, flux.FluxInputs) else 0
 
 
 def _detach(branches: tuple[Any, ...]) -> tuple[Any, ...]:

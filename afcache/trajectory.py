@@ -18,6 +18,9 @@ from afcache.schedule import ScheduledStep
 from afcache.state import CacheState, Coupling, StepRecord, StepSchedule
 from afcache.traffic import Sizes
 
+# Inputs in which guidance branches differ.
+CONDITIONING = ("encoder_hidden_states", "pooled_projections", "txt_ids", "image_prompts")
+
 
 @dataclass
 class Call:
@@ -79,6 +82,7 @@ class Trajectory:
         calls: every call, for the report.
         num_blocks: blocks that one full call evaluates.
         sizes: of the messages that ranks exchange; None alone.
+        is_steered: whether a ControlNet says anything at this step, 0-d; None without one.
 
     """
 
@@ -101,6 +105,7 @@ class Trajectory:
     calls: list[Call] = field(default_factory=list)
     num_blocks: int = 0
     sizes: Sizes | None = None
+    is_steered: Tensor | None = None
 
     @property
     def bytes(self) -> int:
@@ -112,6 +117,12 @@ def is_new(trajectory: Trajectory, step: ScheduledStep, shape: torch.Size) -> bo
     """A schedule made anew, or one that is walked again from an earlier step, or begun again in another shape."""
     is_restarted = step.index < trajectory.index or (step.index == trajectory.first_index and shape != trajectory.shape)
     return step.timesteps is not trajectory.timesteps or is_restarted
+
+
+def is_steered(inputs: FluxInputs) -> Tensor | None:
+    """Whether a ControlNet says anything, 0-d: its pipelines multiply its residuals by 0 outside of its range of steps."""
+    first = [*inputs.controlnet_block_samples[:1], *inputs.controlnet_single_block_samples[:1]]
+    return torch.stack([sample.any() for sample in first]).any() if first else None
 
 
 def learn_guidance(trajectory: Trajectory, latents: Tensor) -> None:
@@ -151,6 +162,9 @@ def describe(inputs: FluxInputs, trajectory: Trajectory, config: CacheConfig) ->
         "prompts (pooled_projections)": inputs.pooled_projections,
         "latents or seeds (hidden_states)": inputs.hidden_states,
         "image sizes (img_ids)": inputs.img_ids,
+        "reference images (context)": 0.0 if inputs.context is None else inputs.context,
+        **{f"image prompts ({i})": prompt for i, prompt in enumerate(inputs.image_prompts)},
+        **{f"controlnet_block_samples ({i})": sample for i, sample in enumerate(inputs.controlnet_block_samples[:1])},
         "guidance scales": 0.0 if inputs.guidance is None else inputs.guidance,
         "step counts (scheduler.sigmas)": trajectory.sigmas,
         "settings (CacheConfig)": zlib.crc32(repr(config).encode()),
@@ -171,9 +185,9 @@ def check_conditioning(trajectory: Trajectory, inputs: FluxInputs, branch_index:
             "at its first step. Pass true_cfg_scale above 1 and a negative_prompt, or use cfg_degree=1."
         )
     before = trajectory.conditioning[branch_index]
-    for name in ("encoder_hidden_states", "pooled_projections"):
+    for name in CONDITIONING:
         now, then = getattr(inputs, name), getattr(before, name)
-        if now is not then and not torch.equal(now, then):
+        if not _is_equal(now, then):
             raise RuntimeError(
                 f"{name} of guidance branch {branch_index} changed at step {trajectory.index}, which cfg_degree=2 does not "
                 "support: another rank computes the branch. Leave prompts alone in callbacks, or use cfg_degree=1."
@@ -191,6 +205,12 @@ def message_sizes(transformer: Any, inputs: FluxInputs) -> Sizes:
         channels=transformer.proj_out.out_features,
         element=inputs.hidden_states.element_size(),
     )
+
+
+def _is_equal(now: Any, then: Any) -> bool:
+    if isinstance(now, tuple):
+        return len(now) == len(then) and all(map(_is_equal, now, then))
+    return now is then or (isinstance(now, Tensor) and isinstance(then, Tensor) and torch.equal(now, then))
 
 
 def start_clock(device: torch.device) -> Callable[[], Callable[[], float]]:

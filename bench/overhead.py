@@ -27,10 +27,10 @@ from afcache.functional.attention import scaled_dot_product_attention
 from afcache.functional.decision import forecast_row
 from afcache.functional.stack import Embedded
 from afcache.functional.step import cached_forward
+from afcache.history import write_newest
 from afcache.initial import init_state, solo
 from afcache.models import flux
 from afcache.plans import schedule_steps
-from afcache.runtime import write_newest
 from bench.recording import table, write_result
 from bench.subjects import TEXT_TOKENS, draw_random, make_pipeline, make_transformer
 

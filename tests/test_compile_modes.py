@@ -11,7 +11,7 @@ from torch.utils import _pytree as pytree
 import afcache
 from afcache import CacheConfig
 from afcache.compiled import CompileOptions
-from afcache.runtime import history_writer, write_newest
+from afcache.history import history_writer, write_newest
 from bench.subjects import draw_random, make_pipeline, make_transformer
 
 pytestmark = pytest.mark.host

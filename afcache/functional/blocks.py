@@ -9,7 +9,13 @@ import torch
 from torch import Tensor
 
 from afcache._typing import Features, HostModule, TextFeatures, Tokens, typed
-from afcache.functional.attention import AttentionKernel, RotaryEmbedding, joint_attention, self_attention
+from afcache.functional.attention import (
+    AttentionKernel,
+    RotaryEmbedding,
+    image_prompt_attention,
+    joint_attention,
+    self_attention,
+)
 
 _FLOAT16_MAX = 65504
 
@@ -28,6 +34,7 @@ def double_stream_block(
     image_rotary_emb: RotaryEmbedding,
     kernel: AttentionKernel,
     attention: tuple[Features, TextFeatures] | None = None,
+    image_prompts: tuple[Tensor, ...] = (),
 ) -> tuple[Features, TextFeatures, tuple[Features, TextFeatures]]:
     """Run one double-stream block: joint attention, then an MLP for each stream.
 
@@ -39,6 +46,7 @@ def double_stream_block(
         image_rotary_emb: `(cos, sin)`, each `[seq, head_dim]`, text positions first.
         kernel: the attention kernel.
         attention: outputs to reuse, image and text; None computes them.
+        image_prompts: what the image tokens attend to besides, always computed; see `image_prompt_attention`.
 
     Returns:
         image tokens, text tokens (the host returns them the other way round), and the attention outputs used.
@@ -46,6 +54,7 @@ def double_stream_block(
     """
     image, gate_msa, shift_mlp, scale_mlp, gate_mlp = block.norm1(hidden_states, emb=temb)
     text, c_gate_msa, c_shift_mlp, c_scale_mlp, c_gate_mlp = block.norm1_context(encoder_hidden_states, emb=temb)
+    prompted = image_prompt_attention(block.attn, image, image_prompts) if image_prompts else None
     if attention is None:
         attention = joint_attention(block.attn, image, text, image_rotary_emb=image_rotary_emb, kernel=kernel)
     image, text = attention
@@ -53,6 +62,8 @@ def double_stream_block(
     hidden_states = hidden_states + gate_msa[:, None] * image
     image = block.norm2(hidden_states) * (1 + scale_mlp[:, None]) + shift_mlp[:, None]
     hidden_states = hidden_states + gate_mlp[:, None] * block.ff(image)
+    if prompted is not None:
+        hidden_states = hidden_states + prompted
 
     encoder_hidden_states = encoder_hidden_states + c_gate_msa[:, None] * text
     text = block.norm2_context(encoder_hidden_states) * (1 + c_scale_mlp[:, None]) + c_shift_mlp[:, None]

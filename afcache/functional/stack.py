@@ -37,6 +37,25 @@ class Blocks(NamedTuple):
     single: Sequence[HostModule]
 
 
+class Control(NamedTuple):
+    """What steers the blocks besides the text.
+
+    Attributes:
+        double, single: what is added to the image tokens after each block, `[batch, img_seq, dim]`: a ControlNet's residuals.
+            As long as the blocks, or empty.
+        image_prompts: what image tokens of double-stream blocks attend to besides, one `[batch, prompt_seq, dim]` for each
+            IP-Adapter.
+
+    """
+
+    double: Sequence[Tensor] = ()
+    single: Sequence[Tensor] = ()
+    image_prompts: tuple[Tensor, ...] = ()
+
+
+NO_CONTROL = Control()
+
+
 @typed
 def run_stack(
     blocks: Blocks,
@@ -45,6 +64,7 @@ def run_stack(
     *,
     image_rotary_emb: RotaryEmbedding,
     kernel: AttentionKernel,
+    control: Control = NO_CONTROL,
 ) -> Features:
     """Run all blocks and return the image tokens.
 
@@ -54,18 +74,35 @@ def run_stack(
         encoder_hidden_states: embedded text tokens.
         image_rotary_emb: `(cos, sin)`, each `[txt_seq + img_seq, head_dim]`, float32.
         kernel: the attention kernel.
+        control: what steers the blocks besides.
 
     """
     hidden_states, temb = embedded
-    for block in blocks.double:
+    for index, block in enumerate(blocks.double):
         hidden_states, encoder_hidden_states, _ = double_stream_block(
-            block, hidden_states, encoder_hidden_states, temb=temb, image_rotary_emb=image_rotary_emb, kernel=kernel
+            block,
+            hidden_states,
+            encoder_hidden_states,
+            temb=temb,
+            image_rotary_emb=image_rotary_emb,
+            kernel=kernel,
+            image_prompts=control.image_prompts,
         )
+        if control.double:
+            hidden_states = hidden_states + control.double[index]
     txt_seq = encoder_hidden_states.shape[1]
     tokens = torch.cat([encoder_hidden_states, hidden_states], dim=1)
-    for block in blocks.single:
+    for index, block in enumerate(blocks.single):
         tokens, _ = single_stream_block(block, tokens, temb=temb, image_rotary_emb=image_rotary_emb, kernel=kernel)
+        if control.single:
+            tokens = _add_to_image(tokens, control.single[index])
     return tokens[:, txt_seq:]
+
+
+def _add_to_image(tokens: Tensor, residual: Tensor) -> Tensor:
+    """Image tokens come last."""
+    others = tokens.shape[1] - residual.shape[1]
+    return torch.cat([tokens[:, :others], tokens[:, others:] + residual], dim=1)
 
 
 @typed
@@ -78,6 +115,7 @@ def run_part(
     image_rotary_emb: RotaryEmbedding,
     kernel: AttentionKernel,
     attention: Tensor | None = None,
+    control: Control = NO_CONTROL,
 ) -> tuple[Tokens, list[Tokens]]:
     """Run some of the blocks on text and image tokens.
 
@@ -89,6 +127,7 @@ def run_part(
         image_rotary_emb: `(cos, sin)`, each `[seq, head_dim]`, float32.
         kernel: the attention kernel.
         attention: outputs to reuse, `[blocks, batch, seq, dim]`, text first; None computes them.
+        control: what steers these blocks besides.
 
     Returns:
         the tokens after the blocks, and each block's attention output, text first.
@@ -107,8 +146,11 @@ def run_part(
                 image_rotary_emb=image_rotary_emb,
                 kernel=kernel,
                 attention=reused,
+                image_prompts=control.image_prompts,
             )
             outputs.append(torch.cat([text, image], dim=1))
+            if control.double:
+                hidden_states = hidden_states + control.double[index]
         tokens = torch.cat([encoder_hidden_states, hidden_states], dim=1)
     for index, block in enumerate(blocks.single, start=len(blocks.double)):
         tokens, output = single_stream_block(
@@ -120,4 +162,6 @@ def run_part(
             attention=None if attention is None else attention[index],
         )
         outputs.append(output)
+        if control.single:
+            tokens = _add_to_image(tokens, control.single[index - len(blocks.double)])
     return tokens, outputs

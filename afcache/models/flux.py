@@ -4,17 +4,14 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
-from diffusers import FluxTransformer2DModel
 from diffusers.models.attention_dispatch import dispatch_attention_fn
-from diffusers.models.transformers.transformer_flux import FluxAttnProcessor
 from torch import Tensor
 
 from afcache._typing import AttentionMap, Features, HostModule, Scalar, Tokens, Velocity, typed
-from afcache.config import CacheConfig
 from afcache.functional.architecture import Architecture, Lengths, Part, Parts, TokenAxes
 from afcache.functional.attention import AttentionKernel, mean_attention_map, scaled_dot_product_attention
 from afcache.functional.blocks import modulate_double, modulate_single
-from afcache.functional.stack import Blocks, Embedded, run_part, run_stack
+from afcache.functional.stack import Blocks, Control, Embedded, run_part, run_stack
 
 
 class FluxInputs(NamedTuple):
@@ -28,6 +25,14 @@ class FluxInputs(NamedTuple):
         img_ids: image positions `[img_seq, 3]`.
         txt_ids: text positions `[txt_seq, 3]`.
         guidance: distilled guidance scale `[batch]`, or None for models without guidance embedding.
+        controlnet_block_samples: a ControlNet's residuals for the double-stream blocks, each `[batch, img_seq, dim]`; fewer
+            than blocks are spread over them.
+        controlnet_single_block_samples: the same for the single-stream blocks.
+        controlnet_blocks_repeat: residuals of double-stream blocks go round instead of being spread.
+        image_prompts: embeddings of an IP-Adapter's images, one for each adapter.
+        context: packed latents of reference images (Kontext), `[batch, context_seq, channels]`: tokens that the blocks see,
+            and that are no part of the image.
+        context_ids: their positions `[context_seq, 3]`.
 
     """
 
@@ -38,6 +43,12 @@ class FluxInputs(NamedTuple):
     img_ids: Tensor
     txt_ids: Tensor
     guidance: Tensor | None
+    controlnet_block_samples: tuple[Tensor, ...] = ()
+    controlnet_single_block_samples: tuple[Tensor, ...] = ()
+    controlnet_blocks_repeat: bool = False
+    image_prompts: tuple[Tensor, ...] = ()
+    context: Tensor | None = None
+    context_ids: Tensor | None = None
 
 
 @typed
@@ -76,13 +87,49 @@ def stack(transformer: HostModule, inputs: FluxInputs, embedded: Embedded, kerne
         image tokens.
 
     """
-    return run_stack(
-        Blocks(transformer.transformer_blocks, transformer.single_transformer_blocks),
-        embedded,
+    blocks = Blocks(transformer.transformer_blocks, transformer.single_transformer_blocks)
+    context = _embed_context(transformer, inputs)
+    everything = torch.cat([*context, embedded.hidden_states], dim=1)
+    tokens = run_stack(
+        blocks,
+        embedded._replace(hidden_states=everything),
         transformer.context_embedder(inputs.encoder_hidden_states),
-        image_rotary_emb=transformer.pos_embed(torch.cat((inputs.txt_ids, inputs.img_ids), dim=0)),
+        image_rotary_emb=transformer.pos_embed(_positions(inputs)),
         kernel=kernel,
+        control=_control(transformer, inputs),
     )
+    return tokens[:, everything.shape[1] - embedded.hidden_states.shape[1] :]
+
+
+def _embed_context(transformer: HostModule, inputs: FluxInputs) -> list[Tensor]:
+    """Tokens of reference images, which come before the image's own: there may be none."""
+    return [] if inputs.context is None else [transformer.x_embedder(inputs.context)]
+
+
+def _positions(inputs: FluxInputs) -> Tensor:
+    """Of text, reference images and image, in this order; `[seq, 3]`."""
+    context = [] if inputs.context_ids is None else [inputs.context_ids]
+    return torch.cat([inputs.txt_ids, *context, inputs.img_ids], dim=0)
+
+
+def _control(transformer: HostModule, inputs: FluxInputs) -> Control:
+    """A ControlNet's residuals, one for each block, and embedded image prompts."""
+    image_prompts = ()
+    if inputs.image_prompts:
+        image_prompts = tuple(transformer.encoder_hid_proj(list(inputs.image_prompts)))
+    return Control(
+        spread(inputs.controlnet_block_samples, num_double(transformer), repeats=inputs.controlnet_blocks_repeat),
+        spread(inputs.controlnet_single_block_samples, len(transformer.single_transformer_blocks)),
+        image_prompts,
+    )
+
+
+def spread(samples: tuple[Tensor, ...], count: int, *, repeats: bool = False) -> list[Tensor]:
+    """One sample for each of `count` blocks: each serves a run of equal length, or they go round."""
+    if not samples:
+        return []
+    run = -(-count // len(samples))
+    return [samples[index % len(samples) if repeats else index // run] for index in range(count)]
 
 
 @typed
@@ -111,15 +158,21 @@ def place(inputs: FluxInputs, latents: Velocity, sigma: Scalar) -> FluxInputs:
     return inputs._replace(hidden_states=latents, timestep=sigma.expand(latents.shape[0]))
 
 
+def num_double(transformer: HostModule) -> int:
+    """How many double-stream blocks there are."""
+    return len(transformer.transformer_blocks)
+
+
 def num_blocks(transformer: HostModule) -> int:
     """How many blocks one full forward evaluates."""
-    return len(transformer.transformer_blocks) + len(transformer.single_transformer_blocks)
+    return num_double(transformer) + len(transformer.single_transformer_blocks)
 
 
 @typed
 def open_tokens(transformer: HostModule, inputs: FluxInputs, embedded: Embedded) -> Tokens:
-    """Text and image tokens before the first block, text first."""
-    return torch.cat([transformer.context_embedder(inputs.encoder_hidden_states), embedded.hidden_states], dim=1)
+    """Tokens before the first block: text, reference images, image."""
+    text = transformer.context_embedder(inputs.encoder_hidden_states)
+    return torch.cat([text, *_embed_context(transformer, inputs), embedded.hidden_states], dim=1)
 
 
 @typed
@@ -147,16 +200,18 @@ def run(
         the tokens after it, and the attention output of each of its blocks.
 
     """
-    double, single = list(transformer.transformer_blocks), list(transformer.single_transformer_blocks)
-    offset = len(double)
+    control, offset = _control(transformer, inputs), num_double(transformer)
+    of_double = slice(part.start, part.stop)
+    of_single = slice(max(0, part.start - offset), max(0, part.stop - offset))
     return run_part(
-        Blocks(double[part.start : part.stop], single[max(0, part.start - offset) : max(0, part.stop - offset)]),
+        Blocks(list(transformer.transformer_blocks)[of_double], list(transformer.single_transformer_blocks)[of_single]),
         tokens,
         txt_seq=inputs.encoder_hidden_states.shape[1],
         temb=temb,
-        image_rotary_emb=transformer.pos_embed(torch.cat((inputs.txt_ids, inputs.img_ids), dim=0)),
+        image_rotary_emb=transformer.pos_embed(_positions(inputs)),
         kernel=kernel,
         attention=attention,
+        control=control._replace(double=control.double[of_double], single=control.single[of_single]),
     )
 
 
@@ -185,6 +240,34 @@ def attention_map(transformer: HostModule, modulated: Tokens, index: int, txt_se
     return mean_attention_map(transformer.single_transformer_blocks[index - double].attn, modulated, None)
 
 
+def prefix_length(inputs: FluxInputs) -> int:
+    """Tokens that the blocks see before the image's: text and reference images."""
+    return inputs.encoder_hidden_states.shape[1] + (0 if inputs.context is None else inputs.context.shape[1])
+
+
+def context_length(img_ids: Tensor) -> int:
+    """How many tokens at the end of a sequence belong to reference images; waits for the device.
+
+    Kontext numbers images along the first position: 0 is the one that is drawn.
+    """
+    is_context = img_ids[:, 0] != 0
+    count = int(is_context.sum())
+    return count if count < len(img_ids) and bool(is_context[len(img_ids) - count :].all()) else 0
+
+
+def split_context(inputs: FluxInputs, length: int) -> FluxInputs:
+    """The inputs with the last `length` tokens as context; fresh: torch.cond takes no two views of one tensor."""
+    if not length:
+        return inputs
+    image = inputs.hidden_states.shape[1] - length
+    return inputs._replace(
+        hidden_states=inputs.hidden_states[:, :image].clone(),
+        img_ids=inputs.img_ids[:image].clone(),
+        context=inputs.hidden_states[:, image:].clone(),
+        context_ids=inputs.img_ids[image:].clone(),
+    )
+
+
 @typed
 def token_lengths(inputs: FluxInputs) -> Lengths:
     """How many text and image tokens there are."""
@@ -194,6 +277,8 @@ def token_lengths(inputs: FluxInputs) -> Lengths:
 def split_tokens(inputs: FluxInputs, take: Callable[[Tensor, int], Tensor]) -> FluxInputs:
     """The inputs with `take(tensor, axis)` in place of everything that has an axis of tokens."""
     return inputs._replace(
+        controlnet_block_samples=tuple(take(sample, 1) for sample in inputs.controlnet_block_samples),
+        controlnet_single_block_samples=tuple(take(sample, 1) for sample in inputs.controlnet_single_block_samples),
         hidden_states=take(inputs.hidden_states, 1),
         encoder_hidden_states=take(inputs.encoder_hidden_states, 1),
         img_ids=take(inputs.img_ids, 0),
@@ -204,87 +289,6 @@ def split_tokens(inputs: FluxInputs, take: Callable[[Tensor, int], Tensor]) -> F
 PARTS = Parts(num_blocks=num_blocks, open=open_tokens, run=run, observe=observe, modulate=modulate, attention_map=attention_map)
 AXES = TokenAxes(lengths=token_lengths, split=split_tokens)
 FLUX = Architecture(embed=embed, stack=stack, head=head, place=place, parts=PARTS, axes=AXES)
-
-
-def check_transformer(transformer: object) -> None:
-    """Raise unless our forward computes exactly what this transformer would.
-
-    Raises:
-        NotImplementedError: another architecture, an attention processor that we do not know, or tensor or context
-            parallelism of diffusers.
-
-    """
-    if not isinstance(transformer, FluxTransformer2DModel):
-        raise NotImplementedError(
-            f"transformer is a {type(transformer).__name__}; only diffusers' FluxTransformer2DModel (FLUX.1) is supported. "
-            "If it was wrapped by torch.compile, pass the pipeline uncompiled: compile_pipeline compiles it."
-        )
-    for name, processor in transformer.attn_processors.items():
-        if type(processor) is not FluxAttnProcessor:
-            raise NotImplementedError(
-                f"attention processor {type(processor).__name__} at {name} is not supported (IP-Adapter and custom "
-                "processors are not cached yet). Unload it, e.g. pipe.unload_ip_adapter(), or call "
-                "afcache.restore_pipeline(pipe) to run without caching."
-            )
-        if processor._parallel_config is not None:
-            raise NotImplementedError(
-                f"attention processor at {name} runs under diffusers' context parallelism, which is not supported. "
-                "Run on one device, or call afcache.restore_pipeline(pipe)."
-            )
-
-
-def check_config(transformer: HostModule, config: CacheConfig) -> None:
-    """Raise unless the settings fit the number of blocks.
-
-    Raises:
-        ValueError: naming the setting and the number.
-
-    """
-    blocks = num_blocks(transformer)
-    if config.num_groups > blocks:
-        raise ValueError(f"groups must be at most the number of blocks of the transformer, {blocks}, got {config.num_groups}.")
-    if config.first_blocks + config.last_blocks >= blocks:
-        raise ValueError(
-            f"first_blocks + last_blocks must be less than the number of blocks of the transformer, {blocks}, got "
-            f"{config.first_blocks} + {config.last_blocks}: none would be left to cache."
-        )
-
-
-def check_blocks(transformer: HostModule) -> None:
-    """Raise where something is attached to a module whose forward ours replaces: it would be bypassed in silence.
-
-    Raises:
-        NotImplementedError: naming the module and what is attached to it.
-
-    """
-    if getattr(transformer, "is_cache_enabled", False):
-        raise NotImplementedError(
-            "transformer already has a diffusers cache enabled. Call transformer.disable_cache() before compile_pipeline."
-        )
-    for name in ("transformer_blocks", "single_transformer_blocks"):
-        for index, block in enumerate(getattr(transformer, name)):
-            for path, module in ((f"{name}[{index}]", block), (f"{name}[{index}].attn", block.attn)):
-                attached = _attached(module)
-                if attached:
-                    raise NotImplementedError(
-                        f"{path} has {attached}, which a cached forward would bypass: it calls the layers inside, not the "
-                        "block. Remove it (instead of block-level group offload use model offload), or call "
-                        "afcache.restore_pipeline(pipe)."
-                    )
-
-
-def _attached(module: HostModule) -> str:
-    """What would act on a call of this module, in words; empty if nothing would."""
-    registry = getattr(module, "_diffusers_hook", None)
-    if registry is not None and registry.hooks:
-        return f"diffusers hooks {sorted(registry.hooks)}"
-    if module._forward_hooks or module._forward_pre_hooks:
-        return "forward hooks"
-    if module._compiled_call_impl is not None:
-        return "been compiled by itself (compile_repeated_blocks)"
-    forward = module.__dict__.get("forward")
-    is_replaced = forward is not None and getattr(forward, "__func__", None) is not type(module).forward
-    return "a forward of its own" if is_replaced else ""
 
 
 def attention_backend(transformer: HostModule) -> Any:
