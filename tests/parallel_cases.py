@@ -4,13 +4,14 @@ import contextlib
 from typing import Any, NamedTuple
 
 import torch
-from diffusers import FluxTransformer2DModel
+from diffusers import FluxControlNetPipeline, FluxTransformer2DModel
 from torch._dynamo.backends.registry import lookup_backend
 from torch.distributed.distributed_c10d import _resolve_process_group
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import afcache
 from afcache import CacheConfig, ParallelConfig
+from tests.pipelines import make_controlnet, picture
 
 ADAPTIVE = CacheConfig(tolerance=0.02, warmup_steps=2)
 DBCACHE = afcache.policy("dbcache", first_blocks=1, last_blocks=1, threshold=0.5)
@@ -27,6 +28,7 @@ class Case(NamedTuple):
         config: settings.
         steps: of the schedule.
         backend: of torch.compile; None: eager.
+        has_controlnet: whether a ControlNet steers the blocks.
 
     """
 
@@ -37,6 +39,7 @@ class Case(NamedTuple):
     config: CacheConfig = ADAPTIVE
     steps: int = 28
     backend: str | None = "aot_eager"
+    has_controlnet: bool = False
 
 
 class Drawn(NamedTuple):
@@ -143,12 +146,14 @@ CASES = {
     "counted, layerwise": Case(text=5, height=28, width=28, cfg=2.0, config=LAYERWISE, backend=None),
     "counted, first and last blocks": Case(text=5, config=DBCACHE, backend=None),
     "counted, uncached": Case(config=afcache.policy("none"), backend=None, steps=2),
+    "controlnet": Case(text=5, height=28, width=28, has_controlnet=True),
+    "controlnet, guided": Case(cfg=2.0, has_controlnet=True),
     "looked into": Case(backend="read", steps=8),
 }
 
 
-def make_pipeline() -> Any:
-    """Mini-FLUX with a transformer of four heads, whose weights are mini-FLUX's where they fit and random elsewhere."""
+def make_pipeline(*, has_controlnet: bool = False) -> Any:
+    """Mini-FLUX with a random transformer of four heads, and perhaps a ControlNet beside it."""
     pipe = afcache.load_mini_flux()
     pipe.set_progress_bar_config(disable=True)
     torch.manual_seed(0)
@@ -162,7 +167,12 @@ def make_pipeline() -> Any:
         pooled_projection_dim=64,
         axes_dims_rope=(4, 6, 6),
     ).eval()
-    return pipe
+    if not has_controlnet:
+        return pipe
+    parts = {name: part for name, part in pipe.components.items() if part is not None}
+    steered: Any = FluxControlNetPipeline(**parts, controlnet=make_controlnet(pipe.transformer))
+    steered.set_progress_bar_config(disable=True)
+    return steered
 
 
 def draw(pipe: Any, case: Case, parallel: ParallelConfig | None = None, *, seed: int = 0, prompt: str = "a two") -> Drawn:
@@ -174,6 +184,8 @@ def draw(pipe: Any, case: Case, parallel: ParallelConfig | None = None, *, seed:
     compiled: dict[str, Any] = {"backend": backend} if backend else {"compile": False}
     afcache.compile_pipeline(pipe, case.config, parallel=parallel, **compiled)
     guided: dict[str, Any] = {"true_cfg_scale": case.cfg, "negative_prompt": ""} if case.cfg > 1 else {}
+    if case.has_controlnet:
+        guided["control_image"] = picture().resize((case.width, case.height))
     counter = MessageCounter(pipe.transformer)
     with contextlib.nullcontext() if backend else counter:
         latents = pipe(

@@ -27,8 +27,10 @@ def main() -> None:
         backend="gloo",
         check_decisions=arguments.check,
     )
-    pipe = make_pipeline()
-    drawn = {name: draw(pipe, CASES[name], parallel)._asdict() for name in arguments.cases}
+    drawn = {}
+    for name in arguments.cases:
+        pipe = make_pipeline(has_controlnet=CASES[name].has_controlnet)
+        drawn[name] = draw(pipe, CASES[name], parallel)._asdict()
     torch.save(drawn, arguments.output / f"rank{os.environ['RANK']}.pt")
     torch.distributed.destroy_process_group()
 

@@ -46,7 +46,8 @@ def alone() -> dict[str, Drawn]:
 
 def reference(alone: dict[str, Drawn], name: str) -> Drawn:
     if name not in alone:
-        alone[name] = draw(make_pipeline(), CASES[name]._replace(backend=None))
+        case = CASES[name]._replace(backend=None)
+        alone[name] = draw(make_pipeline(has_controlnet=case.has_controlnet), case)
     return alone[name]
 
 
@@ -84,7 +85,7 @@ TWO_RANKS = [
 
 @pytest.mark.parametrize("layout", ["ulysses", "ring"])
 def test_two_ranks_draw_what_one_draws(layout: str, alone: dict[str, Drawn], tmp_path: Path):
-    names = [*TWO_RANKS, "guided", "layerwise", "eager"]
+    names = [*TWO_RANKS, "guided", "layerwise", "eager", "controlnet"]
     ranks = draw_together(layout, names, tmp_path)
     for name in names:
         assert_same(alone, ranks, name)
@@ -92,8 +93,9 @@ def test_two_ranks_draw_what_one_draws(layout: str, alone: dict[str, Drawn], tmp
 
 
 def test_guidance_branches_on_two_ranks(alone: dict[str, Drawn], tmp_path: Path):
-    ranks = draw_together("cfg", ["guided", "layerwise, guided"], tmp_path)
-    for name in ("guided", "layerwise, guided"):
+    names = ["guided", "layerwise, guided", "controlnet, guided"]
+    ranks = draw_together("cfg", names, tmp_path)
+    for name in names:
         assert_same(alone, ranks, name)
 
 

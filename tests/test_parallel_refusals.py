@@ -8,10 +8,12 @@ import pytest
 import torch
 
 import afcache
-from afcache import ParallelConfig
+from afcache import CacheConfig, ParallelConfig
 from afcache.functional.collectives import Ranks
 from afcache.functional.parallel import Layout
+from afcache.functional.sequence_attention import SequenceRanks
 from afcache.parallel import ParallelContext, _read, check_votes
+from afcache.runtime import Runtime
 from afcache.state import StepRecord
 
 
@@ -74,6 +76,15 @@ def test_ranks_that_decide_differently_are_named():
     other = record._replace(votes=(torch.tensor([[1], [1], [0]]),))
     with pytest.raises(RuntimeError, match=r"differently at step 4: .* chose \[1\] .*rank 2 \[0\]"):
         check_votes(context, other, step=4)
+
+
+def test_reference_images_are_not_shared_among_the_ranks_of_a_sequence():
+    pair = Ranks("pair", 0, 2)
+    layout = Layout(SequenceRanks(whole=pair, ulysses=pair), replica=pair)
+    runtime: Any = SimpleNamespace(config=CacheConfig(), parallel=ParallelContext(layout, Ranks(), 0, 2, ""))
+    inputs: Any = SimpleNamespace(context=torch.zeros(1, 4, 2))
+    with pytest.raises(NotImplementedError, match=r"reference images \(Kontext\) cannot be shared .* Use cfg_degree"):
+        Runtime._check_context(runtime, inputs)
 
 
 def groups_of_xfuser(tensor: int = 1, pipeline: int = 1, ulysses: int = 2) -> Any:

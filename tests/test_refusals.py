@@ -179,11 +179,9 @@ def transformer_inputs(pipe) -> dict:
 @pytest.mark.parametrize(
     ("extra", "message"),
     [
-        ({"controlnet_block_samples": [torch.zeros(1)]}, "controlnet_block_samples are not supported"),
-        ({"controlnet_single_block_samples": [torch.zeros(1)]}, "controlnet_block_samples are not supported"),
         ({"joint_attention_kwargs": {"ip_hidden_states": []}}, r"joint_attention_kwargs \['ip_hidden_states'\]"),
     ],
-    ids=["controlnet", "controlnet single", "ip-adapter"],
+    ids=["ip-adapter"],
 )
 @torch.no_grad()
 def test_unsupported_arguments_are_refused(pipe, extra: dict, message: str):

@@ -109,7 +109,7 @@ def image_prompt_attention(attn: HostModule, hidden_states: Features, image_prom
     query, added = _project(attn, hidden_states)[0], torch.zeros_like(hidden_states)
     for prompt, scale, to_key, to_value in zip(image_prompts, adapter.scale, adapter.to_k_ip, adapter.to_v_ip, strict=True):
         key, value = _split_heads(attn, to_key(prompt)), _split_heads(attn, to_value(prompt))
-        output = scaled_dot_product_attention(query, key, value)
+        output = F.scaled_dot_product_attention(query, key, value)
         added = added + scale * output.transpose(1, 2).flatten(2).to(query.dtype)
     return added
 

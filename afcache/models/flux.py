@@ -116,7 +116,9 @@ def _control(transformer: HostModule, inputs: FluxInputs) -> Control:
     """A ControlNet's residuals, one for each block, and embedded image prompts."""
     image_prompts = ()
     if inputs.image_prompts:
-        image_prompts = tuple(transformer.encoder_hid_proj(list(inputs.image_prompts)))
+        # [batch, images, prompt_seq, dim]
+        projected = transformer.encoder_hid_proj(list(inputs.image_prompts))
+        image_prompts = tuple(prompt.flatten(1, 2) for prompt in projected)
     return Control(
         spread(inputs.controlnet_block_samples, num_double(transformer), repeats=inputs.controlnet_blocks_repeat),
         spread(inputs.controlnet_single_block_samples, len(transformer.single_transformer_blocks)),
