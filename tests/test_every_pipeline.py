@@ -93,7 +93,7 @@ def test_groups_of_blocks_refuse_reference_images():
 
 
 @pytest.mark.parametrize("limits", [{"control_guidance_end": 0.5}, {"control_guidance_start": 0.5}])
-def test_a_step_at_which_a_controlnet_is_switched_is_computed(limits: dict[str, float]):
+def test_a_step_at_which_a_controlnet_is_switched_is_computed(limits: dict[str, Any]):
     kind = BY_NAME["FluxControlNetPipeline"]
     pipe = make(kind)
     expected = draw(pipe, kind, **limits)
