@@ -76,7 +76,9 @@ def prepare(pipe: Any, seeds: Sequence[int], *, steps: int = 28, cfg: float = 1.
         ).images
     finally:
         hook.remove()
-    branches = tuple(afcache.FluxInputs(**{name: call[name] for name in afcache.FluxInputs._fields}) for call in calls)
+    branches = tuple(
+        afcache.FluxInputs(**{name: call[name] for name in afcache.FluxInputs._fields if name in call}) for call in calls
+    )
     return Prepared(branches, pipe.scheduler.sigmas.clone(), cfg, latents)
 
 

@@ -177,8 +177,9 @@ def measure_parts(tokens: int, repeats: int) -> list[dict[str, Any]]:
     forward = torch.compile(transformer.forward, fullgraph=True, **CompileOptions().tuning())
     _, state, _ = compiled(inputs, state, schedules[0])
     cached = schedules[3]
+    arguments = flux.host_arguments(inputs)
     parts: dict[str, Callable[[], Any]] = {
-        "uncached step": lambda: forward(**inputs._asdict(), return_dict=False),
+        "uncached step": lambda: forward(**arguments, return_dict=False),
         "refresh": alone(compiled, inputs, state, schedules[0]),
         "cached step": alone(compiled, inputs, state, cached),
         "the same with Dynamo's guards": lambda: compiled(inputs, state, cached),
@@ -294,7 +295,7 @@ def first_call(contender: str, double: int, single: int, backend: str) -> float:
     started = time.perf_counter()
     with torch.no_grad():
         timestep = pipe.scheduler.timesteps[:1] / 1000
-        transformer(**inputs._replace(timestep=timestep)._asdict(), return_dict=False)
+        transformer(**flux.host_arguments(inputs._replace(timestep=timestep)), return_dict=False)
     return time.perf_counter() - started
 
 

@@ -242,6 +242,18 @@ def attention_map(transformer: HostModule, modulated: Tokens, index: int, txt_se
     return mean_attention_map(transformer.single_transformer_blocks[index - double].attn, modulated, None)
 
 
+def host_arguments(inputs: FluxInputs) -> dict[str, Any]:
+    """What `FluxTransformer2DModel.forward` takes for the same call."""
+    assert inputs.context is None, "the host knows no context: its tokens are part of hidden_states"
+    arguments = inputs._asdict()
+    image_prompts = arguments.pop("image_prompts")
+    if image_prompts:
+        arguments["joint_attention_kwargs"] = {"ip_adapter_image_embeds": list(image_prompts)}
+    for name in ("controlnet_block_samples", "controlnet_single_block_samples"):
+        arguments[name] = arguments[name] or None
+    return {name: value for name, value in arguments.items() if not name.startswith("context")}
+
+
 def prefix_length(inputs: FluxInputs) -> int:
     """Tokens that the blocks see before the image's: text and reference images."""
     return inputs.encoder_hidden_states.shape[1] + (0 if inputs.context is None else inputs.context.shape[1])

@@ -5,7 +5,7 @@ from diffusers import FluxTransformer2DModel
 from afcache._typing import HostModule
 from afcache.functional.attention import scaled_dot_product_attention
 from afcache.functional.step import full_forward
-from afcache.models.flux import FLUX, FluxInputs, attention_kernel, num_blocks
+from afcache.models.flux import FLUX, FluxInputs, attention_kernel, host_arguments, num_blocks
 from afcache.models.flux_checks import check_transformer
 
 
@@ -41,7 +41,7 @@ def make_inputs(
 
 
 def host_forward(transformer: HostModule, inputs: FluxInputs) -> torch.Tensor:
-    return transformer(**inputs._asdict(), return_dict=False)[0]  # pyright: ignore[reportReturnType]
+    return transformer(**host_arguments(inputs), return_dict=False)[0]  # pyright: ignore[reportReturnType]
 
 
 def our_forward(transformer: HostModule, inputs: FluxInputs) -> torch.Tensor:
