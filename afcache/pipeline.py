@@ -17,6 +17,7 @@ from afcache.models import flux
 from afcache.parallel import ParallelConfig, ParallelContext, check_heads, connect
 from afcache.runtime import Runtime
 from afcache.schedule import check_scheduler
+from afcache.weights import check_layers
 
 _ATTRIBUTE = "_afcache"
 _ORIGINAL = "_afcache_original_forward"
@@ -77,6 +78,8 @@ def compile_pipeline(
     check_scheduler(pipe.scheduler)  # pyright: ignore[reportAttributeAccessIssue]
     options = CompileOptions(enabled=compile, backend=backend, mode=mode, dynamic=dynamic)
     _check_options(options)
+    if compile:
+        check_layers(transformer)
     context = None if parallel is None else _connect(parallel, transformer)
     runtime = Runtime(transformer, settings, options, torch.compile, context)
     previous = bound_runtime(transformer)

@@ -1,5 +1,6 @@
 """The one mutable cell: what a bound transformer holds between calls."""
 
+import contextlib
 import dataclasses
 import weakref
 from collections.abc import Callable
@@ -34,6 +35,7 @@ from afcache.trajectory import (
     start_clock,
     weights,
 )
+from afcache.weights import Weights, check_layers
 
 logger = logging.get_logger(__name__)
 # Diffusers' FLUX pipelines have two; a runaway count means that the scheduler is not driven.
@@ -94,7 +96,8 @@ class Runtime:
         self._compiler = compiler
         self._transformer = transformer
         self._served: list[_Served] = []
-        self._steps: dict[tuple[bool, Any], CompiledStep] = {}
+        self._steps: dict[tuple[bool, Any, bool], CompiledStep] = {}
+        self._weights = Weights(transformer)
         self._has_warned = False
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Runtime":
@@ -143,6 +146,7 @@ class Runtime:
             )
         if step.index != trajectory.index:
             trajectory.index, trajectory.calls_at_index = step.index, 0
+            self._forget_other_weights(trajectory, inputs)
         branch_index = trajectory.calls_at_index
         if branch_index == _MAX_BRANCHES:
             raise RuntimeError(
@@ -181,7 +185,8 @@ class Runtime:
     ) -> tuple[Tensor, StepRecord | None]:
         """One call for one guidance branch."""
         if self.config.policy == "none":
-            return self._only(self._step(trajectory)(inputs)), None
+            with self._traceable():
+                return self._only(self._step(trajectory)(inputs)), None
         return self._cached(inputs, trajectory, branch_index)
 
     def _only(self, velocity: Tensor) -> Tensor:
@@ -202,7 +207,8 @@ class Runtime:
         rank = parallel.layout.cfg.rank
         mine = trajectory.conditioning[rank]._replace(hidden_states=inputs.hidden_states, timestep=inputs.timestep)
         if self.config.policy == "none":
-            velocities, record = self._step(trajectory)(mine), None
+            with self._traceable():
+                velocities, record = self._step(trajectory)(mine), None
         else:
             learn_guidance(trajectory, inputs.hidden_states)
             branch = trajectory.branches[rank if len(trajectory.branches) > 1 else 0]
@@ -210,7 +216,7 @@ class Runtime:
             coupling = trajectory.alone._replace(weight=weights(trajectory)[rank])
             schedule = trajectory.schedule[trajectory.index - trajectory.first_index]
             arguments = (mine, branch.state, schedule, coupling)
-            velocities, branch.state, record = self._step_of(branch, trajectory, arguments)(*arguments)
+            velocities, branch.state, record = self._run(branch, trajectory, arguments)
         check_votes(parallel, record, trajectory.index)
         trajectory.velocities = velocities
         return velocities[0], record
@@ -245,6 +251,9 @@ class Runtime:
     def _start(self, scheduler: Any, step: ScheduledStep, inputs: flux.FluxInputs) -> Trajectory:
         flux.check_transformer(self._transformer)
         flux.check_blocks(self._transformer)
+        if self.options.enabled:
+            check_layers(self._transformer)
+        self._weights.look()
         check_sigmas(step.sigmas[step.index :])
         corrects = self.config.correction and correction_holds(scheduler)
         if self.config.correction and not corrects and not self._has_warned and self.config.policy != "none":
@@ -264,6 +273,7 @@ class Runtime:
             shape=inputs.hidden_states.shape,
             corrects=corrects,
             kernel_name=flux.attention_backend(self._transformer),
+            adapted=self._weights.adapted(),
             num_blocks=flux.num_blocks(self._transformer),
             sizes=None if self.parallel is None else message_sizes(self._transformer, inputs),
         )
@@ -280,7 +290,7 @@ class Runtime:
             trajectory.coupling = self._lead(trajectory, schedule)
         assert trajectory.coupling is not None
         arguments = (inputs, branch.state, schedule, trajectory.coupling)
-        velocity, branch.state, record = self._step_of(branch, trajectory, arguments)(*arguments)
+        velocity, branch.state, record = self._run(branch, trajectory, arguments)
         velocity = self._only(velocity)
         if branch_index == 0:
             trajectory.coupling = follow(trajectory.alone, record)
@@ -314,21 +324,32 @@ class Runtime:
             device=device,
         )
 
-    def _step_of(self, branch: Branch, trajectory: Trajectory, arguments: tuple[Any, ...]) -> Callable[..., Any]:
-        """The forward for a branch's next call: with guards for the first two, the second of which meets a state of our own.
+    def _forget_other_weights(self, trajectory: Trajectory, inputs: flux.FluxInputs) -> None:
+        """Start again where a callback has switched or rescaled adapters: the history is another model's."""
+        adapted = self._weights.adapted()
+        if adapted == trajectory.adapted:
+            return
+        trajectory.adapted = adapted
+        for branch in trajectory.branches:
+            branch.state, branch.calls, branch.settled = self._init_state(inputs), 0, None
 
-        Adapters are switched and rescaled between steps, by callbacks too, so a transformer that has some keeps its guards.
-        """
+    def _run(self, branch: Branch, trajectory: Trajectory, arguments: tuple[Any, ...]) -> Any:
+        """A branch's next call: with guards for the first two, the second of which meets a state of our own."""
         branch.calls += 1
-        if branch.calls <= _GUARDED_CALLS or getattr(self._transformer, "peft_config", None):
-            return self._step(trajectory)
-        if branch.settled is None:
-            branch.settled = self._step(trajectory).without_guards(*arguments)
-        return branch.settled
+        with self._traceable():
+            step = self._step(trajectory)
+            if branch.calls <= _GUARDED_CALLS:
+                return step(*arguments)
+            if branch.settled is None:
+                branch.settled = step.without_guards(*arguments)
+            return branch.settled(*arguments)
+
+    def _traceable(self) -> contextlib.AbstractContextManager[None]:
+        return self._weights.traceable() if self.options.enabled else contextlib.nullcontext()
 
     def _step(self, trajectory: Trajectory) -> CompiledStep:
-        """The forward for the trajectory's scheduler and attention backend, compiled once for each."""
-        key = (trajectory.corrects, trajectory.kernel_name)
+        """The forward for the trajectory's scheduler, attention backend and kind of weights, compiled once for each."""
+        key = (trajectory.corrects, trajectory.kernel_name, self._weights.has_subclasses)
         if key not in self._steps:
             self._steps[key] = self._build(trajectory.corrects)
         return self._steps[key]
@@ -350,7 +371,8 @@ class Runtime:
             return forward_in_full(transformer, inputs, **model)
 
         function: Any = uncached if config.policy == "none" else step
-        return CompiledStep(function, self._compiler, self.options)
+        how = dataclasses.replace(self.options, opens_subclasses=self._weights.has_subclasses)
+        return CompiledStep(function, self._compiler, how)
 
 
 def write_newest(history: Tensor, newest: Tensor, refresh: Tensor) -> None:
