@@ -69,8 +69,10 @@ class Weights:
     def look(self) -> None:
         """At the start of an image: find the layers whose weights are cast for storage or are subclasses."""
         self.has_subclasses = has_subclasses(self._transformer)
+        # The same functions as before for the same layers: Dynamo's guards know them by identity.
+        known = {id(module): forward for module, forward in self._casts}
         self._casts = [
-            (module, functools.partial(_cast_linear, module, module._diffusers_hook.get_hook(_CASTING).compute_dtype))
+            (module, known.get(id(module)) or functools.partial(_cast_linear, module, _compute_dtype(module)))
             for module in self._transformer.modules()
             if isinstance(module, nn.Linear) and _CASTING in _hooks(module)
         ]
@@ -85,7 +87,7 @@ class Weights:
                 tuple(layer.active_adapters),
                 tuple(layer.merged_adapters),
                 layer.disable_adapters,
-                tuple((name, layer.r.get(name), round(scale, 6)) for name, scale in layer.scaling.items()),
+                tuple((name, layer.r[name], round(scale, 6)) for name, scale in layer.scaling.items()),
             )
             for layer in self._adapted_layers()
         )
@@ -141,6 +143,10 @@ class Weights:
 def _hooks(module: nn.Module) -> set[str]:
     registry = module.__dict__.get("_diffusers_hook")
     return set() if registry is None else set(registry.hooks)
+
+
+def _compute_dtype(module: Any) -> torch.dtype:
+    return module._diffusers_hook.get_hook(_CASTING).compute_dtype
 
 
 def _cast_linear(module: nn.Linear, dtype: torch.dtype, hidden_states: Tensor) -> Tensor:
