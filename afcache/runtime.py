@@ -19,9 +19,10 @@ from afcache.functional.step import HistoryWriter, cached_forward, full_forward
 from afcache.functional.update import follow
 from afcache.initial import init_state, solo
 from afcache.models import flux
+from afcache.noise import measure_noise_floor
 from afcache.parallel import ParallelContext, check_same_task, check_votes, is_lost_connection, lost_rank
 from afcache.plans import schedule_steps
-from afcache.schedule import ScheduledStep, check_scheduler, check_sigmas, correction_holds, read_step
+from afcache.schedule import ScheduledStep, Served, check_scheduler, check_sigmas, correction_holds, read_step
 from afcache.state import CacheState, Coupling, StepRecord, StepSchedule
 from afcache.trajectory import (
     Branch,
@@ -44,28 +45,6 @@ _MAX_BRANCHES = 4
 _GUARDED_CALLS = 2
 # The first release for which tests/test_compile_contract.py shows that a branch of torch.cond may write to its operands.
 _WRITES_IN_BRANCHES = "2.13"
-
-
-class _Served:
-    """A pipeline whose scheduler is read at every call; when the pipeline is gone, its last scheduler still counts."""
-
-    def __init__(self, pipe: Any) -> None:
-        self._reference = weakref.ref(pipe)
-        # A pipeline that is being deep-copied has no scheduler yet.
-        self._scheduler = getattr(pipe, "scheduler", None)
-
-    @property
-    def pipe(self) -> Any:
-        """The pipeline, or None."""
-        return self._reference()
-
-    @property
-    def scheduler(self) -> Any:
-        """The pipeline's present scheduler."""
-        pipe = self._reference()
-        if pipe is not None:
-            self._scheduler = pipe.scheduler
-        return self._scheduler
 
 
 class Runtime:
@@ -95,9 +74,10 @@ class Runtime:
         self._trajectories: weakref.WeakKeyDictionary[Any, Trajectory] = weakref.WeakKeyDictionary()
         self._compiler = compiler
         self._transformer = transformer
-        self._served: list[_Served] = []
+        self._served: list[Served] = []
         self._steps: dict[tuple[bool, Any, bool], CompiledStep] = {}
         self._weights = Weights(transformer)
+        self._measured_floor: float | None = None
         self._has_warned = False
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Runtime":
@@ -116,7 +96,7 @@ class Runtime:
     def serve(self, pipe: Any) -> None:
         """Read the scheduler of this pipeline, too. Pipelines made by `from_pipe` share the transformer."""
         if all(known is not pipe for known in self.pipes()):
-            self._served.append(_Served(pipe))
+            self._served.append(Served(pipe))
 
     def pipes(self) -> list[Any]:
         """The living pipelines that are served."""
@@ -267,7 +247,7 @@ class Runtime:
         trajectory = Trajectory(
             timesteps=step.timesteps,
             sigmas=sigmas,
-            schedule=schedule_steps(sigmas[step.index :], self.config),
+            schedule=schedule_steps(sigmas[step.index :], self.config, noise_floor=self._noise_floor(inputs)),
             alone=solo(inputs.hidden_states.shape[0], groups=self.config.num_groups, device=sigmas.device),
             first_index=step.index,
             shape=inputs.hidden_states.shape,
@@ -279,6 +259,16 @@ class Runtime:
         )
         self._trajectories[scheduler] = trajectory
         return trajectory
+
+    def _noise_floor(self, inputs: flux.FluxInputs) -> float | None:
+        """What rounding alone changes, measured once where the settings leave it open and weights are quantised."""
+        asks = self.config.noise_floor is None and self.config.policy == "adaptive" and self.parallel is None
+        if not asks or not self._weights.is_quantised:
+            return None
+        if self._measured_floor is None:
+            like = inputs.hidden_states
+            self._measured_floor = measure_noise_floor(self._transformer, dtype=like.dtype, device=like.device)
+        return self._measured_floor
 
     def _cached(self, inputs: flux.FluxInputs, trajectory: Trajectory, branch_index: int) -> tuple[Tensor, StepRecord]:
         schedule = trajectory.schedule[trajectory.index - trajectory.first_index]

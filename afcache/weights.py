@@ -40,21 +40,15 @@ def check_layers(transformer: nn.Module) -> None:
             )
 
 
-def is_quantised(transformer: nn.Module) -> bool:
-    """Whether weights are kept by a quantisation library; casting them for storage does not count: it adds no noise."""
-    return bool(getattr(transformer, "is_quantized", False)) or has_subclasses(transformer)
-
-
-def has_subclasses(transformer: nn.Module) -> bool:
-    """Whether weights are tensor subclasses, as torchao's are."""
-    return any(is_subclass(parameter) for parameter in transformer.parameters())
-
-
 class Weights:
     """What may change about a transformer's weights between steps and between images.
 
     Args:
         transformer: the host's.
+
+    Attributes:
+        has_subclasses: weights are tensor subclasses, as torchao's are.
+        is_quantised: weights are kept by a quantisation library.
 
     """
 
@@ -65,10 +59,13 @@ class Weights:
         self._layers: list[Any] = []
         self._scales: dict[tuple[int, str], _Scale] = {}
         self.has_subclasses = False
+        self.is_quantised = False
 
     def look(self) -> None:
         """At the start of an image: find the layers whose weights are cast for storage or are subclasses."""
-        self.has_subclasses = has_subclasses(self._transformer)
+        self.has_subclasses = any(is_subclass(parameter) for parameter in self._transformer.parameters())
+        # Casting weights for storage alone does not count: it adds no noise.
+        self.is_quantised = self.has_subclasses or bool(getattr(self._transformer, "is_quantized", False))
         # The same functions as before for the same layers: Dynamo's guards know them by identity.
         known = {id(module): forward for module, forward in self._casts}
         self._casts = [

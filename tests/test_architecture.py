@@ -32,6 +32,7 @@ ALLOWED = {
     "traffic": {"config", "functional", "initial"},
     "trajectory": {"config", "functional", "initial", "models", "schedule", "state", "traffic"},
     "subclasses": set(),
+    "noise": {"functional", "models"},
     "weights": {"subclasses"},
     "compiled": {"_typing", "subclasses"},
     "runtime": {
@@ -40,6 +41,7 @@ ALLOWED = {
         "functional",
         "initial",
         "models",
+        "noise",
         "parallel",
         "plans",
         "schedule",
