@@ -75,7 +75,7 @@ def compile_pipeline(
     flux.check_transformer(transformer)
     flux.check_blocks(transformer)
     flux.check_config(transformer, settings)
-    check_scheduler(pipe.scheduler)  # pyright: ignore[reportAttributeAccessIssue]
+    check_scheduler(pipe.scheduler, forecasts=settings.policy != "none")  # pyright: ignore[reportAttributeAccessIssue]
     options = CompileOptions(enabled=compile, backend=backend, mode=mode, dynamic=dynamic)
     _check_options(options)
     if compile:

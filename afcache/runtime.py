@@ -210,7 +210,7 @@ class Runtime:
         schedulers = list({id(served.scheduler): served.scheduler for served in self._served}.values())
         found: list[tuple[bool, Any, ScheduledStep]] = []
         for scheduler in schedulers:
-            check_scheduler(scheduler)
+            check_scheduler(scheduler, forecasts=self.config.policy != "none")
             trajectory = self._trajectories.get(scheduler)
             is_known = trajectory is not None and trajectory.timesteps is scheduler.timesteps
             # Reading the timestep waits for the device, so accelerators verify at a trajectory's start only.
@@ -239,9 +239,8 @@ class Runtime:
         if self.config.correction and not corrects and not self._has_warned and self.config.policy != "none":
             self._has_warned = True
             logger.warning(
-                f"The catch-up correction is off: it assumes a first-order deterministic step, and "
-                f"{type(scheduler).__name__} as configured takes another. Caching itself stays on; pass "
-                "CacheConfig(correction=False) to silence this."
+                f"The catch-up correction is off: it assumes Euler's step, and {type(scheduler).__name__} takes another. "
+                "Caching itself stays on; pass CacheConfig(correction=False) to silence this."
             )
         sigmas = step.sigmas.to(inputs.hidden_states.device, torch.float32)
         trajectory = Trajectory(

@@ -88,7 +88,7 @@ ALLOWED = {
         "state",
     },
 }
-PURE_LIBRARIES = {"torch", "einops", "jaxtyping", "collections", "itertools", "typing"}
+PURE_LIBRARIES = {"torch", "einops", "jaxtyping", "collections", "itertools", "math", "typing"}
 SOURCES = sorted(ROOT.rglob("*.py"))
 FUNCTIONAL = sorted((ROOT / "functional").rglob("*.py"))
 
