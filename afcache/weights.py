@@ -34,9 +34,8 @@ def check_layers(transformer: nn.Module) -> None:
             hooks = hooks | {"accelerate"}
         if hooks:
             raise NotImplementedError(
-                f"{name or 'transformer'} has hooks {sorted(hooks)}, which act within the forward (offload by layers moves "
-                "weights there) and cannot be part of one graph. Pass compile=False, or use "
-                "pipe.enable_model_cpu_offload() instead."
+                f"{name or 'transformer'} has hooks {sorted(hooks)}, which act in the middle of the forward and cannot be part "
+                "of one graph. Pass compile=False; or, instead of offloading by layers, use pipe.enable_model_cpu_offload()."
             )
 
 

@@ -20,7 +20,7 @@ ALLOWED = {
     "initial": {"config", "state"},
     "plans": {"config", "state"},
     "policies": {"_checks", "config"},
-    "calibration": {"config", "pipeline"},
+    "calibration": {"config", "models", "noise", "pipeline"},
     "metrics": set(),
     "state": set(),
     "schedule": set(),
