@@ -1,3 +1,5 @@
+from typing import Any
+
 import pytest
 import torch
 from diffusers import (
@@ -61,7 +63,7 @@ def test_check_sigmas_names_the_repetition():
         check_sigmas(torch.tensor([1.0, 0.5, 0.5, 0.0]))
 
 
-FLOW = {"use_flow_sigmas": True, "prediction_type": "flow_prediction"}
+FLOW: dict[str, Any] = {"use_flow_sigmas": True, "prediction_type": "flow_prediction"}
 
 
 @pytest.mark.parametrize(
