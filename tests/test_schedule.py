@@ -106,7 +106,7 @@ def test_new_noise_at_every_step_is_refused_unless_every_step_is_computed(schedu
 
 @pytest.mark.parametrize("setting", ["use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "use_lu_lambdas"])
 def test_sigmas_of_another_process_are_refused(setting: str):
-    scheduler = DPMSolverMultistepScheduler(**FLOW, **{setting: True})
+    scheduler: Any = DPMSolverMultistepScheduler.from_config(FLOW, **{setting: True})
     scheduler.set_timesteps(10)
     with pytest.raises(ValueError, match=r"scheduler\.sigmas must lie in \[0, 1\], as flow matching has them, got 0 to"):
         check_sigmas(scheduler.sigmas)
