@@ -15,7 +15,7 @@ from afcache._version import __version__
 
 if TYPE_CHECKING:
     from afcache.assets import load_mini_flux, mini_flux_folder
-    from afcache.calibration import calibrate_magnitudes
+    from afcache.calibration import calibrate_magnitudes, measure_noise
     from afcache.config import PRESETS, CacheConfig, Layerwise
     from afcache.functional.step import cached_forward, denoising_step
     from afcache.initial import check_state, init_state
@@ -48,6 +48,7 @@ _HOMES = {
     "denoising_step": "functional.step",
     "init_state": "initial",
     "load_mini_flux": "assets",
+    "measure_noise": "calibration",
     "mini_flux_folder": "assets",
     "policy": "policies",
     "psnr": "metrics",
@@ -76,6 +77,7 @@ __all__ = [
     "denoising_step",
     "init_state",
     "load_mini_flux",
+    "measure_noise",
     "mini_flux_folder",
     "policy",
     "psnr",

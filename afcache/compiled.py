@@ -3,6 +3,7 @@
 Compiled, the checks are Dynamo's guards; in eager mode they are the shape annotations of every function.
 """
 
+import functools
 import types
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,19 +12,25 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch._dynamo.eval_frame import _debug_get_cache_entry_list
+from torch._dynamo.exc import FailOnRecompileLimitHit
 from torch.utils import _pytree as pytree
 
 from afcache._typing import unchecked
+from afcache.subclasses import opening
 
 
 @dataclass(frozen=True)
 class CompileOptions:
-    """How the forward is compiled; the meaning of the fields is torch.compile's."""
+    """How the forward is compiled; the meaning of the fields is torch.compile's.
+
+    `opens_subclasses` is ours: weights are tensor subclasses, which branches of torch.cond take in parts.
+    """
 
     enabled: bool = True
     backend: str | Callable[..., Any] = "inductor"
     mode: str | None = None
     dynamic: bool | None = None
+    opens_subclasses: bool = False
 
     @property
     def uses_cuda_graphs(self) -> bool:
@@ -56,18 +63,34 @@ class CompiledStep:
         self, function: types.FunctionType, compiler: Callable[..., Callable[..., Any]], options: CompileOptions
     ) -> None:
         self._options = options
-        self._function = _fresh_code(function)
-        self._compiled: Callable[..., Any] = self._function
+        self._compiler = compiler
+        self._function = function
+        self._compiled: Callable[..., Any] = function
+        self._start_afresh()
+
+    def _start_afresh(self) -> None:
+        """Forget what was compiled so far."""
+        options = self._options
+        self._function = self._compiled = _fresh_code(self._function)
         if options.enabled:
-            self._compiled = compiler(
-                self._function, fullgraph=True, backend=options.backend, dynamic=options.dynamic, **options.tuning()
-            )
+            how = options.tuning()
+            backend = opening(_compile_graph(options.backend, **how)) if options.opens_subclasses else options.backend
+            how = {} if options.opens_subclasses else how
+            self._compiled = self._compiler(self._function, fullgraph=True, backend=backend, dynamic=options.dynamic, **how)
 
     def __call__(self, *args: Any) -> Any:
-        """Check all guards, compile if none fit, and run."""
-        # Python numbers that have changed (the scale of an adapter) would become symbols, and torch.cond takes none.
+        """Check all guards, compile if none fit, and run.
+
+        Where Dynamo's limit of graphs for one function is reached (8), all are forgotten: their number stays bounded, and
+        whoever switches adapters for the ninth time waits once more instead of getting an error.
+        """
+        # Python numbers that have changed (an epsilon) would become symbols, and torch.cond takes none.
         with torch._dynamo.config.patch(specialize_float=True):
-            return self._own(self._compiled(*args))
+            try:
+                return self._own(self._compiled(*args))
+            except FailOnRecompileLimitHit:
+                self._start_afresh()
+                return self._own(self._compiled(*args))
 
     def without_guards(self, *args: Any) -> Callable[..., Any]:
         """The code that a call with these arguments would run, as a function that checks nothing.
@@ -101,6 +124,15 @@ class CompiledStep:
     def _own(self, results: Any) -> Any:
         """Results in memory that the next call does not overwrite."""
         return pytree.tree_map_only(Tensor, torch.clone, results) if self._options.uses_cuda_graphs else results
+
+
+def _compile_graph(
+    backend: str | Callable[..., Any], *, mode: str | None = None, options: dict[str, Any] | None = None
+) -> Callable[..., Any]:
+    """A backend as torch.compile would call it with these arguments."""
+    known = torch._dynamo.lookup_backend(backend) if isinstance(backend, str) else backend
+    chosen = {} if mode is None else {"mode": mode}
+    return functools.partial(known, **chosen, **({} if options is None else {"config_patches": options}))
 
 
 def _fresh_code(function: types.FunctionType) -> types.FunctionType:

@@ -94,6 +94,9 @@ class CacheConfig:
         error_law: how the forecast's error grows: "power" (a power of the distance to the last refresh) or "remainder" (the
             product of distances to all nodes of the row).
         error_exponent: highest power of "power"; > 0; None means order + 1.
+        noise_floor: relative change that rounding alone makes between two evaluations of the model; it is taken off measured
+            errors and gates' changes, so that quantisation noise does not count as change; >= 0. None means 0, except for
+            quantised weights under "adaptive", whose noise `compile_pipeline` measures once, on one process.
         correction: at a refresh, return what the forecast steps left out (first-order deterministic schedulers only).
         refresh_last_step: always compute the last step, so that the correction reaches the end.
         batch_decisions: "independent" (each sample decides, so that its result does not depend on its neighbours) or
@@ -124,6 +127,7 @@ class CacheConfig:
     damping: float = 0.0
     error_law: ErrorLaw = "power"
     error_exponent: float | None = None
+    noise_floor: float | None = None
     correction: bool = True
     refresh_last_step: bool = False
     batch_decisions: BatchDecisions = "independent"
@@ -148,6 +152,8 @@ class CacheConfig:
         check_number("damping", self.damping, 0.0, 1.0, cure="0 forecasts in full, 1 reuses")
         if self.error_exponent is not None:
             check_number("error_exponent", self.error_exponent, 1e-3, 10.0, cure="None means order + 1")
+        if self.noise_floor is not None:
+            check_number("noise_floor", self.noise_floor, 0.0, math.inf, cure="None measures it where weights are quantised")
         if self.max_nodes is not None:
             check_integer("max_nodes", self.max_nodes, self.order + 1, None)
         for name in ("correction", "refresh_last_step"):

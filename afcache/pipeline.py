@@ -32,6 +32,7 @@ from afcache.models.flux_checks import check_blocks, check_config, check_transfo
 from afcache.parallel import ParallelConfig, ParallelContext, check_heads, connect
 from afcache.runtime import Runtime
 from afcache.schedule import check_scheduler
+from afcache.weights import check_layers
 
 _ATTRIBUTE = "_afcache"
 _ORIGINAL = "_afcache_original_forward"
@@ -102,9 +103,11 @@ def compile_pipeline(
     check_transformer(transformer)
     check_blocks(transformer)
     check_config(transformer, settings)
-    check_scheduler(pipe.scheduler)  # pyright: ignore[reportAttributeAccessIssue]
+    check_scheduler(pipe.scheduler, forecasts=settings.policy != "none")  # pyright: ignore[reportAttributeAccessIssue]
     options = CompileOptions(enabled=compile, backend=backend, mode=mode, dynamic=dynamic)
     _check_options(options)
+    if compile:
+        check_layers(transformer)
     context = None if parallel is None else _connect(parallel, transformer)
     runtime = Runtime(transformer, settings, options, torch.compile, context)
     previous = bound_runtime(transformer)

@@ -15,12 +15,13 @@ from afcache.state import StepSchedule
 _MAGCACHE_FORCED = 11 / 28
 
 
-def schedule_steps(sigmas: Tensor, config: CacheConfig) -> list[StepSchedule]:
+def schedule_steps(sigmas: Tensor, config: CacheConfig, *, noise_floor: float | None = None) -> list[StepSchedule]:
     """Take a trajectory's schedule apart into its steps, once, so that no step has to make tensors of numbers.
 
     Args:
         sigmas: noise levels, one more than steps; `[steps + 1]`; used in float32.
         config: settings.
+        noise_floor: as measured; None takes that of `config`, and 0 where it has none.
 
     """
     num_steps = len(sigmas) - 1
@@ -29,7 +30,8 @@ def schedule_steps(sigmas: Tensor, config: CacheConfig) -> list[StepSchedule]:
     indices = [index.clone() for index in torch.arange(num_steps, device=sigmas.device).unbind()]
     forced = [flag.clone() for flag in torch.tensor(forced_steps(config, num_steps), device=sigmas.device).unbind()]
     limit = torch.tensor(config.tolerance, dtype=torch.float32, device=sigmas.device)
-    return [StepSchedule(levels[i], levels[i + 1], indices[i], forced[i], limit) for i in range(num_steps)]
+    floor = torch.tensor(noise_floor or config.noise_floor or 0.0, dtype=torch.float32, device=sigmas.device)
+    return [StepSchedule(levels[i], levels[i + 1], indices[i], forced[i], limit, floor) for i in range(num_steps)]
 
 
 def forced_steps(config: CacheConfig, num_steps: int) -> list[bool]:

@@ -1,5 +1,6 @@
 """The one mutable cell: what a bound transformer holds between calls."""
 
+import contextlib
 import dataclasses
 import weakref
 from collections.abc import Callable
@@ -19,9 +20,10 @@ from afcache.history import history_writer
 from afcache.initial import init_state, solo
 from afcache.models import flux
 from afcache.models.flux_checks import check_blocks, check_transformer
+from afcache.noise import measure_noise_floor
 from afcache.parallel import ParallelContext, check_same_task, check_votes, is_lost_connection, lost_rank
 from afcache.plans import schedule_steps
-from afcache.schedule import ScheduledStep, check_scheduler, check_sigmas, correction_holds, read_step
+from afcache.schedule import ScheduledStep, Served, check_scheduler, check_sigmas, correction_holds, read_step
 from afcache.state import CacheState, Coupling, StepRecord, StepSchedule
 from afcache.trajectory import (
     CONDITIONING,
@@ -37,34 +39,13 @@ from afcache.trajectory import (
     start_clock,
     weights,
 )
+from afcache.weights import Weights, check_layers
 
 logger = logging.get_logger(__name__)
 # Diffusers' FLUX pipelines have two; a runaway count means that the scheduler is not driven.
 _MAX_BRANCHES = 4
 # Of each branch of an image; the guards of later ones could only repeat themselves.
 _GUARDED_CALLS = 2
-
-
-class _Served:
-    """A pipeline whose scheduler is read at every call; when the pipeline is gone, its last scheduler still counts."""
-
-    def __init__(self, pipe: Any) -> None:
-        self._reference = weakref.ref(pipe)
-        # A pipeline that is being deep-copied has no scheduler yet.
-        self._scheduler = getattr(pipe, "scheduler", None)
-
-    @property
-    def pipe(self) -> Any:
-        """The pipeline, or None."""
-        return self._reference()
-
-    @property
-    def scheduler(self) -> Any:
-        """The pipeline's present scheduler."""
-        pipe = self._reference()
-        if pipe is not None:
-            self._scheduler = pipe.scheduler
-        return self._scheduler
 
 
 class Runtime:
@@ -94,9 +75,11 @@ class Runtime:
         self._trajectories: weakref.WeakKeyDictionary[Any, Trajectory] = weakref.WeakKeyDictionary()
         self._compiler = compiler
         self._transformer = transformer
-        self._served: list[_Served] = []
-        self._steps: dict[tuple[bool, Any], CompiledStep] = {}
+        self._served: list[Served] = []
+        self._steps: dict[tuple[bool, Any, bool], CompiledStep] = {}
         self._context: tuple[weakref.ref[Tensor], int] | None = None
+        self._weights = Weights(transformer)
+        self._measured_floor: float | None = None
         self._has_warned = False
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Runtime":
@@ -115,7 +98,7 @@ class Runtime:
     def serve(self, pipe: Any) -> None:
         """Read the scheduler of this pipeline, too. Pipelines made by `from_pipe` share the transformer."""
         if all(known is not pipe for known in self.pipes()):
-            self._served.append(_Served(pipe))
+            self._served.append(Served(pipe))
 
     def pipes(self) -> list[Any]:
         """The living pipelines that are served."""
@@ -146,6 +129,7 @@ class Runtime:
             )
         if step.index != trajectory.index:
             trajectory.index, trajectory.calls_at_index = step.index, 0
+            self._forget_other_weights(trajectory, inputs)
         branch_index = trajectory.calls_at_index
         if branch_index == _MAX_BRANCHES:
             raise RuntimeError(
@@ -184,7 +168,8 @@ class Runtime:
     ) -> tuple[Tensor, StepRecord | None]:
         """One call for one guidance branch."""
         if self.config.policy == "none":
-            return self._only(self._step(trajectory)(inputs)), None
+            with self._traceable():
+                return self._only(self._step(trajectory)(inputs)), None
         return self._cached(inputs, trajectory, branch_index)
 
     def _only(self, velocity: Tensor) -> Tensor:
@@ -208,7 +193,8 @@ class Runtime:
             **{name: getattr(trajectory.conditioning[rank], name) for name in CONDITIONING},
         )
         if self.config.policy == "none":
-            velocities, record = self._step(trajectory)(mine), None
+            with self._traceable():
+                velocities, record = self._step(trajectory)(mine), None
         else:
             learn_guidance(trajectory, inputs.hidden_states)
             branch = trajectory.branches[rank if len(trajectory.branches) > 1 else 0]
@@ -216,7 +202,7 @@ class Runtime:
             coupling = trajectory.alone._replace(weight=weights(trajectory)[rank])
             schedule = self._schedule(trajectory, inputs)
             arguments = (mine, branch.state, schedule, coupling)
-            velocities, branch.state, record = self._step_of(branch, trajectory, arguments)(*arguments)
+            velocities, branch.state, record = self._run(branch, trajectory, arguments)
         check_votes(parallel, record, trajectory.index)
         trajectory.velocities = velocities
         return velocities[0], record
@@ -230,7 +216,7 @@ class Runtime:
         schedulers = list({id(served.scheduler): served.scheduler for served in self._served}.values())
         found: list[tuple[bool, Any, ScheduledStep]] = []
         for scheduler in schedulers:
-            check_scheduler(scheduler)
+            check_scheduler(scheduler, forecasts=self.config.policy != "none")
             trajectory = self._trajectories.get(scheduler)
             is_known = trajectory is not None and trajectory.timesteps is scheduler.timesteps
             # Reading the timestep waits for the device, so accelerators verify at a trajectory's start only.
@@ -251,26 +237,29 @@ class Runtime:
     def _start(self, scheduler: Any, step: ScheduledStep, inputs: flux.FluxInputs) -> Trajectory:
         check_transformer(self._transformer)
         check_blocks(self._transformer)
+        if self.options.enabled:
+            check_layers(self._transformer)
+        self._weights.look()
         check_sigmas(step.sigmas[step.index :])
         corrects = self.config.correction and correction_holds(scheduler)
         if self.config.correction and not corrects and not self._has_warned and self.config.policy != "none":
             self._has_warned = True
             logger.warning(
-                f"The catch-up correction is off: it assumes a first-order deterministic step, and "
-                f"{type(scheduler).__name__} as configured takes another. Caching itself stays on; pass "
-                "CacheConfig(correction=False) to silence this."
+                f"The catch-up correction is off: it assumes Euler's step, and {type(scheduler).__name__} takes another. "
+                "Caching itself stays on; pass CacheConfig(correction=False) to silence this."
             )
         self._check_context(inputs)
         sigmas = step.sigmas.to(inputs.hidden_states.device, torch.float32)
         trajectory = Trajectory(
             timesteps=step.timesteps,
             sigmas=sigmas,
-            schedule=schedule_steps(sigmas[step.index :], self.config),
+            schedule=schedule_steps(sigmas[step.index :], self.config, noise_floor=self._noise_floor(inputs)),
             alone=solo(inputs.hidden_states.shape[0], groups=self.config.num_groups, device=sigmas.device),
             first_index=step.index,
             shape=inputs.hidden_states.shape,
             corrects=corrects,
             kernel_name=flux.attention_backend(self._transformer),
+            adapted=self._weights.adapted(),
             num_blocks=flux.num_blocks(self._transformer),
             sizes=None if self.parallel is None else message_sizes(self._transformer, inputs),
         )
@@ -290,6 +279,16 @@ class Runtime:
                 "instead of ulysses_degree and ring_degree."
             )
 
+    def _noise_floor(self, inputs: flux.FluxInputs) -> float | None:
+        """What rounding alone changes, measured once where the settings leave it open and weights are quantised."""
+        asks = self.config.noise_floor is None and self.config.policy == "adaptive" and self.parallel is None
+        if not asks or not self._weights.is_quantised:
+            return None
+        if self._measured_floor is None:
+            like = inputs.hidden_states
+            self._measured_floor = measure_noise_floor(self._transformer, dtype=like.dtype, device=like.device)
+        return self._measured_floor
+
     def _cached(self, inputs: flux.FluxInputs, trajectory: Trajectory, branch_index: int) -> tuple[Tensor, StepRecord]:
         schedule = trajectory.schedule[trajectory.index - trajectory.first_index]
         if branch_index == 0:
@@ -302,7 +301,7 @@ class Runtime:
             trajectory.coupling = self._lead(trajectory, schedule)
         assert trajectory.coupling is not None
         arguments = (inputs, branch.state, schedule, trajectory.coupling)
-        velocity, branch.state, record = self._step_of(branch, trajectory, arguments)(*arguments)
+        velocity, branch.state, record = self._run(branch, trajectory, arguments)
         velocity = self._only(velocity)
         if branch_index == 0:
             trajectory.coupling = follow(trajectory.alone, record)
@@ -350,21 +349,32 @@ class Runtime:
             device=device,
         )
 
-    def _step_of(self, branch: Branch, trajectory: Trajectory, arguments: tuple[Any, ...]) -> Callable[..., Any]:
-        """The forward for a branch's next call: with guards for the first two, the second of which meets a state of our own.
+    def _forget_other_weights(self, trajectory: Trajectory, inputs: flux.FluxInputs) -> None:
+        """Start again where a callback has switched or rescaled adapters: the history is another model's."""
+        adapted = self._weights.adapted()
+        if adapted == trajectory.adapted:
+            return
+        trajectory.adapted = adapted
+        for branch in trajectory.branches:
+            branch.state, branch.calls, branch.settled = self._init_state(inputs), 0, None
 
-        Adapters are switched and rescaled between steps, by callbacks too, so a transformer that has some keeps its guards.
-        """
+    def _run(self, branch: Branch, trajectory: Trajectory, arguments: tuple[Any, ...]) -> Any:
+        """A branch's next call: with guards for the first two, the second of which meets a state of our own."""
         branch.calls += 1
-        if branch.calls <= _GUARDED_CALLS or getattr(self._transformer, "peft_config", None):
-            return self._step(trajectory)
-        if branch.settled is None:
-            branch.settled = self._step(trajectory).without_guards(*arguments)
-        return branch.settled
+        with self._traceable():
+            step = self._step(trajectory)
+            if branch.calls <= _GUARDED_CALLS:
+                return step(*arguments)
+            if branch.settled is None:
+                branch.settled = step.without_guards(*arguments)
+            return branch.settled(*arguments)
+
+    def _traceable(self) -> contextlib.AbstractContextManager[None]:
+        return self._weights.traceable() if self.options.enabled else contextlib.nullcontext()
 
     def _step(self, trajectory: Trajectory) -> CompiledStep:
-        """The forward for the trajectory's scheduler and attention backend, compiled once for each."""
-        key = (trajectory.corrects, trajectory.kernel_name)
+        """The forward for the trajectory's scheduler, attention backend and kind of weights, compiled once for each."""
+        key = (trajectory.corrects, trajectory.kernel_name, self._weights.has_subclasses)
         if key not in self._steps:
             self._steps[key] = self._build(trajectory.corrects)
         return self._steps[key]
@@ -386,4 +396,5 @@ class Runtime:
             return forward_in_full(transformer, inputs, **model)
 
         function: Any = uncached if config.policy == "none" else step
-        return CompiledStep(function, self._compiler, self.options)
+        how = dataclasses.replace(self.options, opens_subclasses=self._weights.has_subclasses)
+        return CompiledStep(function, self._compiler, how)

@@ -100,6 +100,7 @@ class StepSchedule(NamedTuple):
         step_index: steps done before this one in the trajectory; int64.
         is_forced: the step is computed whatever is seen (see `afcache.plans`); bool.
         tolerance: limit of the accumulated error; float32.
+        noise_floor: relative velocity error that rounding alone makes; float32.
 
     """
 
@@ -108,6 +109,7 @@ class StepSchedule(NamedTuple):
     step_index: Tensor
     is_forced: Tensor
     tolerance: Tensor
+    noise_floor: Tensor
 
 
 class Coupling(NamedTuple):

@@ -71,6 +71,7 @@ class Trajectory:
         shape: of the transformer's hidden_states.
         corrects: whether the catch-up correction is on.
         kernel_name: attention backend that the trajectory started with.
+        adapted: what adapters did to the model at the last step.
         index: the present step.
         calls_at_index: transformer calls at this step so far.
         branches: guidance branches in order of their first call.
@@ -94,6 +95,7 @@ class Trajectory:
     shape: torch.Size
     corrects: bool
     kernel_name: Any = None
+    adapted: tuple[Any, ...] = ()
     index: int = -1
     calls_at_index: int = 0
     branches: list[Branch] = field(default_factory=list)

@@ -20,7 +20,7 @@ ALLOWED = {
     "initial": {"config", "state"},
     "plans": {"config", "state"},
     "policies": {"_checks", "config"},
-    "calibration": {"config", "pipeline"},
+    "calibration": {"config", "models", "noise", "pipeline"},
     "metrics": set(),
     "state": set(),
     "schedule": set(),
@@ -31,8 +31,11 @@ ALLOWED = {
     "parallel": {"_checks", "functional", "state", "xfuser_on_cpu"},
     "traffic": {"config", "functional", "initial"},
     "trajectory": {"config", "functional", "initial", "models", "schedule", "state", "traffic"},
-    "compiled": {"_typing"},
+    "subclasses": set(),
+    "noise": {"functional", "models"},
+    "weights": {"subclasses"},
     "history": {"compiled", "functional"},
+    "compiled": {"_typing", "subclasses"},
     "runtime": {
         "compiled",
         "config",
@@ -40,13 +43,15 @@ ALLOWED = {
         "history",
         "initial",
         "models",
+        "noise",
         "parallel",
         "plans",
         "schedule",
         "state",
         "trajectory",
+        "weights",
     },
-    "pipeline": {"compiled", "config", "models", "parallel", "runtime", "schedule"},
+    "pipeline": {"compiled", "config", "models", "parallel", "runtime", "schedule", "weights"},
     "sampling": {"_typing", "config", "functional", "initial", "models", "plans", "state"},
     "plots": set(),
     "reporting": {"plots"},
@@ -85,7 +90,7 @@ ALLOWED = {
         "state",
     },
 }
-PURE_LIBRARIES = {"torch", "einops", "jaxtyping", "collections", "itertools", "typing"}
+PURE_LIBRARIES = {"torch", "einops", "jaxtyping", "collections", "itertools", "math", "typing"}
 SOURCES = sorted(ROOT.rglob("*.py"))
 FUNCTIONAL = sorted((ROOT / "functional").rglob("*.py"))
 

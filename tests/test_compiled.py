@@ -6,6 +6,7 @@ import pytest
 import torch
 from jaxtyping import TypeCheckError
 from torch import Tensor, nn
+from torch._dynamo.eval_frame import _debug_get_cache_entry_list
 
 import afcache
 from afcache._typing import PerSample, typed
@@ -49,6 +50,19 @@ def test_without_guards_the_same_code_runs():
     assert torch.equal(step(x, yes), 500 * x)
     assert torch.equal(step.without_guards(x, yes)(x, yes), 500 * x)
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 2
+
+
+def test_more_graphs_than_dynamo_keeps_forget_the_old_ones():
+    """Dynamo's limit is 8, and under fullgraph an error; here the ninth starts afresh."""
+    module, x, yes = Scaled(), torch.arange(3.0), torch.tensor(True)
+    step = make_step(module)
+    limit = torch._dynamo.config.recompile_limit
+    for factor in range(2 * limit):
+        module.factor = float(factor)
+        assert torch.equal(step(x, yes), factor * x)
+        assert torch.equal(step.without_guards(x, yes)(x, yes), factor * x)
+        assert len(_debug_get_cache_entry_list(step._function.__code__)) <= limit
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 2 * limit
 
 
 def test_without_guards_finds_the_code_that_fits():

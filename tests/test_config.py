@@ -12,6 +12,8 @@ from afcache.config import PRESETS, CacheConfig, Layerwise, resolve_config, tune
         ("tolerance", -0.1, ValueError, r"tolerance must be finite and >= 0, got -0\.1; 0 computes every step"),
         ("tolerance", math.nan, ValueError, "tolerance must be finite and >= 0, got nan"),
         ("tolerance", math.inf, ValueError, "tolerance must be finite and >= 0, got inf"),
+        ("noise_floor", -0.1, ValueError, r"noise_floor must be finite and >= 0, got -0\.1; None measures it"),
+        ("noise_floor", "0.1", TypeError, "noise_floor must be a number, got '0.1'"),
         ("tolerance", "0.1", TypeError, "tolerance must be a number, got '0.1'"),
         ("tolerance", True, TypeError, "tolerance must be a number, got True"),
         ("warmup_steps", 0, ValueError, "warmup_steps must be >= 1, got 0"),

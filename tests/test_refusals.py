@@ -43,12 +43,8 @@ def warnings_of(action) -> list[str]:
     return messages
 
 
-@pytest.mark.parametrize("kind", ["multistep", "stochastic"])
-def test_the_correction_is_off_with_one_warning_where_it_does_not_hold(pipe, kind: str):
-    if kind == "multistep":
-        pipe.scheduler = multistep_scheduler()
-    else:
-        pipe.scheduler = FlowMatchEulerDiscreteScheduler.from_config(pipe.scheduler.config, stochastic_sampling=True)
+def test_the_correction_is_off_with_one_warning_where_it_does_not_hold(pipe):
+    pipe.scheduler = multistep_scheduler()
     compiled(pipe)
     messages = warnings_of(lambda: [sample(pipe, seed) for seed in range(2)])
     assert len(messages) == 1
@@ -145,10 +141,10 @@ def test_unknown_schedulers_are_refused(pipe):
         compiled(pipe)
 
 
-def test_a_scheduler_swapped_for_an_unknown_one_is_refused_at_the_call(pipe):
+def test_a_scheduler_swapped_for_one_that_draws_noise_is_refused_at_the_call(pipe):
     compiled(pipe)
     pipe.scheduler = FlowMatchLCMScheduler.from_config(pipe.scheduler.config)
-    with pytest.raises(NotImplementedError, match="scheduler FlowMatchLCMScheduler is not supported"):
+    with pytest.raises(NotImplementedError, match="scheduler FlowMatchLCMScheduler as configured draws new noise"):
         sample(pipe)
 
 

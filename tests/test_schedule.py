@@ -1,8 +1,11 @@
+from typing import Any
+
 import pytest
 import torch
 from diffusers import (
     DPMSolverMultistepScheduler,
     FlowMatchEulerDiscreteScheduler,
+    FlowMatchLCMScheduler,
     UniPCMultistepScheduler,
 )
 
@@ -60,19 +63,53 @@ def test_check_sigmas_names_the_repetition():
         check_sigmas(torch.tensor([1.0, 0.5, 0.5, 0.0]))
 
 
+FLOW: dict[str, Any] = {"use_flow_sigmas": True, "prediction_type": "flow_prediction"}
+
+
 @pytest.mark.parametrize(
-    ("scheduler", "holds"),
+    "scheduler",
     [
-        (FlowMatchEulerDiscreteScheduler(), True),
-        (FlowMatchEulerDiscreteScheduler(stochastic_sampling=True), False),
-        (DPMSolverMultistepScheduler(use_flow_sigmas=True), False),
-        (UniPCMultistepScheduler(use_flow_sigmas=True), False),
+        FlowMatchEulerDiscreteScheduler(),
+        FlowMatchEulerDiscreteScheduler(stochastic_sampling=True),
+        FlowMatchLCMScheduler(),
+        DPMSolverMultistepScheduler(**FLOW),
+        UniPCMultistepScheduler(**FLOW),
     ],
-    ids=["euler", "stochastic", "dpm", "unipc"],
+    ids=["euler", "stochastic", "lcm", "dpm", "unipc"],
 )
-def test_correction_holds_for_deterministic_euler_only(scheduler, holds: bool):
-    check_scheduler(scheduler)
-    assert correction_holds(scheduler) == holds
+def test_correction_holds_exactly_where_the_step_is_eulers(scheduler):
+    scheduler.set_timesteps(6)
+    x, is_euler = torch.randn(1, 4, 3), []
+    for index, step in enumerate(scheduler.timesteps):
+        velocity = torch.randn(1, 4, 3)
+        after = scheduler.step(velocity, step, x).prev_sample
+        length = scheduler.sigmas[index + 1] - scheduler.sigmas[index]
+        is_euler.append(torch.allclose(after, x + length * velocity, atol=1e-5))
+        x = after
+    assert all(is_euler) == correction_holds(scheduler)
+
+
+@pytest.mark.parametrize(
+    "scheduler",
+    [
+        FlowMatchEulerDiscreteScheduler(stochastic_sampling=True),
+        FlowMatchLCMScheduler(),
+        DPMSolverMultistepScheduler(**FLOW, algorithm_type="sde-dpmsolver++"),
+    ],
+    ids=["stochastic", "lcm", "sde"],
+)
+def test_new_noise_at_every_step_is_refused_unless_every_step_is_computed(scheduler):
+    with pytest.raises(NotImplementedError, match=f"scheduler {type(scheduler).__name__} as configured draws new noise"):
+        check_scheduler(scheduler)
+    check_scheduler(scheduler, forecasts=False)
+
+
+@pytest.mark.parametrize("setting", ["use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "use_lu_lambdas"])
+def test_sigmas_of_another_process_are_refused(setting: str):
+    scheduler: Any = DPMSolverMultistepScheduler.from_config(FLOW, **{setting: True})
+    scheduler.set_timesteps(10)
+    with pytest.raises(ValueError, match=r"scheduler\.sigmas must lie in \[0, 1\], as flow matching has them, got 0 to"):
+        check_sigmas(scheduler.sigmas)
 
 
 def test_check_scheduler_refuses_multistep_without_flow_sigmas():

@@ -10,6 +10,7 @@ from afcache._typing import Features, Flag, Flags, HostModule, PerSample, Tokens
 from afcache.config import CacheConfig
 from afcache.functional.architecture import Architecture
 from afcache.functional.distance import Reduction, no_reduction, relative_l1
+from afcache.functional.noise import above_floor
 from afcache.functional.stack import Embedded
 from afcache.state import GateState
 
@@ -48,10 +49,14 @@ def change(gate: GateState, seen: Features, *, config: CacheConfig, reduction: R
 
     d = mean |seen - reference| / mean |reference|;  "dbcache": d;  "teacache": the sum of polynomial(d) since the last refresh
 
+    A `noise_floor` that the settings name is taken off d.
+
     Reference:
         Liu et al., 2024, TeaCache, arXiv 2411.19108, equation 6; FBCache and DBCache compare d itself.
     """
     distance = relative_l1(seen, gate.reference, reduction=reduction)
+    if config.noise_floor:
+        distance = above_floor(distance, torch.full((), config.noise_floor, device=distance.device))
     if config.policy == "dbcache":
         return distance
     rescaled = torch.zeros_like(distance)

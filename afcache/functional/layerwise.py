@@ -16,6 +16,7 @@ from afcache.functional.attention import AttentionKernel
 from afcache.functional.decision import decide, forecast_row, growth
 from afcache.functional.distance import relative_l2
 from afcache.functional.group import Group, GroupOutcome, Model, divide, estimate, memory_of, run_group
+from afcache.functional.noise import above_floor
 from afcache.functional.proposal import Memory
 from afcache.functional.strategies.taylor import taylor
 from afcache.functional.update import Forecast, Outcome, advance, correct, record_step
@@ -138,7 +139,7 @@ def _adapt(
     assert config.layerwise is not None
     if not config.layerwise.adapt_thresholds:
         return gain.clone()
-    incurred = state.lag.abs() * control.error_rate(measured, made.growth)
+    incurred = state.lag.abs() * control.error_rate(above_floor(measured, schedule.noise_floor), made.growth)
     is_measured = is_full & (state.lag != 0)
     return stability.adapt_gain(gain, incurred, tolerance=schedule.tolerance, is_measured=is_measured)
 

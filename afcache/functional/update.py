@@ -8,6 +8,7 @@ from torch import Tensor
 from afcache._typing import Flag, Flags, PerSample, Velocity, typed
 from afcache.config import CacheConfig
 from afcache.functional import control, forecast
+from afcache.functional.noise import above_floor
 from afcache.functional.stack import Embedded
 from afcache.state import CacheState, Coupling, GroupRecord, StepRecord, StepSchedule
 
@@ -115,7 +116,8 @@ def advance(
     has_node = state.num_nodes > 0
     zeros = torch.zeros_like(accumulated)
     measured = torch.where(refresh & has_node, outcome.measured_error, torch.full_like(zeros, float("nan")))
-    rate = torch.where(has_node, control.error_rate(measured, made.growth), torch.full_like(zeros, float("inf")))
+    signal = above_floor(measured, schedule.noise_floor)
+    rate = torch.where(has_node, control.error_rate(signal, made.growth), torch.full_like(zeros, float("inf")))
     gap = torch.where(has_node, forecast.gap_to(state.nodes, schedule.sigma), zeros)
     lag = control.extend_lag(state.lag, made.growth, schedule.sigma, schedule.sigma_next)
     next_state = CacheState(

@@ -165,6 +165,26 @@ def num_double(transformer: HostModule) -> int:
     return len(transformer.transformer_blocks)
 
 
+def probe_inputs(transformer: HostModule, *, dtype: torch.dtype, device: torch.device | str) -> FluxInputs:
+    """A small pseudo-random sample at sigma 1, always the same, for measurements on the model alone."""
+    settings = transformer.config
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator).to(device, dtype)
+
+    rows = torch.arange(8.0, device=device)
+    return FluxInputs(
+        hidden_states=draw(1, 64, settings.in_channels),
+        encoder_hidden_states=draw(1, 16, settings.joint_attention_dim),
+        pooled_projections=draw(1, settings.pooled_projection_dim),
+        timestep=torch.ones(1, device=device, dtype=dtype),
+        img_ids=torch.cartesian_prod(torch.zeros(1, device=device), rows, rows),
+        txt_ids=torch.zeros(16, 3, device=device),
+        guidance=torch.full((1,), 3.5, device=device, dtype=torch.float32) if settings.guidance_embeds else None,
+    )
+
+
 def num_blocks(transformer: HostModule) -> int:
     """How many blocks one full forward evaluates."""
     return num_double(transformer) + len(transformer.single_transformer_blocks)

@@ -1,3 +1,4 @@
+import dataclasses
 import math
 
 import pytest
@@ -22,6 +23,12 @@ def test_dbcache_compares_the_relative_change_itself():
     changed = change(gate(), seen, config=FBCACHE)
     torch.testing.assert_close(changed, torch.tensor([0.05, 0.2]))
     assert is_changed(gate(), changed, NOT_FORCED, config=FBCACHE).tolist() == [False, True]
+
+
+def test_a_noise_floor_is_taken_off_the_change():
+    seen = torch.stack([ONES[0] * 1.05, ONES[1] * 1.02])
+    changed = change(gate(), seen, config=dataclasses.replace(FBCACHE, noise_floor=0.03))
+    torch.testing.assert_close(changed, torch.tensor([0.04, 0.0]), rtol=1e-4, atol=1e-6)
 
 
 def test_teacache_adds_up_the_polynomial_of_the_change():
