@@ -21,7 +21,7 @@ from afcache.models import flux
 from afcache.models.flux_checks import check_blocks, check_transformer
 from afcache.parallel import ParallelContext, check_same_task, check_votes, is_lost_connection, lost_rank
 from afcache.plans import schedule_steps
-from afcache.schedule import ScheduledStep, check_scheduler, check_sigmas, correction_holds, read_step
+from afcache.schedule import ScheduledStep, Served, check_scheduler, check_sigmas, correction_holds, read_step
 from afcache.state import CacheState, Coupling, StepRecord, StepSchedule
 from afcache.trajectory import (
     CONDITIONING,
@@ -31,10 +31,10 @@ from afcache.trajectory import (
     check_conditioning,
     describe,
     is_new,
-    is_steered,
     learn_guidance,
     message_sizes,
     start_clock,
+    steer,
     weights,
 )
 
@@ -43,28 +43,6 @@ logger = logging.get_logger(__name__)
 _MAX_BRANCHES = 4
 # Of each branch of an image; the guards of later ones could only repeat themselves.
 _GUARDED_CALLS = 2
-
-
-class _Served:
-    """A pipeline whose scheduler is read at every call; when the pipeline is gone, its last scheduler still counts."""
-
-    def __init__(self, pipe: Any) -> None:
-        self._reference = weakref.ref(pipe)
-        # A pipeline that is being deep-copied has no scheduler yet.
-        self._scheduler = getattr(pipe, "scheduler", None)
-
-    @property
-    def pipe(self) -> Any:
-        """The pipeline, or None."""
-        return self._reference()
-
-    @property
-    def scheduler(self) -> Any:
-        """The pipeline's present scheduler."""
-        pipe = self._reference()
-        if pipe is not None:
-            self._scheduler = pipe.scheduler
-        return self._scheduler
 
 
 class Runtime:
@@ -94,9 +72,10 @@ class Runtime:
         self._trajectories: weakref.WeakKeyDictionary[Any, Trajectory] = weakref.WeakKeyDictionary()
         self._compiler = compiler
         self._transformer = transformer
-        self._served: list[_Served] = []
+        self._served: list[Served] = []
         self._steps: dict[tuple[bool, Any], CompiledStep] = {}
         self._context: tuple[weakref.ref[Tensor], int] | None = None
+        self._scales: tuple[Any, Tensor] | None = None
         self._has_warned = False
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Runtime":
@@ -115,7 +94,7 @@ class Runtime:
     def serve(self, pipe: Any) -> None:
         """Read the scheduler of this pipeline, too. Pipelines made by `from_pipe` share the transformer."""
         if all(known is not pipe for known in self.pipes()):
-            self._served.append(_Served(pipe))
+            self._served.append(Served(pipe))
 
     def pipes(self) -> list[Any]:
         """The living pipelines that are served."""
@@ -133,7 +112,7 @@ class Runtime:
             NotImplementedError: the transformer or the scheduler changed into something unsupported.
 
         """
-        inputs = flux.split_context(inputs, self._context_length(inputs.img_ids))
+        inputs = self._scale_prompts(flux.split_context(inputs, self._context_length(inputs.img_ids)))
         scheduler, step = self._locate(inputs.timestep)
         trajectory = self._trajectories.get(scheduler)
         shape = inputs.hidden_states.shape
@@ -214,7 +193,8 @@ class Runtime:
             branch = trajectory.branches[rank if len(trajectory.branches) > 1 else 0]
             trajectory.branches = [branch]
             coupling = trajectory.alone._replace(weight=weights(trajectory)[rank])
-            schedule = self._schedule(trajectory, inputs)
+            schedule = trajectory.schedule[trajectory.index - trajectory.first_index]
+            steer(branch, mine)
             arguments = (mine, branch.state, schedule, coupling)
             velocities, branch.state, record = self._step_of(branch, trajectory, arguments)(*arguments)
         check_votes(parallel, record, trajectory.index)
@@ -292,11 +272,10 @@ class Runtime:
 
     def _cached(self, inputs: flux.FluxInputs, trajectory: Trajectory, branch_index: int) -> tuple[Tensor, StepRecord]:
         schedule = trajectory.schedule[trajectory.index - trajectory.first_index]
-        if branch_index == 0:
-            schedule = self._schedule(trajectory, inputs)
         if branch_index == len(trajectory.branches):
             trajectory.branches.append(Branch(self._init_state(inputs)))
         branch = trajectory.branches[branch_index]
+        steer(branch, inputs)
         if branch_index == 0:
             learn_guidance(trajectory, inputs.hidden_states)
             trajectory.coupling = self._lead(trajectory, schedule)
@@ -310,13 +289,15 @@ class Runtime:
             trajectory.first_latents, branch.velocity = inputs.hidden_states, velocity
         return velocity, record
 
-    def _schedule(self, trajectory: Trajectory, inputs: flux.FluxInputs) -> StepSchedule:
-        """Where the step stands; where a ControlNet was switched on or off since the last one, it is computed."""
-        schedule = trajectory.schedule[trajectory.index - trajectory.first_index]
-        before, trajectory.is_steered = trajectory.is_steered, is_steered(inputs)
-        if before is None or trajectory.is_steered is None:
-            return schedule
-        return schedule._replace(is_forced=schedule.is_forced | (before != trajectory.is_steered))
+    def _scale_prompts(self, inputs: flux.FluxInputs) -> flux.FluxInputs:
+        """Scales of image prompts as a tensor: they may change at every step, and as numbers each would be one graph more."""
+        if not inputs.image_prompts:
+            return inputs
+        device = inputs.hidden_states.device
+        key = (flux.image_prompt_scales(self._transformer), device)
+        if self._scales is None or self._scales[0] != key:
+            self._scales = (key, torch.tensor(key[0], dtype=torch.float32, device=device))
+        return inputs._replace(image_prompt_scales=self._scales[1])
 
     def _context_length(self, img_ids: Tensor) -> int:
         """Tokens of reference images, read once for each tensor of positions: pipelines make one for an image."""

@@ -4,6 +4,7 @@ The `timestep` argument of the transformer cannot be used: pipelines cast it to 
 in sigma are then wrong by up to 22 % at 28 steps and 75 % at 50.
 """
 
+import weakref
 from typing import Any, NamedTuple
 
 import torch
@@ -31,6 +32,28 @@ class ScheduledStep(NamedTuple):
     timesteps: Tensor
     sigmas: Tensor
     index: int
+
+
+class Served:
+    """A pipeline whose scheduler is read at every call; when the pipeline is gone, its last scheduler still counts."""
+
+    def __init__(self, pipe: Any) -> None:
+        self._reference = weakref.ref(pipe)
+        # A pipeline that is being deep-copied has no scheduler yet.
+        self._scheduler = getattr(pipe, "scheduler", None)
+
+    @property
+    def pipe(self) -> Any:
+        """The pipeline, or None."""
+        return self._reference()
+
+    @property
+    def scheduler(self) -> Any:
+        """The pipeline's present scheduler."""
+        pipe = self._reference()
+        if pipe is not None:
+            self._scheduler = pipe.scheduler
+        return self._scheduler
 
 
 def check_scheduler(scheduler: Any) -> None:

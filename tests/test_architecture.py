@@ -30,7 +30,8 @@ ALLOWED = {
     "xfuser_on_cpu": set(),
     "parallel": {"_checks", "functional", "state", "xfuser_on_cpu"},
     "traffic": {"config", "functional", "initial"},
-    "trajectory": {"config", "functional", "initial", "models", "schedule", "state", "traffic"},
+    "steering": {"models"},
+    "trajectory": {"config", "functional", "initial", "models", "schedule", "state", "steering", "traffic"},
     "compiled": {"_typing"},
     "history": {"compiled", "functional"},
     "runtime": {

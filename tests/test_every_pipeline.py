@@ -107,6 +107,39 @@ def test_a_step_at_which_a_controlnet_is_switched_is_computed(limits: dict[str, 
     assert (draw(pipe, kind, **limits) - expected).abs().max() < 1e-4
 
 
+@pytest.mark.parametrize("comes", ["late", "early"])
+def test_a_controlnet_that_is_not_always_called(comes: str):
+    """Pipelines of one's own: residuals at some steps, none at others. Guards are left out from the third step on."""
+    kind = BY_NAME["FluxControlNetPipeline"]
+    pipe = make(kind)
+
+    def switch(transformer: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        is_late = bool(kwargs["timestep"][0] < 0.6)
+        none = {"controlnet_block_samples": None, "controlnet_single_block_samples": None}
+        return args, (kwargs if is_late == (comes == "late") else {**kwargs, **none})
+
+    pipe.transformer.register_forward_pre_hook(switch, with_kwargs=True)
+    expected = draw(pipe, kind)
+    afcache.compile_pipeline(pipe, tolerance=0.0, backend="aot_eager")
+    assert (draw(pipe, kind) - expected).abs().max() < 1e-4
+    # Once with residuals and once without.
+    assert counters()["stats"]["unique_graphs"] == 2
+    afcache.compile_pipeline(pipe, MIXED, compile=False)
+    assert (draw(pipe, kind) - expected).norm() < 0.2 * expected.norm()
+
+
+@pytest.mark.parametrize("limits", [{"control_guidance_end": 0.5}, {"control_guidance_start": 0.5}])
+@pytest.mark.parametrize("correction", [True, False])
+def test_the_jump_of_a_switched_controlnet_is_no_error_to_catch_up_with(limits: dict[str, Any], correction: bool):
+    """With the history of the other velocity this was off by 0.09 to 0.12, and by 0.06 to 0.08."""
+    kind = BY_NAME["FluxControlNetPipeline"]
+    pipe = make(kind)
+    expected = draw(pipe, kind, **limits)
+    afcache.compile_pipeline(pipe, afcache.policy("taylorseer", interval=3, correction=correction), compile=False)
+    assert (draw(pipe, kind, **limits) - expected).norm() < 0.07 * expected.norm()
+    assert afcache.report(pipe).pattern()[6] == "F"
+
+
 def test_several_controlnets_and_their_scales():
     kind = BY_NAME["FluxControlNetPipeline"]
     pipe = make(kind)
@@ -118,6 +151,22 @@ def test_several_controlnets_and_their_scales():
         "control_mode": [None, None],
     }
     assert_exact_and_one_graph(pipe, kind, **changes)
+
+
+def test_residuals_for_reference_images():
+    """No pipeline of diffusers has both; its transformer adds residuals to all tokens, reference images last."""
+    kind = BY_NAME["FluxKontextPipeline"]
+    pipe = make(kind)
+
+    def control(transformer: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        generator, seq = torch.Generator().manual_seed(0), kwargs["hidden_states"].shape[1]
+        double, single = (0.3 * torch.randn(2, 1, seq, transformer.inner_dim, generator=generator)).unbind()
+        return args, {**kwargs, "controlnet_block_samples": [double], "controlnet_single_block_samples": [single]}
+
+    pipe.transformer.register_forward_pre_hook(control, with_kwargs=True)
+    expected = draw(pipe, kind)
+    afcache.compile_pipeline(pipe, tolerance=0.0, compile=False)
+    assert (draw(pipe, kind) - expected).abs().max() < 1e-4
 
 
 def test_a_controlnet_whose_residuals_go_round():
@@ -161,6 +210,41 @@ def test_image_prompts(adapters: int, cfg: float):
     assert (rescaled - expected).abs().max() < 0.2
     pipe.unload_ip_adapter()
     assert (draw(pipe, kind) - without).abs().max() < 1e-4
+
+
+def test_image_prompts_rescaled_at_every_step_are_one_graph():
+    """A scale is an input of the graph, and another scale is another velocity, of which nothing is known yet."""
+    kind = BY_NAME["FluxPipeline"]
+    pipe = make(kind, double=1, single=1)
+    load_ip_adapters(pipe, 1)
+
+    def fade(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        pipe.set_ip_adapter_scale(0.5 if step < 2 or step > 8 else 0.5 - 0.05 * step)
+        return {}
+
+    prompts = {name: [torch.ones(1, 1, 16)] for name in ("ip_adapter_image_embeds", "negative_ip_adapter_image_embeds")}
+    expected = draw(pipe, kind, callback_on_step_end=fade, **prompts)
+    afcache.compile_pipeline(pipe, tolerance=0.0, backend="aot_eager")
+    assert (draw(pipe, kind, callback_on_step_end=fade, **prompts) - expected).abs().max() < 1e-4
+    assert counters()["stats"]["unique_graphs"] == 1
+    afcache.compile_pipeline(pipe, afcache.policy("fixed", interval=100, warmup_steps=2), compile=False)
+    draw(pipe, kind, callback_on_step_end=fade, **prompts)
+    assert afcache.report(pipe).pattern() == "FF.FFFFFFFF."
+
+
+def test_a_prompt_exchanged_by_a_callback_starts_the_cache_again():
+    kind = BY_NAME["FluxPipeline"]
+    pipe = make(kind)
+    other = pipe.encode_prompt("a handwritten seven on a flower", None, max_sequence_length=16)[0]
+
+    def exchange(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        return {"prompt_embeds": other} if step == 4 else {"prompt_embeds": tensors["prompt_embeds"].clone()}
+
+    changes: dict[str, Any] = {"callback_on_step_end": exchange, "callback_on_step_end_tensor_inputs": ["prompt_embeds"]}
+    afcache.compile_pipeline(pipe, afcache.policy("fixed", interval=100, warmup_steps=2), compile=False)
+    draw(pipe, kind, **changes)
+    # At step 5, and nowhere else: clones are the same prompt.
+    assert afcache.report(pipe).pattern() == "FF...F......"
 
 
 def test_image_prompts_of_groups_that_reuse_attention():

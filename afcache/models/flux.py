@@ -30,6 +30,7 @@ class FluxInputs(NamedTuple):
         controlnet_single_block_samples: the same for the single-stream blocks.
         controlnet_blocks_repeat: residuals of double-stream blocks go round instead of being spread.
         image_prompts: embeddings of an IP-Adapter's images, one for each adapter.
+        image_prompt_scales: how much they count, float32 `[double-stream blocks, adapters]`; None reads the adapters' own.
         context: packed latents of reference images (Kontext), `[batch, context_seq, channels]`: tokens that the blocks see,
             and that are no part of the image.
         context_ids: their positions `[context_seq, 3]`.
@@ -47,6 +48,7 @@ class FluxInputs(NamedTuple):
     controlnet_single_block_samples: tuple[Tensor, ...] = ()
     controlnet_blocks_repeat: bool = False
     image_prompts: tuple[Tensor, ...] = ()
+    image_prompt_scales: Tensor | None = None
     context: Tensor | None = None
     context_ids: Tensor | None = None
 
@@ -123,6 +125,7 @@ def _control(transformer: HostModule, inputs: FluxInputs) -> Control:
         spread(inputs.controlnet_block_samples, num_double(transformer), repeats=inputs.controlnet_blocks_repeat),
         spread(inputs.controlnet_single_block_samples, len(transformer.single_transformer_blocks)),
         image_prompts,
+        None if inputs.image_prompt_scales is None else inputs.image_prompt_scales.unbind(),
     )
 
 
@@ -213,7 +216,12 @@ def run(
         image_rotary_emb=transformer.pos_embed(_positions(inputs)),
         kernel=kernel,
         attention=attention,
-        control=control._replace(double=control.double[of_double], single=control.single[of_single]),
+        control=Control(
+            control.double[of_double],
+            control.single[of_single],
+            control.image_prompts,
+            None if control.scales is None else control.scales[of_double],
+        ),
     )
 
 
@@ -246,12 +254,16 @@ def host_arguments(inputs: FluxInputs) -> dict[str, Any]:
     """What `FluxTransformer2DModel.forward` takes for the same call."""
     assert inputs.context is None, "the host knows no context: its tokens are part of hidden_states"
     arguments = inputs._asdict()
-    image_prompts = arguments.pop("image_prompts")
-    if image_prompts:
-        arguments["joint_attention_kwargs"] = {"ip_adapter_image_embeds": list(image_prompts)}
+    if inputs.image_prompts:
+        arguments["joint_attention_kwargs"] = {"ip_adapter_image_embeds": list(inputs.image_prompts)}
     for name in ("controlnet_block_samples", "controlnet_single_block_samples"):
         arguments[name] = arguments[name] or None
-    return {name: value for name, value in arguments.items() if not name.startswith("context")}
+    return {name: value for name, value in arguments.items() if not name.startswith(("context", "image_prompt"))}
+
+
+def image_prompt_scales(transformer: HostModule) -> tuple[tuple[float, ...], ...]:
+    """How much every double-stream block heeds each IP-Adapter's image prompts: what `set_ip_adapter_scale` set."""
+    return tuple(tuple(block.attn.processor.scale) for block in transformer.transformer_blocks)
 
 
 def prefix_length(inputs: FluxInputs) -> int:
@@ -270,11 +282,16 @@ def context_length(img_ids: Tensor) -> int:
 
 
 def split_context(inputs: FluxInputs, length: int) -> FluxInputs:
-    """The inputs with the last `length` tokens as context; fresh: torch.cond takes no two views of one tensor."""
+    """The inputs with the last `length` tokens as context; fresh: torch.cond takes no two views of one tensor.
+
+    A ControlNet's residuals are for all tokens, and the blocks see the context first.
+    """
     if not length:
         return inputs
     image = inputs.hidden_states.shape[1] - length
     return inputs._replace(
+        controlnet_block_samples=tuple(sample.roll(length, 1) for sample in inputs.controlnet_block_samples),
+        controlnet_single_block_samples=tuple(sample.roll(length, 1) for sample in inputs.controlnet_single_block_samples),
         hidden_states=inputs.hidden_states[:, :image].clone(),
         img_ids=inputs.img_ids[:image].clone(),
         context=inputs.hidden_states[:, image:].clone(),
