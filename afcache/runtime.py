@@ -18,7 +18,7 @@ from afcache.functional.update import follow
 from afcache.history import history_writer
 from afcache.initial import init_state, solo
 from afcache.models import flux
-from afcache.models.flux_checks import check_blocks, check_transformer
+from afcache.models.flux_checks import check_blocks, check_context, check_transformer
 from afcache.parallel import ParallelContext, check_same_task, check_votes, is_lost_connection, lost_rank
 from afcache.plans import schedule_steps
 from afcache.schedule import ScheduledStep, Served, check_scheduler, check_sigmas, correction_holds, read_step
@@ -258,13 +258,8 @@ class Runtime:
         return trajectory
 
     def _check_context(self, inputs: flux.FluxInputs) -> None:
-        if inputs.context is None:
-            return
-        if self.config.layerwise is not None:
-            raise NotImplementedError(
-                "groups of blocks (Layerwise) do not know reference images (Kontext) yet. Leave out layerwise=."
-            )
-        if self.parallel is not None and self.parallel.layout.sequence.whole.size > 1:
+        check_context(inputs, self.config)
+        if inputs.context is not None and self.parallel is not None and self.parallel.layout.sequence.whole.size > 1:
             raise NotImplementedError(
                 "reference images (Kontext) cannot be shared among the ranks of a sequence yet. Use cfg_degree or data_degree "
                 "instead of ulysses_degree and ring_degree."
