@@ -12,10 +12,12 @@ from torch import Tensor
 from afcache.config import CacheConfig
 from afcache.functional.architecture import Lengths
 from afcache.functional.control import infer_guidance
+from afcache.functional.update import restart
 from afcache.initial import state_bytes
 from afcache.models.flux import FluxInputs
 from afcache.schedule import ScheduledStep
 from afcache.state import CacheState, Coupling, StepRecord, StepSchedule
+from afcache.steering import Steering, is_switched, steering
 from afcache.traffic import Sizes
 
 # Inputs in which guidance branches differ.
@@ -49,6 +51,7 @@ class Branch:
         velocity: its velocity at the trajectory's first step; dropped once the guidance scale is known.
         calls: how many there were.
         settled: the compiled step without guards, once they have been checked often enough.
+        steering: what steered its last call.
 
     """
 
@@ -56,6 +59,7 @@ class Branch:
     velocity: Tensor | None = None
     calls: int = 0
     settled: Callable[..., Any] | None = None
+    steering: Steering | None = None
 
 
 @dataclass
@@ -83,7 +87,6 @@ class Trajectory:
         calls: every call, for the report.
         num_blocks: blocks that one full call evaluates.
         sizes: of the messages that ranks exchange; None alone.
-        is_steered: whether a ControlNet says anything at this step, 0-d; None without one.
 
     """
 
@@ -107,7 +110,6 @@ class Trajectory:
     calls: list[Call] = field(default_factory=list)
     num_blocks: int = 0
     sizes: Sizes | None = None
-    is_steered: Tensor | None = None
 
     @property
     def bytes(self) -> int:
@@ -121,10 +123,16 @@ def is_new(trajectory: Trajectory, step: ScheduledStep, shape: torch.Size) -> bo
     return step.timesteps is not trajectory.timesteps or is_restarted
 
 
-def is_steered(inputs: FluxInputs) -> Tensor | None:
-    """Whether a ControlNet says anything, 0-d: its pipelines multiply its residuals by 0 outside of its range of steps."""
-    first = [*inputs.controlnet_block_samples[:1], *inputs.controlnet_single_block_samples[:1]]
-    return torch.stack([sample.any() for sample in first]).any() if first else None
+def steer(branch: Branch, inputs: FluxInputs) -> None:
+    """Start a branch again where it is steered otherwise than at its last call: its history is another field's."""
+    before, branch.steering = branch.steering, steering(inputs)
+    if before is None:
+        return
+    if before.structure != branch.steering.structure:
+        branch.calls, branch.settled = 0, None
+    switched = is_switched(before, branch.steering)
+    if switched is not None:
+        branch.state = restart(branch.state, switched)
 
 
 def learn_guidance(trajectory: Trajectory, latents: Tensor) -> None:
@@ -166,6 +174,7 @@ def describe(inputs: FluxInputs, trajectory: Trajectory, config: CacheConfig) ->
         "image sizes (img_ids)": inputs.img_ids,
         "reference images (context)": 0.0 if inputs.context is None else inputs.context,
         **{f"image prompts ({i})": prompt for i, prompt in enumerate(inputs.image_prompts)},
+        "image prompts (scales)": 0.0 if inputs.image_prompt_scales is None else inputs.image_prompt_scales,
         **{f"controlnet_block_samples ({i})": sample for i, sample in enumerate(inputs.controlnet_block_samples[:1])},
         "guidance scales": 0.0 if inputs.guidance is None else inputs.guidance,
         "step counts (scheduler.sigmas)": trajectory.sigmas,

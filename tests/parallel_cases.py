@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import afcache
 from afcache import CacheConfig, ParallelConfig
-from tests.pipelines import make_controlnet, picture
+from tests.pipelines import load_ip_adapters, make_controlnet, picture
 
 ADAPTIVE = CacheConfig(tolerance=0.02, warmup_steps=2)
 DBCACHE = afcache.policy("dbcache", first_blocks=1, last_blocks=1, threshold=0.5)
@@ -29,6 +29,7 @@ class Case(NamedTuple):
         steps: of the schedule.
         backend: of torch.compile; None: eager.
         has_controlnet: whether a ControlNet steers the blocks.
+        has_image_prompt: whether an IP-Adapter shows them a picture.
 
     """
 
@@ -40,6 +41,7 @@ class Case(NamedTuple):
     steps: int = 28
     backend: str | None = "aot_eager"
     has_controlnet: bool = False
+    has_image_prompt: bool = False
 
 
 class Drawn(NamedTuple):
@@ -148,6 +150,8 @@ CASES = {
     "counted, uncached": Case(config=afcache.policy("none"), backend=None, steps=2),
     "controlnet": Case(text=5, height=28, width=28, has_controlnet=True),
     "controlnet, guided": Case(cfg=2.0, has_controlnet=True),
+    "image prompt": Case(text=5, height=20, width=28, has_image_prompt=True),
+    "image prompt, guided": Case(cfg=2.0, has_image_prompt=True),
     "looked into": Case(backend="read", steps=8),
 }
 
@@ -186,6 +190,11 @@ def draw(pipe: Any, case: Case, parallel: ParallelConfig | None = None, *, seed:
     guided: dict[str, Any] = {"true_cfg_scale": case.cfg, "negative_prompt": ""} if case.cfg > 1 else {}
     if case.has_controlnet:
         guided["control_image"] = picture().resize((case.width, case.height))
+    if case.has_image_prompt:
+        if pipe.transformer.encoder_hid_proj is None:
+            load_ip_adapters(pipe, 1)
+        prompts = [torch.ones(1, 1, 16), torch.zeros(1, 1, 16)]
+        guided |= {"ip_adapter_image_embeds": prompts[:1], "negative_ip_adapter_image_embeds": prompts[1:]}
     counter = MessageCounter(pipe.transformer)
     with contextlib.nullcontext() if backend else counter:
         latents = pipe(

@@ -85,7 +85,7 @@ TWO_RANKS = [
 
 @pytest.mark.parametrize("layout", ["ulysses", "ring"])
 def test_two_ranks_draw_what_one_draws(layout: str, alone: dict[str, Drawn], tmp_path: Path):
-    names = [*TWO_RANKS, "guided", "layerwise", "eager", "controlnet"]
+    names = [*TWO_RANKS, "guided", "layerwise", "eager", "controlnet", "image prompt"]
     ranks = draw_together(layout, names, tmp_path)
     for name in names:
         assert_same(alone, ranks, name)
@@ -93,7 +93,7 @@ def test_two_ranks_draw_what_one_draws(layout: str, alone: dict[str, Drawn], tmp
 
 
 def test_guidance_branches_on_two_ranks(alone: dict[str, Drawn], tmp_path: Path):
-    names = ["guided", "layerwise, guided", "controlnet, guided"]
+    names = ["guided", "layerwise, guided", "controlnet, guided", "image prompt, guided"]
     ranks = draw_together("cfg", names, tmp_path)
     for name in names:
         assert_same(alone, ranks, name)
