@@ -191,8 +191,7 @@ def draw(pipe: Any, case: Case, parallel: ParallelConfig | None = None, *, seed:
     if case.has_controlnet:
         guided["control_image"] = picture().resize((case.width, case.height))
     if case.has_image_prompt:
-        if pipe.transformer.encoder_hid_proj is None:
-            load_ip_adapters(pipe, 1)
+        load_ip_adapters(pipe, 1)
         prompts = [torch.ones(1, 1, 16), torch.zeros(1, 1, 16)]
         guided |= {"ip_adapter_image_embeds": prompts[:1], "negative_ip_adapter_image_embeds": prompts[1:]}
     counter = MessageCounter(pipe.transformer)
