@@ -43,7 +43,7 @@ def assert_exact_and_one_graph(pipe: Any, kind: Kind, **changes: Any) -> None:
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
 def test_pipelines(kind: Kind):
-    assert_exact_and_one_graph(make(kind), kind)
+    assert_exact_and_one_graph(make(kind, single=1), kind)
 
 
 GUIDED = [kind for kind in KINDS if kind.guided and kind.name != "FluxPipeline"]
@@ -90,7 +90,7 @@ def test_reference_images_are_context_and_no_part_of_the_state():
 def test_the_functional_step_draws_what_pipelines_draw(name: str):
     """Without a pipeline, what stands beside the latents has fields of its own: channels a condition, tokens a context."""
     kind = BY_NAME[name]
-    pipe = make(kind)
+    pipe = make(kind, single=1)
     calls: list[dict[str, Any]] = []
     hook = pipe.transformer.register_forward_pre_hook(lambda *call: calls.append(call[2]), with_kwargs=True)
     expected = draw(pipe, kind)
@@ -183,7 +183,7 @@ def test_the_jump_of_a_switched_controlnet_is_no_error_to_catch_up_with(limits: 
 
 def test_several_controlnets_and_their_scales():
     kind = BY_NAME["FluxControlNetPipeline"]
-    pipe = make(kind)
+    pipe = make(kind, single=1)
     second = make_controlnet(afcache.load_mini_flux().transformer, double=2, single=0)
     pipe.controlnet = FluxMultiControlNetModel([pipe.controlnet, second])
     changes: dict[str, Any] = {
@@ -213,7 +213,7 @@ def test_residuals_for_reference_images():
 def test_a_controlnet_whose_residuals_go_round():
     """Xlabs' kind: the transformer is told to repeat them over its blocks."""
     kind = BY_NAME["FluxControlNetPipeline"]
-    pipe = make(kind, double=4)
+    pipe = make(kind, double=3, single=1)
     pipe.controlnet = make_controlnet(afcache.load_mini_flux().transformer, double=2, single=0)
     repeats: list[bool] = []
 
@@ -231,7 +231,7 @@ def test_a_controlnet_whose_residuals_go_round():
 @pytest.mark.parametrize(("adapters", "cfg"), [(1, 1.0), (2, 2.0)])
 def test_image_prompts(adapters: int, cfg: float):
     kind = BY_NAME["FluxPipeline"]
-    pipe = make(kind)
+    pipe = make(kind, single=1)
     without = draw(pipe, kind)
     load_ip_adapters(pipe, adapters)
     prompts = [torch.randn(1, 1, 16, generator=torch.Generator().manual_seed(i)) for i in range(adapters)]
