@@ -155,9 +155,13 @@ class Runtime:
         """The velocity of one call, alone or together with other ranks."""
         if self.parallel is None:
             return self._take_alone(inputs, trajectory, branch_index)
-        if trajectory.index == trajectory.first_index:
-            check_same_task(self.parallel, describe(inputs, trajectory, self.config))
-            trajectory.conditioning.append(inputs)
+        is_first = trajectory.index == trajectory.first_index
+        # Guidance scales show at the second step, and that a rank has a branch more than others.
+        is_second = trajectory.index == trajectory.first_index + 1 and branch_index == 0
+        if is_first or is_second or (self.parallel.layout.checks and branch_index == 0):
+            check_same_task(self.parallel, describe(inputs, trajectory, self.config, branch_index))
+        if self.parallel.splits_guidance and is_first:
+            trajectory.conditioning.append({name: getattr(inputs, name) for name in CONDITIONING})
         elif self.parallel.splits_guidance:
             return self._take_split(self.parallel, inputs, trajectory, branch_index)
         velocity, record = self._take_alone(inputs, trajectory, branch_index)
@@ -190,9 +194,7 @@ class Runtime:
             return trajectory.velocities[branch_index], None
         rank = parallel.layout.cfg.rank
         # Latents, time and a ControlNet's residuals are the present ones; diffusers gives both branches the same.
-        mine = inputs._replace(
-            **{name: getattr(trajectory.conditioning[rank], name) for name in CONDITIONING},
-        )
+        mine = inputs._replace(**trajectory.conditioning[rank])
         if self.config.policy == "none":
             with self._traceable():
                 velocities, record = self._step(trajectory)(mine), None
