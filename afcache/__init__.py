@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from afcache.reporting import Report
     from afcache.sampling import Denoised, denoise
     from afcache.state import CacheState
+    from afcache.targets import calibrate
 
 # Imported on first use: diffusers takes seconds to import, and `afcache --help` needs none of it.
 _HOMES = {
@@ -40,6 +41,7 @@ _HOMES = {
     "Layerwise": "config",
     "ParallelConfig": "parallel",
     "Report": "reporting",
+    "calibrate": "targets",
     "calibrate_magnitudes": "calibration",
     "cached_forward": "functional.step",
     "check_state": "initial",
@@ -70,6 +72,7 @@ __all__ = [
     "Report",
     "__version__",
     "cached_forward",
+    "calibrate",
     "calibrate_magnitudes",
     "check_state",
     "compile_pipeline",
