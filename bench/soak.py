@@ -23,7 +23,7 @@ from bench import mini_sampling
 from bench.recording import RESULTS, table, write_result
 
 STEPS, SIZES, BATCHES, SCALES = (3, 8, 14, 20, 28), ((32, 32), (48, 32), (64, 64)), (1, 2, 3), (1.0, 2.0)
-_PROBE_EVERY = 10
+PROBE_EVERY = 10
 
 
 class Task(NamedTuple):
@@ -96,12 +96,12 @@ def draw(pipe: Any, task: Task) -> np.ndarray | None:
         return None
 
 
-def soak(pipe: Any, images: int, *, progress: bool = True) -> list[dict[str, Any]]:
+def soak(pipe: Any, images: int, *, probe_every: int = PROBE_EVERY, progress: bool = True) -> list[dict[str, Any]]:
     """Draw, and measure after every image; probes also collect garbage and count live tensors."""
     source, process = random.Random(0), psutil.Process()
     first, pattern, rows = None, "", []
     for index in range(images):
-        is_probe = index % _PROBE_EVERY == 0
+        is_probe = index % probe_every == 0
         task = PROBE if is_probe else random_task(source)
         began = time.perf_counter()
         image = draw(pipe, task)
@@ -177,8 +177,8 @@ def main() -> None:
     parser.add_argument("--backend", default="inductor", help="of torch.compile")
     parser.add_argument("--output", type=Path, default=RESULTS, help="folder of the results")
     arguments = parser.parse_args()
-    if arguments.images < 4 * _PROBE_EVERY:
-        parser.error(f"--images must be at least {4 * _PROBE_EVERY}, a probe for every quarter, got {arguments.images}")
+    if arguments.images < 4 * PROBE_EVERY:
+        parser.error(f"--images must be at least {4 * PROBE_EVERY}, a probe for every quarter, got {arguments.images}")
     pipe = mini_sampling.load()
     afcache.compile_pipeline(pipe, preset="balanced", compile=not arguments.eager, backend=arguments.backend)
     rows = soak(pipe, arguments.images)
