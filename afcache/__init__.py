@@ -16,6 +16,7 @@ from afcache._version import __version__
 if TYPE_CHECKING:
     from afcache.assets import load_mini_flux, mini_flux_folder
     from afcache.calibration import calibrate_magnitudes, measure_noise
+    from afcache.checkpoint import load_checkpoint, save_checkpoint
     from afcache.config import PRESETS, CacheConfig, Layerwise
     from afcache.functional.step import cached_forward, denoising_step
     from afcache.initial import check_state, init_state
@@ -49,6 +50,7 @@ _HOMES = {
     "denoise": "sampling",
     "denoising_step": "functional.step",
     "init_state": "initial",
+    "load_checkpoint": "checkpoint",
     "load_mini_flux": "assets",
     "measure_noise": "calibration",
     "mini_flux_folder": "assets",
@@ -56,6 +58,7 @@ _HOMES = {
     "psnr": "metrics",
     "report": "reading",
     "restore_pipeline": "pipeline",
+    "save_checkpoint": "checkpoint",
     "ssim": "metrics",
     "uncached": "pipeline",
 }
@@ -79,6 +82,7 @@ __all__ = [
     "denoise",
     "denoising_step",
     "init_state",
+    "load_checkpoint",
     "load_mini_flux",
     "measure_noise",
     "mini_flux_folder",
@@ -86,6 +90,7 @@ __all__ = [
     "psnr",
     "report",
     "restore_pipeline",
+    "save_checkpoint",
     "ssim",
     "uncached",
 ]

@@ -234,7 +234,7 @@ def test_negative_inputs_with_other_latents_are_refused(pipe, seeds: list[int]):
 
 def test_the_readmes_example_runs(capsys: pytest.CaptureFixture[str]):
     readme = (Path(__file__).parent.parent / "README.md").read_text()
-    (example,) = (block for block in re.findall(r"```python\n(.*?)```", readme, re.DOTALL) if "afcache.denoise(" in block)
+    (example,) = (block for block in re.findall(r"```python\n(.*?)```", readme, re.DOTALL) if "afcache.denoising_step" in block)
     assert "torch.compile(afcache.denoising_step, fullgraph=True)" in example
     assert "pipe" not in example
     exec(example.replace("fullgraph=True", 'fullgraph=True, backend="aot_eager"'), {})
