@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The main job on a fresh clone: draws with and without the cache, and shows both.
 # Arguments are passed on, e.g. ./run_afcache.sh --prompt "a handwritten two on a palace" --seed 3
-# --nproc N starts N processes, one for each GPU, that draw together: ./run_afcache.sh --nproc 2 --ulysses 2
+# --nproc N starts N processes, one for each GPU, that draw together: ./run_afcache.sh --nproc 2 --ring 2
 set -euo pipefail
 cd "$(dirname "$0")"
 source environment.sh

@@ -80,4 +80,4 @@ def measure_noise(pipe: Any) -> float:
     """
     transformer = pipe.transformer
     check_transformer(transformer)
-    return measure_noise_floor(transformer, dtype=transformer.dtype, device=pipe._execution_device)
+    return measure_noise_floor(transformer, dtype=transformer.dtype, device=transformer.device)

@@ -73,7 +73,7 @@ class CacheConfig:
         tolerance: a step is refreshed when the predicted error since the last refresh would reach this; relative velocity
             error times sigma, finite, >= 0. 0 refreshes always. "adaptive" asks for it, and groups with `adapt_thresholds`.
         warmup_steps: steps at the start that are always computed; >= 1. "adaptive" computes two in any case, because an error
-            must have been measured before a step can be forecast.
+            must have been measured before a step can be forecast, and all steps where there are four or fewer.
         max_growth: the distance in sigma to the last refresh may be at most this times the one before; >= 1, may be
             infinite. "adaptive" only.
         interval: distance between refreshes in steps, counted from the last warmup step; >= 1.

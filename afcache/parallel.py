@@ -5,6 +5,7 @@ attention, so only the mathematics that is traced is written again (`afcache.fun
 """
 
 import importlib
+import importlib.util
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
@@ -64,6 +65,11 @@ class ParallelConfig:
             check_number("timeout", self.timeout, 1, 86400)
         if self.backend not in (None, "gloo", "nccl"):
             raise ValueError(f"backend must be None, 'nccl' or 'gloo', got {self.backend!r}.")
+
+    @property
+    def shares_sequence(self) -> bool:
+        """Whether ranks share the tokens of an image."""
+        return self.ulysses_degree * self.ring_degree > 1
 
     @property
     def processes(self) -> int:
@@ -178,6 +184,11 @@ def _read(state: Any, config: ParallelConfig) -> ParallelContext:
                 f"xfuser was initialised with {name} parallelism over {group.world_size} ranks, which is not supported under "
                 "caching. Use ulysses_degree, ring_degree and cfg_degree."
             )
+    if config.shares_sequence and not importlib.util.find_spec("yunchang"):
+        raise RuntimeError(
+            "xfuser makes no groups for Ulysses and ring attention without yunchang, which is not installed. "
+            "Install it with pip install yunchang."
+        )
     sp, cfg, replica = state.get_sp_group(), state.get_cfg_group(), state.get_model_replica_group()
     found = {
         "ulysses_degree": sp.ulysses_world_size,
@@ -226,6 +237,21 @@ def check_heads(config: ParallelConfig, heads: int) -> None:
         )
 
 
+def check_device(device: torch.device) -> None:
+    """Raise if the model lies on another process's GPU.
+
+    Raises:
+        ValueError: naming both, and how to move it.
+
+    """
+    own = int(os.environ.get("LOCAL_RANK", "0"))
+    if device.type == "cuda" and (device.index or 0) != own:
+        raise ValueError(
+            f"transformer must be on cuda:{own}, the GPU of this process (LOCAL_RANK {own}), got {device}. Call "
+            "pipe.to(f\"cuda:{os.environ['LOCAL_RANK']}\") before compile_pipeline."
+        )
+
+
 def check_same_task(context: ParallelContext, task: dict[str, Tensor | int | float]) -> None:
     """Compare what the ranks of one image are about to draw, before the first collective of the step could hang.
 
@@ -249,6 +275,8 @@ def check_same_task(context: ParallelContext, task: dict[str, Tensor | int | flo
     for rank, theirs in enumerate(everybody):
         names = [name for name, a, b in zip(task, everybody[0], theirs, strict=True) if a != b]
         if names:
+            # Ranks at different calls differ in everything else, too.
+            names = names[:1] if names[0] == next(iter(task)) and len(names) > 1 else names
             other = dist.get_global_rank(group, rank)
             raise RuntimeError(
                 f"ranks {first} and {other} were given different {', '.join(names)}, but draw one image together. Call the "

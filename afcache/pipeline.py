@@ -29,7 +29,7 @@ from afcache.compiled import CompileOptions
 from afcache.config import CacheConfig, resolve_config
 from afcache.models import flux
 from afcache.models.flux_checks import check_blocks, check_config, check_transformer
-from afcache.parallel import ParallelConfig, ParallelContext, check_heads, connect
+from afcache.parallel import ParallelConfig, ParallelContext, check_device, check_heads, connect
 from afcache.runtime import Runtime
 from afcache.schedule import check_scheduler
 from afcache.weights import check_layers
@@ -81,7 +81,7 @@ def compile_pipeline(
         backend: torch.compile's backend.
         mode: torch.compile's mode.
         dynamic: torch.compile's dynamic shapes; None lets a second shape make them dynamic, False compiles each shape by
-            itself and updates the history in place.
+            itself and updates the history in place; so does None where ranks share a sequence.
         parallel: how to share the work among the processes that torchrun started; on all of them the pipeline is called with
             the same arguments and returns the same images. Every process holds all weights.
 
@@ -98,12 +98,17 @@ def compile_pipeline(
         image also pays for compilation.
 
     """
+    if parallel is not None and not isinstance(parallel, ParallelConfig):
+        raise TypeError(f"parallel must be an afcache.ParallelConfig or None, got {parallel!r}.")
     settings = resolve_config(config, tolerance=tolerance, preset=preset)
     transformer = _transformer(pipe)
     check_transformer(transformer)
     check_blocks(transformer)
     check_config(transformer, settings)
     check_scheduler(pipe.scheduler, forecasts=settings.policy != "none")  # pyright: ignore[reportAttributeAccessIssue]
+    # Shares of a sequence have sizes that torch.cond cannot take as symbols (torch 2.13).
+    if dynamic is None and parallel is not None and parallel.shares_sequence:
+        dynamic = False
     options = CompileOptions(enabled=compile, backend=backend, mode=mode, dynamic=dynamic)
     _check_options(options)
     if compile:
@@ -200,9 +205,8 @@ def _check_forward(transformer: Any) -> None:
 
 
 def _connect(parallel: ParallelConfig, transformer: Any) -> ParallelContext:
-    if not isinstance(parallel, ParallelConfig):
-        raise TypeError(f"parallel must be an afcache.ParallelConfig or None, got {parallel!r}.")
     check_heads(parallel, transformer.config.num_attention_heads)
+    check_device(transformer.device)
     if parallel.ring_degree > 1 and flux.attention_backend(transformer) is not None:
         raise ValueError(
             f"ring_degree must be 1 under an attention backend, got {parallel.ring_degree}: a ring merges softmaxes, which "

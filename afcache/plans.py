@@ -13,6 +13,8 @@ from afcache.state import StepSchedule
 
 # The calibrated step that MagCache's authors always compute, of 28.
 _MAGCACHE_FORCED = 11 / 28
+# Few-step models are distilled until nothing is redundant: each of their steps is a large part of the way.
+_FEW_STEPS = 4
 
 
 def schedule_steps(sigmas: Tensor, config: CacheConfig, *, noise_floor: float | None = None) -> list[StepSchedule]:
@@ -35,8 +37,12 @@ def schedule_steps(sigmas: Tensor, config: CacheConfig, *, noise_floor: float | 
 
 
 def forced_steps(config: CacheConfig, num_steps: int) -> list[bool]:
-    """Whether each step must be computed whatever is seen: its warmup, what its policy plans, a last step asked for."""
-    forced = [step < config.warmup_steps for step in range(num_steps)]
+    """Whether each step must be computed whatever is seen: its warmup, what its policy plans, a last step asked for.
+
+    "adaptive" computes all of four steps or fewer: after two to learn from, there is nothing left that is worth an error.
+    """
+    is_short = config.policy == "adaptive" and num_steps <= _FEW_STEPS
+    forced = [is_short or step < config.warmup_steps for step in range(num_steps)]
     for step in _planned(config, num_steps):
         if step < num_steps:
             forced[step] = True

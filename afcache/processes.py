@@ -77,6 +77,10 @@ def share_out(
         rest //= ulysses
     if ring is None:
         ring, rest = max(rest, 1), 1
+    if heads % ulysses:
+        raise ValueError(
+            f"--ulysses must divide the model's attention heads, {heads}, got {ulysses}; --ring needs no such thing."
+        )
     backend = "gloo" if device.type == "cpu" else None
     parallel = ParallelConfig(ulysses_degree=ulysses, ring_degree=ring, cfg_degree=cfg, backend=backend)
     if parallel.processes != processes:

@@ -19,7 +19,7 @@ from afcache.functional.update import follow
 from afcache.history import history_writer
 from afcache.initial import init_state, solo
 from afcache.models import flux
-from afcache.models.flux_checks import check_blocks, check_transformer
+from afcache.models.flux_checks import check_blocks, check_context, check_transformer
 from afcache.noise import measure_noise_floor
 from afcache.parallel import ParallelContext, check_same_task, check_votes, is_lost_connection, lost_rank
 from afcache.plans import schedule_steps
@@ -33,10 +33,10 @@ from afcache.trajectory import (
     check_conditioning,
     describe,
     is_new,
-    is_steered,
     learn_guidance,
     message_sizes,
     start_clock,
+    steer,
     weights,
 )
 from afcache.weights import Weights, check_layers
@@ -80,6 +80,7 @@ class Runtime:
         self._context: tuple[weakref.ref[Tensor], int] | None = None
         self._weights = Weights(transformer)
         self._measured_floor: float | None = None
+        self._scales: tuple[Any, Tensor] | None = None
         self._has_warned = False
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Runtime":
@@ -116,7 +117,7 @@ class Runtime:
             NotImplementedError: the transformer or the scheduler changed into something unsupported.
 
         """
-        inputs = flux.split_context(inputs, self._context_length(inputs.img_ids))
+        inputs = self._scale_prompts(flux.split_context(inputs, self._context_length(inputs.img_ids)))
         scheduler, step = self._locate(inputs.timestep)
         trajectory = self._trajectories.get(scheduler)
         shape = inputs.hidden_states.shape
@@ -154,9 +155,13 @@ class Runtime:
         """The velocity of one call, alone or together with other ranks."""
         if self.parallel is None:
             return self._take_alone(inputs, trajectory, branch_index)
-        if trajectory.index == trajectory.first_index:
-            check_same_task(self.parallel, describe(inputs, trajectory, self.config))
-            trajectory.conditioning.append(inputs)
+        is_first = trajectory.index == trajectory.first_index
+        # Guidance scales show at the second step, and that a rank has a branch more than others.
+        is_second = trajectory.index == trajectory.first_index + 1 and branch_index == 0
+        if is_first or is_second or (self.parallel.layout.checks and branch_index == 0):
+            check_same_task(self.parallel, describe(inputs, trajectory, self.config, branch_index))
+        if self.parallel.splits_guidance and is_first:
+            trajectory.conditioning.append({name: getattr(inputs, name) for name in CONDITIONING})
         elif self.parallel.splits_guidance:
             return self._take_split(self.parallel, inputs, trajectory, branch_index)
         velocity, record = self._take_alone(inputs, trajectory, branch_index)
@@ -189,9 +194,7 @@ class Runtime:
             return trajectory.velocities[branch_index], None
         rank = parallel.layout.cfg.rank
         # Latents, time and a ControlNet's residuals are the present ones; diffusers gives both branches the same.
-        mine = inputs._replace(
-            **{name: getattr(trajectory.conditioning[rank], name) for name in CONDITIONING},
-        )
+        mine = inputs._replace(**trajectory.conditioning[rank])
         if self.config.policy == "none":
             with self._traceable():
                 velocities, record = self._step(trajectory)(mine), None
@@ -200,7 +203,8 @@ class Runtime:
             branch = trajectory.branches[rank if len(trajectory.branches) > 1 else 0]
             trajectory.branches = [branch]
             coupling = trajectory.alone._replace(weight=weights(trajectory)[rank])
-            schedule = self._schedule(trajectory, inputs)
+            schedule = trajectory.schedule[trajectory.index - trajectory.first_index]
+            steer(branch, mine)
             arguments = (mine, branch.state, schedule, coupling)
             velocities, branch.state, record = self._run(branch, trajectory, arguments)
         check_votes(parallel, record, trajectory.index)
@@ -267,13 +271,8 @@ class Runtime:
         return trajectory
 
     def _check_context(self, inputs: flux.FluxInputs) -> None:
-        if inputs.context is None:
-            return
-        if self.config.layerwise is not None:
-            raise NotImplementedError(
-                "groups of blocks (Layerwise) do not know reference images (Kontext) yet. Leave out layerwise=."
-            )
-        if self.parallel is not None and self.parallel.layout.sequence.whole.size > 1:
+        check_context(inputs, self.config)
+        if inputs.context is not None and self.parallel is not None and self.parallel.layout.sequence.whole.size > 1:
             raise NotImplementedError(
                 "reference images (Kontext) cannot be shared among the ranks of a sequence yet. Use cfg_degree or data_degree "
                 "instead of ulysses_degree and ring_degree."
@@ -291,11 +290,10 @@ class Runtime:
 
     def _cached(self, inputs: flux.FluxInputs, trajectory: Trajectory, branch_index: int) -> tuple[Tensor, StepRecord]:
         schedule = trajectory.schedule[trajectory.index - trajectory.first_index]
-        if branch_index == 0:
-            schedule = self._schedule(trajectory, inputs)
         if branch_index == len(trajectory.branches):
             trajectory.branches.append(Branch(self._init_state(inputs)))
         branch = trajectory.branches[branch_index]
+        steer(branch, inputs)
         if branch_index == 0:
             learn_guidance(trajectory, inputs.hidden_states)
             trajectory.coupling = self._lead(trajectory, schedule)
@@ -309,13 +307,15 @@ class Runtime:
             trajectory.first_latents, branch.velocity = inputs.hidden_states, velocity
         return velocity, record
 
-    def _schedule(self, trajectory: Trajectory, inputs: flux.FluxInputs) -> StepSchedule:
-        """Where the step stands; where a ControlNet was switched on or off since the last one, it is computed."""
-        schedule = trajectory.schedule[trajectory.index - trajectory.first_index]
-        before, trajectory.is_steered = trajectory.is_steered, is_steered(inputs)
-        if before is None or trajectory.is_steered is None:
-            return schedule
-        return schedule._replace(is_forced=schedule.is_forced | (before != trajectory.is_steered))
+    def _scale_prompts(self, inputs: flux.FluxInputs) -> flux.FluxInputs:
+        """Scales of image prompts as a tensor: they may change at every step, and as numbers each would be one graph more."""
+        if not inputs.image_prompts:
+            return inputs
+        device = inputs.hidden_states.device
+        key = (flux.image_prompt_scales(self._transformer), device)
+        if self._scales is None or self._scales[0] != key:
+            self._scales = (key, torch.tensor(key[0], dtype=torch.float32, device=device))
+        return inputs._replace(image_prompt_scales=self._scales[1])
 
     def _context_length(self, img_ids: Tensor) -> int:
         """Tokens of reference images, read once for each tensor of positions: pipelines make one for an image."""

@@ -15,7 +15,7 @@ from afcache.functional.attention import AttentionKernel, scaled_dot_product_att
 from afcache.functional.step import denoising_step
 from afcache.initial import init_state
 from afcache.models import flux
-from afcache.models.flux_checks import check_blocks, check_config, check_transformer
+from afcache.models.flux_checks import check_blocks, check_config, check_context, check_transformer
 from afcache.plans import schedule_steps
 from afcache.state import CacheState, StepRecord
 
@@ -93,6 +93,7 @@ def denoise(
         check_blocks(transformer)
         check_config(transformer, settings)
         _check_inputs("inputs", inputs, transformer)
+        check_context(inputs, settings)
         _check_inputs("negative", inputs if negative is None else negative, transformer)
     if kernel is None:
         kernel = flux.attention_kernel(transformer) if architecture is flux.FLUX else scaled_dot_product_attention
@@ -175,6 +176,19 @@ def _check_inputs(name: str, value: Any, transformer: HostModule) -> None:
         raise ValueError(
             f"{name}.hidden_states must have the transformer's dtype {transformer.dtype}, got {value.hidden_states.dtype}. "
             "Convert them, or the transformer, with .to(dtype)."
+        )
+    latents, condition = value.hidden_states.shape[2], 0 if value.condition is None else value.condition.shape[2]
+    if latents != transformer.out_channels or latents + condition != transformer.config.in_channels:
+        others = transformer.config.in_channels - transformer.out_channels
+        raise ValueError(
+            f"{name}.hidden_states must have the latents' {transformer.out_channels} channels and {name}.condition "
+            f"{f'the other {others}' if others else 'must be None'} for this transformer, got {latents} and {condition}. "
+            "Control images and masks are the condition; reference images are the context."
+        )
+    if value.controlnet_block_samples or value.controlnet_single_block_samples:
+        raise ValueError(
+            f"{name}.controlnet_block_samples and controlnet_single_block_samples must be empty: a ControlNet's residuals are "
+            "others at every step. Call afcache.denoising_step with those of each, or use a pipeline."
         )
     takes_guidance = bool(transformer.config.guidance_embeds)
     if (value.guidance is not None) != takes_guidance:

@@ -12,12 +12,16 @@ from torch import Tensor
 from afcache.config import CacheConfig
 from afcache.functional.architecture import Lengths
 from afcache.functional.control import infer_guidance
+from afcache.functional.update import restart
 from afcache.initial import state_bytes
 from afcache.models.flux import FluxInputs
 from afcache.schedule import ScheduledStep
 from afcache.state import CacheState, Coupling, StepRecord, StepSchedule
+from afcache.steering import Steering, is_switched, steering
 from afcache.traffic import Sizes
 
+# What ranks have in common if they have the same guidance branches.
+BRANCHES = "numbers of guidance branches (true_cfg_scale, negative prompts)"
 # Inputs in which guidance branches differ.
 CONDITIONING = ("encoder_hidden_states", "pooled_projections", "txt_ids", "image_prompts")
 
@@ -49,6 +53,7 @@ class Branch:
         velocity: its velocity at the trajectory's first step; dropped once the guidance scale is known.
         calls: how many there were.
         settled: the compiled step without guards, once they have been checked often enough.
+        steering: what steered its last call.
 
     """
 
@@ -56,6 +61,7 @@ class Branch:
     velocity: Tensor | None = None
     calls: int = 0
     settled: Callable[..., Any] | None = None
+    steering: Steering | None = None
 
 
 @dataclass
@@ -78,12 +84,11 @@ class Trajectory:
         coupling: what the leading branch decided at this step, for those that follow.
         guidance_scale: true CFG scale per sample, NaN where unknown; None without two branches.
         first_latents: the first step's input, until the guidance scale is known.
-        conditioning: the first step's inputs of every branch, where other ranks compute some of them.
+        conditioning: in what the first step's inputs of every branch differ, where other ranks compute some of them.
         velocities: of all branches at this step, where one call computed them for all.
         calls: every call, for the report.
         num_blocks: blocks that one full call evaluates.
         sizes: of the messages that ranks exchange; None alone.
-        is_steered: whether a ControlNet says anything at this step, 0-d; None without one.
 
     """
 
@@ -102,12 +107,11 @@ class Trajectory:
     coupling: Coupling | None = None
     guidance_scale: Tensor | None = None
     first_latents: Tensor | None = None
-    conditioning: list[Any] = field(default_factory=list)
+    conditioning: list[dict[str, Any]] = field(default_factory=list)
     velocities: Tensor | None = None
     calls: list[Call] = field(default_factory=list)
     num_blocks: int = 0
     sizes: Sizes | None = None
-    is_steered: Tensor | None = None
 
     @property
     def bytes(self) -> int:
@@ -121,10 +125,16 @@ def is_new(trajectory: Trajectory, step: ScheduledStep, shape: torch.Size) -> bo
     return step.timesteps is not trajectory.timesteps or is_restarted
 
 
-def is_steered(inputs: FluxInputs) -> Tensor | None:
-    """Whether a ControlNet says anything, 0-d: its pipelines multiply its residuals by 0 outside of its range of steps."""
-    first = [*inputs.controlnet_block_samples[:1], *inputs.controlnet_single_block_samples[:1]]
-    return torch.stack([sample.any() for sample in first]).any() if first else None
+def steer(branch: Branch, inputs: FluxInputs) -> None:
+    """Start a branch again where it is steered otherwise than at its last call: its history is another field's."""
+    before, branch.steering = branch.steering, steering(inputs)
+    if before is None:
+        return
+    if before.structure != branch.steering.structure:
+        branch.calls, branch.settled = 0, None
+    switched = is_switched(before, branch.steering)
+    if switched is not None:
+        branch.state = restart(branch.state, switched)
 
 
 def learn_guidance(trajectory: Trajectory, latents: Tensor) -> None:
@@ -157,16 +167,25 @@ def weights(trajectory: Trajectory) -> tuple[Tensor, Tensor]:
     return torch.where(is_known, scale.abs(), ones), torch.where(is_known, (1 - scale).abs(), ones)
 
 
-def describe(inputs: FluxInputs, trajectory: Trajectory, config: CacheConfig) -> dict[str, Any]:
-    """What must be equal on all ranks that draw one image, by the names that a user knows."""
+def describe(inputs: FluxInputs, trajectory: Trajectory, config: CacheConfig, branch_index: int) -> dict[str, Any]:
+    """What must be equal on all ranks that draw one image, by the names that a user knows; the same names for all inputs.
+
+    A rank that has a guidance branch more than another is at its second branch while that one is at its second step.
+    """
+    is_later = trajectory.index > trajectory.first_index
+    latents = "true_cfg_scale, callbacks or scheduler options" if is_later else "latents or seeds"
+    residuals = [*inputs.controlnet_block_samples, *inputs.controlnet_single_block_samples]
     return {
+        BRANCHES: 10 * (trajectory.index - trajectory.first_index) + branch_index,
         "prompts (encoder_hidden_states)": inputs.encoder_hidden_states,
         "prompts (pooled_projections)": inputs.pooled_projections,
-        "latents or seeds (hidden_states)": inputs.hidden_states,
+        f"{latents} (hidden_states)": inputs.hidden_states,
         "image sizes (img_ids)": inputs.img_ids,
         "reference images (context)": 0.0 if inputs.context is None else inputs.context,
-        **{f"image prompts ({i})": prompt for i, prompt in enumerate(inputs.image_prompts)},
-        **{f"controlnet_block_samples ({i})": sample for i, sample in enumerate(inputs.controlnet_block_samples[:1])},
+        "image prompts (IP-Adapters)": torch.cat([p.flatten() for p in inputs.image_prompts]) if inputs.image_prompts else 0.0,
+        "image prompts (scales)": 0.0 if inputs.image_prompt_scales is None else inputs.image_prompt_scales,
+        "ControlNets (their number of residuals)": len(residuals),
+        "ControlNets (controlnet_block_samples)": residuals[0] if residuals and not is_later else 0.0,
         "guidance scales": 0.0 if inputs.guidance is None else inputs.guidance,
         "step counts (scheduler.sigmas)": trajectory.sigmas,
         "settings (CacheConfig)": zlib.crc32(repr(config).encode()),
@@ -188,7 +207,7 @@ def check_conditioning(trajectory: Trajectory, inputs: FluxInputs, branch_index:
         )
     before = trajectory.conditioning[branch_index]
     for name in CONDITIONING:
-        now, then = getattr(inputs, name), getattr(before, name)
+        now, then = getattr(inputs, name), before[name]
         if not _is_equal(now, then):
             raise RuntimeError(
                 f"{name} of guidance branch {branch_index} changed at step {trajectory.index}, which cfg_degree=2 does not "

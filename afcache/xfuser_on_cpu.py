@@ -14,6 +14,8 @@ import types
 from collections.abc import Iterator
 from typing import Any
 
+import torch
+
 _KERNELS = "xfuser.core.sparge_attention.block_mask"
 
 
@@ -29,6 +31,9 @@ def import_on_cpu() -> None:
     with _stub_kernels():
         envs: Any = _import_envs()
         envs.get_device_version = lambda: "0.0"
+        # A CUDA build of torch counts as a GPU there, even where there is none.
+        envs.get_device_name = lambda: "cpu"
+        envs.get_device = lambda local_rank: torch.device("cpu")
         envs.get_torch_distributed_backend = lambda: "gloo"
         envs.PACKAGES_CHECKER.packages_info["has_long_ctx_attn"] = True
         importlib.import_module("xfuser")

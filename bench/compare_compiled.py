@@ -1,16 +1,20 @@
 """AFCache beside the compiled model, fewer steps and the real peers: same model, seeds and machine, one run.
 
-    python bench/compare_compiled.py --mini --quick          # every contender in a quarter of an hour
-    python bench/compare_compiled.py --mini                  # every knob: what bench/results holds; half an hour
+    python bench/compare_compiled.py --mini --quick          # one knob of every peer
+    python bench/compare_compiled.py --mini                  # every knob, compiled and eager; over half an hour
     python bench/compare_compiled.py --random small          # what cached steps cost; quality is not compared
     python bench/compare_compiled.py --random medium --patterns bench/results/compare_mini_cpu_202611.json
     python bench/compare_compiled.py --random flux1 --dtype bfloat16 --at-once 1
     python bench/compare_compiled.py --model black-forest-labs/FLUX.1-dev --dtype bfloat16 --at-once 1
     python bench/compare_compiled.py --check                 # README's numbers against bench/results
+    python -m bench.readme_tables                            # README's tables, made of bench/results
 
 Every contender runs in a process of its own, with a fresh pipeline, compiled without any compilation cache. A few processes
 live at once, and with them always the uncached pipeline, eager and compiled; they draw one seed after the other in turns, so
 that every time is compared with one taken moments away. Install the peers with `pip install -c constraints.txt -e ".[bench]"`.
+
+Memory: every process holds the whole model, the two references' too, so `--at-once 1` needs three times its size. Its
+weights, counted, are 34 GB in bfloat16 for FLUX.1-dev and 24 GB for `--random flux1`, so 101 and 72 GB, and activations.
 """
 
 import argparse
@@ -23,7 +27,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 # Started as a file, Python looks for modules beside it; bench is found from one folder above.
 if __package__ in (None, ""):
@@ -39,6 +43,7 @@ from transformers.utils import logging as transformers_logging
 from bench import compare_report, readme_numbers
 from bench.contender_process import Drawn, Finished, Racer, Ready
 from bench.contenders import Contender, calibrate_magcache, contenders
+from bench.equal_quality import interpolation_notes, quality_rows, shown_quality, verdict
 from bench.recording import table, write_result
 from bench.subjects import DTYPES, SIZES, Task, draw, load
 
@@ -145,22 +150,44 @@ def _task(arguments: argparse.Namespace) -> Task:
     model = "mini" if arguments.mini else f"random:{arguments.random}" if arguments.random else arguments.model
     task = Task(model, arguments.steps, arguments.resolution, arguments.dtype, device, backend=arguments.backend)
     if not task.is_random:
-        pipe = load(task)
-        ratios = calibrate_magcache(pipe, task.steps, lambda: draw(pipe, task, FIRST_SEED - 1))
-        # The contenders need the memory.
-        del pipe
+        ratios = _calibrate(task)
+        # Its pipeline is garbage now, and the contenders need the memory.
         gc.collect()
         torch.cuda.empty_cache()
         return task._replace(mag_ratios=ratios)
-    patterns = {"": (PATTERN * (task.steps // len(PATTERN) + 1))[: task.steps]}
-    if arguments.patterns:
-        rows = json.loads(arguments.patterns.read_text())["rows"]
-        known = {row["contender"]: row["pattern"] for row in rows if row.get("pattern")}
-        if not any(len(pattern) == task.steps for pattern in known.values()):
-            length = max(map(len, known.values()), default=0)
-            raise SystemExit(f"--patterns {arguments.patterns}: patterns have {length} steps, and --steps is {task.steps}.")
-        patterns |= {name: pattern for name, pattern in known.items() if len(pattern) == task.steps}
-    return task._replace(patterns=patterns)
+    told = {name: row["pattern"] for name, row in (arguments.patterns or {}).items()}
+    return task._replace(patterns=told | {"": (PATTERN * (task.steps // len(PATTERN) + 1))[: task.steps]})
+
+
+def _calibrate(task: Task) -> tuple[float, ...]:
+    pipe = load(task)
+    return calibrate_magcache(pipe, task.steps, lambda: draw(pipe, task, FIRST_SEED - 1))
+
+
+def _measured(path: str) -> dict[str, dict[str, Any]]:
+    """Rows of a run by contender, those that did not fail."""
+    try:
+        rows = json.loads(Path(path).read_text())["rows"]
+        return {row["contender"]: row for row in rows if row.get("pattern")}
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise argparse.ArgumentTypeError(f"{path} is no result of this command ({type(error).__name__}: {error}).") from error
+
+
+def _complaint(arguments: argparse.Namespace, chosen: Sequence[Contender]) -> str | None:
+    """What is wrong with options that would have no effect, or another than they say."""
+    if arguments.mini and arguments.resolution:
+        return "--resolution cannot be given with --mini: mini-FLUX has one size."
+    if arguments.patterns is None:
+        return None
+    if not arguments.random:
+        return "--patterns needs --random: other models decide by themselves."
+    steps = len(arguments.patterns["eager"]["pattern"]) if "eager" in arguments.patterns else 0
+    if steps != arguments.steps:
+        return f"--patterns are of {steps} steps, and --steps is {arguments.steps}."
+    strangers = [c.name for c in chosen if c.force and _is_installed(c) and c.name not in arguments.patterns]
+    if strangers:
+        return f"--patterns know nothing of {strangers[0]!r}: repeat the run that they are of, or name --contenders."
+    return None
 
 
 def _choose(wanted: Sequence[str], *, of_each: Literal["every knob", "one knob", "one pattern"]) -> list[Contender]:
@@ -197,37 +224,46 @@ def main() -> None:
     parser.add_argument("--dtype", choices=DTYPES, default="float32", help="of the weights (default float32)")
     parser.add_argument("--backend", default="inductor", help="of torch.compile")
     parser.add_argument(
-        "--patterns", type=Path, help="JSON of a run with --mini: with --random, every contender refreshes as at its first seed"
+        "--patterns",
+        type=_measured,
+        metavar="JSON",
+        help="of a run on a trained model: with --random, every contender refreshes as it did there on the first image, seed "
+        f"{FIRST_SEED} alone",
     )
     parser.add_argument(
         "--at-once",
         type=int,
-        help="processes beside the two references', each with a model of its own in memory (default 6; on a GPU 1)",
+        help="processes beside the two references', each with a whole model in memory (default 6; on a GPU 1)",
     )
     parser.add_argument("--quick", action="store_true", help="one knob of every peer, 4 images, two compile at a time")
     parser.add_argument("--limit", type=float, default=1800, help="seconds that a contender may take for one answer")
-    parser.add_argument("--output", type=Path, default=OUTPUT, help=f"folder of the tables (default: {OUTPUT}; logs too)")
+    parser.add_argument(
+        "--output",
+        type=Path,
+        default=OUTPUT,
+        help=f"folder of tables and pictures (default {OUTPUT}; logs go there anyway)",
+    )
     arguments = parser.parse_args()
     if arguments.check:
         readme_numbers.check()
         return
-    if arguments.mini and arguments.resolution:
-        parser.error("--resolution cannot be given with --mini: mini-FLUX has one size.")
-    if arguments.patterns and not arguments.random:
-        parser.error("--patterns needs --random: other models decide by themselves.")
+    forces_one_pattern = arguments.random and not arguments.patterns
+    of_each = "one pattern" if forces_one_pattern else "one knob" if arguments.quick else "every knob"
+    chosen = _choose(arguments.contenders, of_each=of_each)
+    if complaint := _complaint(arguments, chosen):
+        parser.error(complaint)
+    _compare(arguments, chosen)
+
+
+def _compare(arguments: argparse.Namespace, chosen: Sequence[Contender]) -> None:
     logging.disable_progress_bar()
     transformers_logging.disable_progress_bar()
     task = _task(arguments)
     count = arguments.seeds or (4 if arguments.quick or task.is_random else 24)
-    seeds = range(FIRST_SEED, FIRST_SEED + count)
-    forces_one_pattern = task.is_random and not arguments.patterns
-    of_each = "one pattern" if forces_one_pattern else "one knob" if arguments.quick else "every knob"
-    chosen = _choose(arguments.contenders, of_each=of_each)
-    output = arguments.output
     races = run(
         task,
         chosen,
-        seeds,
+        range(FIRST_SEED, FIRST_SEED + count),
         at_once=arguments.at_once or (1 if task.device == "cuda" else 6),
         warm_up=2 if arguments.quick else 1,
         logs=OUTPUT / "logs",
@@ -236,20 +272,29 @@ def main() -> None:
     order = [contender.name for contender in contenders()]
     finished = sorted(races, key=lambda race: order.index(race.contender.name))
     rows = [compare_report.row(race, task) for race in finished]
-    print(compare_report.heading(task, count))
+    for row in rows:
+        row |= _quality_there(arguments.patterns, row["contender"])
+    heading = compare_report.heading(task, count)
     shown = [compare_report.shown(row) for row in rows]
-    print(table(shown))
-    print("\n".join(compare_report.verdict(rows, task, is_quick=arguments.quick)))
-    name = f"compare_{Path(task.model.replace(':', '_')).name}_{task.device}_202611"
+    print(heading, table(shown), *verdict(rows, is_random=task.is_random, is_quick=arguments.quick), sep="\n")
+    model = Path(task.model.replace(":", "_")).name
+    name = f"compare_{model}_{'quick_' if arguments.quick else ''}{task.device}_202611"
     notes = compare_report.notes(task, count, is_quick=arguments.quick)
-    write_result(name, compare_report.heading(task, count), rows, notes=notes, folder=output, shown=shown)
+    folder = arguments.output
+    write_result(name, heading, rows, notes=notes, folder=folder, shown=shown)
     if not task.is_random:
-        best = compare_report.quality_rows(rows)
-        write_result(
-            f"{name}_fastest", "Fastest at equal quality, over the compiled pipeline", best, notes=notes, folder=output
-        )
-    compare_report.draw_pictures(rows, task, output / name)
-    print(f"written to {output}/: {name}.md, {name}.json and pictures")
+        best = quality_rows(rows)
+        notes += interpolation_notes(best)
+        title = "Fastest at equal quality, over the uncached pipeline of the same mode"
+        write_result(f"{name}_fastest", title, best, notes=notes, folder=folder, shown=[shown_quality(row) for row in best])
+    compare_report.draw_pictures(rows, task, folder / name)
+    print(f"written to {folder}/: {name}.md, {name}.json and pictures")
+
+
+def _quality_there(measured: dict[str, dict[str, Any]] | None, name: str) -> dict[str, float]:
+    """PSNR, mean and worst, of the run that a contender's refreshes are of."""
+    row = (measured or {}).get(name, {})
+    return {f"{key}_with_these_decisions": row[key] for key in ("psnr", "psnr_worst") if key in row}
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What `compare_compiled` says: rows, a verdict in words, pictures."""
+"""What `compare_compiled` measured of a contender, in rows, tables and pictures."""
 
 import math
 import statistics
@@ -8,13 +8,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 import afcache
-from bench.curves import Point, speed_at
+from bench.equal_quality import mode_of
 from bench.subjects import Task
 
 if TYPE_CHECKING:
     from bench.compare_compiled import Race
-
-_QUALITIES = (40, 35)
 
 
 def heading(task: Task, images: int) -> str:
@@ -40,20 +38,19 @@ def row(race: "Race", task: Task) -> dict[str, Any]:
     promised = [task.steps / sum(shares) for shares in evaluations]
     against = {name: [race.rivals[name][seed] for seed in seeds] for name in race.rivals}
     mine = [race.drawn[seed] for seed in seeds]
-    same_mode = against["compiled" if contender.is_compiled else "eager"]
+    same_mode = against[mode_of(facts)]
     gains = {name: [a.seconds / b.seconds for a, b in zip(rival, mine, strict=True)] for name, rival in against.items()}
     alone = [sum(a.step_seconds) / sum(b.step_seconds) for a, b in zip(same_mode, mine, strict=True)]
-    fair = [a.seconds / b.seconds for a, b in zip(same_mode, mine, strict=True)]
     facts |= {
         "seconds": statistics.median(image.seconds for image in mine),
         "seconds_spread": _quartiles([image.seconds for image in mine]),
         "transformer_seconds": statistics.median(sum(image.step_seconds) for image in mine),
-        "speedup_over_eager": statistics.median(gains["eager"]),
-        "speedup_over_compiled": statistics.median(gains["compiled"]),
-        "speedup_over_compiled_spread": _quartiles(gains["compiled"]),
+        "rest_share": statistics.median(1 - sum(image.step_seconds) / image.seconds for image in mine),
+        **{f"speedup_over_{name}": statistics.median(gain) for name, gain in gains.items()},
+        **{f"speedup_over_{name}_spread": _quartiles(gain) for name, gain in gains.items()},
         "transformer_speedup": statistics.median(alone),
         "fewer_block_evaluations": task.steps * len(evaluations) / sum(map(sum, evaluations)),
-        "efficiency": statistics.median(gain / promise for gain, promise in zip(fair, promised, strict=True)),
+        "efficiency": statistics.median(gain / promise for gain, promise in zip(gains[mode_of(facts)], promised, strict=True)),
         "transformer_efficiency": statistics.median(gain / promise for gain, promise in zip(alone, promised, strict=True)),
         "first_call_seconds": race.ready.first_call,
         "graphs": race.ready.graphs,
@@ -151,11 +148,16 @@ def _decibels(psnr: float | None) -> str:
     return "-" if psnr is None else f"{psnr:.1f}" if psnr < 100 else "> 100"
 
 
+def _faster(facts: dict[str, Any], reference: str) -> str:
+    low, high = facts[f"speedup_over_{reference}_spread"]
+    return f"{facts[f'speedup_over_{reference}']:.2f}x ({low:.2f} to {high:.2f})"
+
+
 _COLUMNS: dict[str, Any] = {
     "contender": lambda f: f["contender"],
     "seconds": lambda f: f"{f['seconds']:.3f} ({f['seconds_spread'][0]:.3f} to {f['seconds_spread'][1]:.3f})",
-    "over eager": lambda f: f"{f['speedup_over_eager']:.2f}x",
-    "over compiled": lambda f: f"{f['speedup_over_compiled']:.2f}x",
+    "over eager": lambda f: _faster(f, "eager"),
+    "over compiled": lambda f: _faster(f, "compiled"),
     "fewer blocks": lambda f: f"{f['fewer_block_evaluations']:.2f}x",
     "efficiency": lambda f: f"{f['efficiency']:.2f}",
     "of the transformer": lambda f: f"{f['transformer_efficiency']:.2f}",
@@ -169,68 +171,13 @@ _COLUMNS: dict[str, Any] = {
 }
 
 
-def verdict(rows: list[dict[str, Any]], task: Task, *, is_quick: bool = False) -> list[str]:
-    """Who is fastest over the compiled pipeline among those that reach a quality; of random weights, what is not compared."""
-    if task.is_random:
-        return ["Random weights: this compares what steps cost, and says nothing about quality."]
-    lines = ["One knob of every peer: who is fastest at equal quality, a run without --quick tells."] if is_quick else []
-    for facts in quality_rows(rows):
-        line = f"at {facts['PSNR at least']} dB or better: AFCache {facts['AFCache']}; peers {facts['fastest peer']}"
-        if facts["ratio"] is not None:
-            line += f", AFCache {facts['ratio']:.2f} times as fast"
-        lines.append(f"{line}; fewer steps {facts['fewer steps']}")
-    return lines
-
-
-def quality_rows(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The fastest contender of each kind that reaches a quality; and what interpolating between knobs gives the families."""
-    measured = [facts for facts in rows if "psnr" in facts and facts["kind"] != "reference"]
-    found = []
-    for quality in _QUALITIES:
-        best = {
-            kind: max((f for f in measured if f["psnr"] >= quality and f["kind"] == kind), key=_speed, default=None)
-            for kind in ("ours", "peer", "control")
-        }
-        ours, peer = best["ours"], best["peer"]
-        found.append(
-            {
-                "PSNR at least": quality,
-                "AFCache": _named(ours),
-                "fastest peer": _named(peer),
-                "fewer steps": _named(best["control"]),
-                "ratio": _speed(ours) / _speed(peer) if ours and peer else None,
-                "interpolated": _interpolated(measured, quality),
-            }
-        )
-    return found
-
-
-def _interpolated(rows: list[dict[str, Any]], quality: float) -> dict[str, float]:
-    """Compiled families' speed over the compiled pipeline where their curve meets the quality; 1: it does not."""
-    curves: dict[str, list[Point]] = {}
-    for facts in rows:
-        if facts["is_compiled"]:
-            point = Point(_speed(facts), (facts["psnr"],), flops=0.0, ssim=facts["ssim"], accuracy=0.0)
-            curves.setdefault(facts["family"], []).append(point)
-    return {family: round(speed_at(points, quality), 3) for family, points in curves.items()}
-
-
-def _speed(facts: dict[str, Any]) -> float:
-    return facts["speedup_over_compiled"]
-
-
-def _named(facts: dict[str, Any] | None) -> str:
-    if facts is None:
-        return "none"
-    return f"{_speed(facts):.2f}x ({facts['contender']}, {facts['psnr']:.1f} dB, worst {facts['psnr_worst']:.1f} dB)"
-
-
 def notes(task: Task, images: int, *, is_quick: bool) -> list[str]:
     """What a reader of the table must know."""
     lines = [
         f"{images} images per contender, seeds 3000 and up, each in a process of its own, in turns with the uncached pipeline "
         "(eager and compiled), which lives through the whole run. Speed-ups are medians over the images of (time of the "
-        "uncached image taken in the same turn / time); seconds are medians (quartiles) of the whole pipeline.",
+        "uncached image taken in the same turn / time), seconds those of the whole pipeline; in brackets "
+        + ("quartiles." if images > 4 else "the lowest and the highest."),
         "Efficiency: speed-up over the uncached pipeline of the same mode (compiled, or eager) divided by what the saved block "
         "evaluations promise; beside it the same of the transformer alone. Block evaluations are counted by hooks in an eager "
         "run; attention and MLP count half each.",
@@ -239,7 +186,12 @@ def notes(task: Task, images: int, *, is_quick: bool) -> list[str]:
         + " Graphs: those that Dynamo made for it, its graph breaks, and graphs made later.",
     ]
     if task.is_random:
-        return [*lines, "Random weights and forced refreshes: what steps cost, never quality."]
+        told = {name for name in task.patterns or {} if name}
+        return [
+            *lines,
+            "Random weights and forced refreshes: what steps cost, never quality."
+            + (" Contenders refresh as on one image of a trained model, seed 3000." if told else ""),
+        ]
     return [
         *lines,
         "PSNR (float64) and SSIM against the uncached, eager image of the same seed.",
@@ -308,16 +260,16 @@ def _draw_time(rows: list[dict[str, Any]], path: Path) -> None:
         np.array([1e3 * facts[f"{name}_seconds"] for facts in rows])
         for name in ("first_two", "later_refreshes", "later_cached")
     )
-    rest = np.array([1e3 * (facts["seconds"] - facts["transformer_seconds"]) for facts in rows])
+    rest = np.array([1e3 * facts["rest_share"] * facts["seconds"] for facts in rows])
     left = np.zeros(len(rows))
     for label, values, color in (
         ("the first two steps", first, "tab:green"),
         ("later steps that run all blocks", refresh, "tab:blue"),
         ("cached steps", cached, "tab:orange"),
-        ("text, decoder, sampling loop", rest.clip(min=0), "lightgray"),
+        ("text, decoder, sampling loop", rest, "lightgray"),
     ):
         axes.barh(names, values, left=left, color=color, label=label)
-        left = left + values.clip(min=0)
+        left = left + values
     axes.invert_yaxis()
     axes.tick_params(axis="y", labelsize=7)
     axes.set(xlabel="milliseconds of one image")

@@ -16,6 +16,8 @@ import numpy as np
 from bench.subjects import Task
 
 _RECOMPILE_LIMIT = 1024
+# Dynamo's warning names the limit that it hit: this one, or the accumulated one.
+GAVE_UP = "recompile_limit"
 
 
 class Ready(NamedTuple):
@@ -182,13 +184,11 @@ class _Session:
         return Finished(self._graphs() - self.ready.graphs, peak)
 
 
-def _peak_mib() -> float:
-    """Of this process; its `ru_maxrss` would be inherited from the one that started it."""
-    try:
-        lines = Path("/proc/self/status").read_text().splitlines()
-    except OSError:
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM:"))
+def _peak_mib(status: Path = Path("/proc/self/status")) -> float:
+    """Of this process; where the system does not say, `ru_maxrss`, which is inherited from the one that started it."""
+    lines = status.read_text().splitlines() if status.exists() else []
+    kib = (int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
+    return next(kib, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss) / 1024
 
 
 def _serve(connection: Connection, name: str, task: Task, seeds: Sequence[int], log: Path) -> None:
@@ -203,7 +203,7 @@ def _serve(connection: Connection, name: str, task: Task, seeds: Sequence[int], 
                 connection.send(session.draw(seed))
             finished = session.finish()
             sys.stderr.flush()
-            connection.send(finished._replace(hit_limit="recompile_limit" in log.read_text(errors="replace")))
+            connection.send(finished._replace(hit_limit=GAVE_UP in log.read_text(errors="replace")))
         except Exception as error:
             traceback.print_exc()
             message = (str(error).strip() or "no message").splitlines()[0]

@@ -1,24 +1,28 @@
 """Every measured number of README.md must stand in a result file that its section links to.
 
-A section is what lies between two headings. Measured are numbers with a unit (x, %, dB, s, ms, MiB) and numbers with
-decimals; code, but not what a program printed, is left out, and so are versions. Sections that link to no results may hold no
-such number with a unit. The numbers of a table's line must come from a few rows of results, not from anywhere in them.
+A section is what lies between two headings. Measured are numbers with a unit (x, %, dB, s, ms, min, MiB) and numbers with
+decimals; versions are left out, and so is code. Sections that link to no results may hold no such number with a unit.
+
+The numbers of a table's line must come from a single row of a result that is linked since the table before. Lines that a
+program printed (a fence without a language) must stand in a result's notes, letter by letter. Names, notes and what a result
+says of its machine back nothing; how many minutes it took does.
 """
 
+import itertools
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from bench.recording import RESULTS
 
 README = Path(__file__).parent.parent / "README.md"
-_TOKEN = re.compile(r"(?<![\w./-])(\d+(?:,\d{3})*(?:\.\d+)?)(x\b|\s?(?:dB|%|s|ms|MiB)(?![\w]))?(?![\w/-]|\.\d)")
+_TOKEN = re.compile(r"(?<![\w./-])(\d+(?:,\d{3})*(?:\.\d+)?)(x\b|\s?(?:dB|%|s|ms|min|MiB)(?![\w]))?(?![\w/-]|\.\d)")
 _LINK = re.compile(r"bench/results/([\w.]+?)\.(?:md|json|jsonl|png)")
-# A line of a table may set a contender, a rival and a control side by side.
-_ROWS_OF_A_LINE = 3
-_NUMBER = re.compile(r"-?\d+(?:\.\d+)?(?:e-?\d+)?")
+_NUMBER = r"-?\d+(?:\.\d+)?(?:e-?\d+)?"
+# What results write for a value and its spread: "1.66 (1.61 to 1.71)", "0.61 to 1.94", "> 5.60".
+_VALUE = re.compile(rf"[<>]?\s*{_NUMBER}(?: to {_NUMBER}| \({_NUMBER} to {_NUMBER}\))?")
 
 
 class Claim(NamedTuple):
@@ -27,6 +31,23 @@ class Claim(NamedTuple):
     text: str
     unit: str
     line: int
+
+
+class _Line(NamedTuple):
+    number: int
+    text: str
+    is_printed: bool
+
+    @property
+    def is_of_table(self) -> bool:
+        return self.text.startswith("|") and not self.is_printed
+
+
+class _Result(NamedTuple):
+    """The numbers of every row, and the notes."""
+
+    rows: list[list[float]]
+    notes: list[str]
 
 
 def check() -> None:
@@ -39,30 +60,35 @@ def check() -> None:
     print("every measured number of README.md stands in bench/results")
 
 
-def find_unbacked(text: str, results: Path) -> Iterator[Claim]:
+def find_unbacked(text: str, folder: Path) -> Iterator[Claim]:
     """Claims of a README that no linked JSON holds, rounded as they are."""
     for section in _sections(text):
-        names = {name for _, line in section for name in _LINK.findall(line)}
-        rows = [row for name in sorted(names) for row in _rows(results / f"{name}.json")]
-        for line in section:
-            claims = [claim for claim in _claims([line]) if claim.unit or (names and "." in claim.text)]
-            limit = _ROWS_OF_A_LINE if line[1].startswith("|") else len(claims)
-            yield from _not_covered(claims, rows, limit)
+        known = _read(section, folder)
+        is_linked = any(_LINK.search(line.text) for line in section)
+        recent: list[_Line] = []
+        for is_table, group in itertools.groupby(section, key=lambda line: line.is_of_table):
+            lines = list(group)
+            recent = recent + lines if is_table else lines
+            if is_table:
+                rows = [row for result in _read(recent, folder) for row in result.rows]
+            else:
+                rows = [[value for result in known for row in result.rows for value in row]]
+            for line in lines:
+                if line.is_printed and any(line.text in result.notes for result in known):
+                    continue
+                claims = [claim for claim in _claims(line) if claim.unit or (is_linked and "." in claim.text)]
+                yield from claims if line.is_printed else _beyond(claims, rows)
 
 
-def _not_covered(claims: list[Claim], rows: list[list[float]], limit: int) -> Iterator[Claim]:
-    """Claims that remain when the rows that back most of them have been taken, one after the other."""
-    for _ in range(limit):
-        if not claims or not rows:
-            break
-        best = max(rows, key=lambda row: sum(_is_backed(claim, row) for claim in claims))
-        claims = [claim for claim in claims if not _is_backed(claim, best)]
-    yield from claims
+def _beyond(claims: list[Claim], rows: list[list[float]]) -> list[Claim]:
+    """Claims that the row which backs most of them leaves over."""
+    left = ([claim for claim in claims if not _is_backed(claim, row)] for row in rows)
+    return min(left, key=len, default=claims)
 
 
-def _sections(text: str) -> Iterator[list[tuple[int, str]]]:
-    """Numbered lines without code; fences without a language are what a program printed, and stay."""
-    section: list[tuple[int, str]] = []
+def _sections(text: str) -> Iterator[list[_Line]]:
+    """Lines without code; fences without a language are what a program printed, and stay."""
+    section: list[_Line] = []
     fence: str | None = None
     for number, line in enumerate(text.splitlines(), start=1):
         if line.startswith("```"):
@@ -73,40 +99,41 @@ def _sections(text: str) -> Iterator[list[tuple[int, str]]]:
         if fence is None and line.startswith("#"):
             yield section
             section = []
-        section.append((number, line))
+        section.append(_Line(number, line, is_printed=fence is not None))
     yield section
 
 
-def _claims(section: list[tuple[int, str]]) -> Iterator[Claim]:
-    for number, line in section:
-        prose = re.sub(r"`[^`]*`|\]\([^)]*\)|https?://\S+|(?:Python|torch|inductor) \d+\.\d+", " ", line)
-        for match in _TOKEN.finditer(prose):
-            yield Claim(match[1], match[2] or "", number)
+def _claims(line: _Line) -> Iterator[Claim]:
+    prose = re.sub(r"`[^`]*`|\]\([^)]*\)|https?://\S+|(?:Python|torch|inductor) \d+\.\d+", " ", line.text)
+    for match in _TOKEN.finditer(prose):
+        yield Claim(match[1], match[2] or "", line.number)
 
 
-def _rows(path: Path) -> Iterator[list[float]]:
-    """The numbers of every row of a result, those inside of strings included; its notes are a row. What it ran on is none."""
-    if path.exists():
-        result = json.loads(path.read_text())
-        for row in [*result["rows"], result.get("notes", [])]:
-            yield list(_walk(row))
+def _read(lines: Sequence[_Line], folder: Path) -> list[_Result]:
+    """The results that some lines link to; those that are not there back nothing."""
+    names = sorted({name for line in lines for name in _LINK.findall(line.text)})
+    paths = [path for name in names if (path := folder / f"{name}.json").exists()]
+    results = []
+    for stored in (json.loads(path.read_text()) for path in paths):
+        rows = [list(_numbers(row)) for row in [*stored["rows"], stored.get("minutes")]]
+        results.append(_Result(rows, stored.get("notes", [])))
+    return results
 
 
-def _walk(entry: Any) -> Iterator[float]:
+def _numbers(entry: Any) -> Iterator[float]:
+    """Numbers of a row; of its strings those that write a value, none of its keys."""
     if isinstance(entry, dict):
-        for key, value in entry.items():
-            yield from _walk(key)
-            yield from _walk(value)
-    elif isinstance(entry, list):
+        entry = list(entry.values())
+    if isinstance(entry, list):
         for value in entry:
-            yield from _walk(value)
-    elif isinstance(entry, str):
-        yield from (float(number) for number in _NUMBER.findall(entry))
+            yield from _numbers(value)
+    elif isinstance(entry, str) and _VALUE.fullmatch(entry):
+        yield from (float(number) for number in re.findall(_NUMBER, entry))
     elif isinstance(entry, int | float) and not isinstance(entry, bool):
         yield float(entry)
 
 
-def _is_backed(claim: Claim, values: list[float]) -> bool:
+def _is_backed(claim: Claim, values: Sequence[float]) -> bool:
     """Whether a value rounds to the claim; percentages may be kept as shares, milliseconds as seconds."""
     plain = claim.text.replace(",", "")
     half = 0.5001 * 10.0 ** -(len(plain.split(".")[1]) if "." in plain else 0)

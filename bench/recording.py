@@ -6,6 +6,7 @@ import platform
 import shlex
 import subprocess
 import sys
+import time
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,11 @@ from typing import Any
 import torch
 
 RESULTS = Path(__file__).parent / "results"
+_STARTED = time.monotonic()
 
 
 def environment() -> dict[str, Any]:
-    """Commit, command, versions and machine."""
+    """Commit, command, versions, machine, and minutes that it took until now."""
     commit = _git("rev-parse", "--short", "HEAD")
     changed = _git("status", "--porcelain", "--", ".", ":!bench/results")
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {os.cpu_count()} cores, {_processor()}"
@@ -28,6 +30,7 @@ def environment() -> dict[str, Any]:
         "python": platform.python_version(),
         "device": device,
         "threads": torch.get_num_threads(),
+        "minutes": round((time.monotonic() - _STARTED) / 60, 1),
     }
 
 

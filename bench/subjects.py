@@ -1,5 +1,7 @@
 """What the comparison samples: mini-FLUX, somebody's FLUX, or random weights of a given size."""
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -97,6 +99,16 @@ def make_pipeline(transformer: Any) -> Any:
     return pipe
 
 
+@contextlib.contextmanager
+def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
 def load(task: Task) -> Any:
     """A fresh pipeline on the task's device."""
     if task.model == "mini":
@@ -104,9 +116,10 @@ def load(task: Task) -> Any:
         return pipe if (task.device, task.dtype) == ("cpu", "float32") else pipe.to(task.device, _DTYPES[task.dtype])
     if task.is_random:
         size = SIZES[task.model.removeprefix("random:")]
-        with torch.device(task.device):
+        # Made in their own precision: in float32 the largest would need twice its memory for a moment.
+        with torch.device(task.device), _default_dtype(_DTYPES[task.dtype]):
             transformer = make_transformer(dim=size.dim, double=size.double, single=size.single)
-        return make_pipeline(transformer.to(_DTYPES[task.dtype])).to(task.device)
+        return make_pipeline(transformer).to(task.device)
     pipe = FluxPipeline.from_pretrained(task.model, dtype=_DTYPES[task.dtype]).to(task.device)
     pipe.set_progress_bar_config(disable=True)
     return pipe

@@ -4,14 +4,14 @@ import contextlib
 from typing import Any, NamedTuple
 
 import torch
-from diffusers import FluxControlNetPipeline, FluxTransformer2DModel
+from diffusers import FluxControlNetPipeline, FluxKontextPipeline, FluxTransformer2DModel
 from torch._dynamo.backends.registry import lookup_backend
 from torch.distributed.distributed_c10d import _resolve_process_group
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import afcache
 from afcache import CacheConfig, ParallelConfig
-from tests.pipelines import make_controlnet, picture
+from tests.pipelines import load_ip_adapters, make_controlnet, picture
 
 ADAPTIVE = CacheConfig(tolerance=0.02, warmup_steps=2)
 DBCACHE = afcache.policy("dbcache", first_blocks=1, last_blocks=1, threshold=0.5)
@@ -28,7 +28,7 @@ class Case(NamedTuple):
         config: settings.
         steps: of the schedule.
         backend: of torch.compile; None: eager.
-        has_controlnet: whether a ControlNet steers the blocks.
+        steered_by: what steers the blocks beside the prompt: "controlnet", "image prompt", "reference image" or nothing.
 
     """
 
@@ -39,7 +39,7 @@ class Case(NamedTuple):
     config: CacheConfig = ADAPTIVE
     steps: int = 28
     backend: str | None = "aot_eager"
-    has_controlnet: bool = False
+    steered_by: str = ""
 
 
 class Drawn(NamedTuple):
@@ -146,16 +146,18 @@ CASES = {
     "counted, layerwise": Case(text=5, height=28, width=28, cfg=2.0, config=LAYERWISE, backend=None),
     "counted, first and last blocks": Case(text=5, config=DBCACHE, backend=None),
     "counted, uncached": Case(config=afcache.policy("none"), backend=None, steps=2),
-    "controlnet": Case(text=5, height=28, width=28, has_controlnet=True),
-    "controlnet, guided": Case(cfg=2.0, has_controlnet=True),
+    "controlnet": Case(text=5, height=28, width=28, steered_by="controlnet"),
+    "controlnet, guided": Case(cfg=2.0, steered_by="controlnet"),
+    "image prompt": Case(text=5, height=20, width=28, steered_by="image prompt"),
+    "image prompt, guided": Case(cfg=2.0, steered_by="image prompt"),
+    "reference image, guided": Case(cfg=2.0, steered_by="reference image"),
     "looked into": Case(backend="read", steps=8),
 }
 
 
-def make_pipeline(*, has_controlnet: bool = False) -> Any:
-    """Mini-FLUX with a random transformer of four heads, and perhaps a ControlNet beside it."""
-    pipe = afcache.load_mini_flux()
-    pipe.set_progress_bar_config(disable=True)
+def make_pipeline(steered_by: str = "") -> Any:
+    """Mini-FLUX with a random transformer of four heads, as a pipeline that takes what else is to steer it."""
+    pipe: Any = afcache.load_mini_flux()
     torch.manual_seed(0)
     pipe.transformer = FluxTransformer2DModel(
         in_channels=32,
@@ -167,12 +169,15 @@ def make_pipeline(*, has_controlnet: bool = False) -> Any:
         pooled_projection_dim=64,
         axes_dims_rope=(4, 6, 6),
     ).eval()
-    if not has_controlnet:
-        return pipe
-    parts = {name: part for name, part in pipe.components.items() if part is not None}
-    steered: Any = FluxControlNetPipeline(**parts, controlnet=make_controlnet(pipe.transformer))
-    steered.set_progress_bar_config(disable=True)
-    return steered
+    parts: dict[str, Any] = {name: part for name, part in pipe.components.items() if part is not None}
+    if steered_by == "controlnet":
+        pipe = FluxControlNetPipeline(**parts, controlnet=make_controlnet(pipe.transformer))
+    elif steered_by == "reference image":
+        pipe = FluxKontextPipeline(**parts)
+    elif steered_by == "image prompt":
+        load_ip_adapters(pipe, 1)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
 
 
 def draw(pipe: Any, case: Case, parallel: ParallelConfig | None = None, *, seed: int = 0, prompt: str = "a two") -> Drawn:
@@ -184,12 +189,18 @@ def draw(pipe: Any, case: Case, parallel: ParallelConfig | None = None, *, seed:
     compiled: dict[str, Any] = {"backend": backend} if backend else {"compile": False}
     afcache.compile_pipeline(pipe, case.config, parallel=parallel, **compiled)
     guided: dict[str, Any] = {"true_cfg_scale": case.cfg, "negative_prompt": ""} if case.cfg > 1 else {}
-    if case.has_controlnet:
-        guided["control_image"] = picture().resize((case.width, case.height))
+    shown = picture().resize((case.width, case.height))
+    if case.steered_by == "controlnet":
+        guided["control_image"] = shown
+    elif case.steered_by == "reference image":
+        guided |= {"image": shown, "max_area": case.width * case.height, "_auto_resize": False}
+    elif case.steered_by == "image prompt":
+        prompts = [torch.ones(1, 1, 16), torch.zeros(1, 1, 16)]
+        guided |= {"ip_adapter_image_embeds": prompts[:1], "negative_ip_adapter_image_embeds": prompts[1:]}
     counter = MessageCounter(pipe.transformer)
     with contextlib.nullcontext() if backend else counter:
         latents = pipe(
-            prompt,
+            prompt=prompt,
             height=case.height,
             width=case.width,
             max_sequence_length=case.text,

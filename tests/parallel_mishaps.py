@@ -16,27 +16,47 @@ from tests.parallel_cases import ADAPTIVE, Case, draw, make_pipeline
 
 RANK = int(os.environ.get("RANK", "0"))
 PAIR = ParallelConfig(ulysses_degree=2, backend="gloo", timeout=10)
-SMALL = Case(backend=None, steps=8)
+SIZES = [(32, 32), (28, 20), (32, 32)]
+SMALL = Case(backend=None, steps=8, cfg=2.0)
 # What rank 1 does otherwise than rank 0, and what the error should call it.
 DIFFERENCES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "prompts": ({}, {"prompt": "a three"}),
     "seeds": ({}, {"seed": 1}),
     "step counts": ({"steps": 9}, {}),
     "image sizes": ({"height": 36, "width": 28}, {}),
+    "true_cfg_scale, callbacks": ({"cfg": 3.0}, {}),
+    "numbers of guidance branches": ({"cfg": 1.0}, {}),
+    "ControlNets": ({"steered_by": "controlnet"}, {}),
     "settings": ({"config": CacheConfig(tolerance=0.03, warmup_steps=2)}, {}),
 }
 
 
 def draw_otherwise() -> dict[str, Any]:
     """Ranks of one group that are given different work; then the same."""
-    pipe, met = make_pipeline(), {}
-    for name, (case, arguments) in DIFFERENCES.items():
+    met = {}
+    for name, (changes, arguments) in DIFFERENCES.items():
+        case = SMALL._replace(**changes) if RANK else SMALL
         try:
-            draw(pipe, SMALL._replace(**case if RANK else {}), PAIR, **arguments if RANK else {})
+            draw(make_pipeline(case.steered_by), case, PAIR, **arguments if RANK else {})
             met[name] = "nothing"
         except RuntimeError as error:
             met[name] = str(error)
-    return {"errors": met, "latents": draw(pipe, SMALL, PAIR).latents.tolist()}
+    return {"errors": met, "latents": draw(make_pipeline(), SMALL, PAIR).latents.tolist()}
+
+
+def draw_sizes() -> dict[str, Any]:
+    """Several sizes with one compiled pipeline."""
+    pipe = make_pipeline()
+    afcache.compile_pipeline(pipe, ADAPTIVE, parallel=PAIR, backend="aot_eager")
+    torch._dynamo.utils.counters.clear()
+    latents = [draw_size(pipe, height, width).tolist() for height, width in SIZES]
+    return {"latents": latents, "graphs": torch._dynamo.utils.counters["stats"]["unique_graphs"]}
+
+
+def draw_size(pipe: Any, height: int, width: int) -> torch.Tensor:
+    """One image of eight steps."""
+    size = {"height": height, "width": width, "max_sequence_length": 5, "num_inference_steps": 8}
+    return pipe("a two", **size, generator=torch.Generator().manual_seed(0), output_type="latent").images
 
 
 def draw_replicas() -> dict[str, Any]:
@@ -71,6 +91,7 @@ def lose_a_rank(how: signal.Signals) -> dict[str, Any]:
 SCENARIOS: dict[str, Callable[[], dict[str, Any]]] = {
     "otherwise": draw_otherwise,
     "replicas": draw_replicas,
+    "sizes": draw_sizes,
     "killed": lambda: lose_a_rank(signal.SIGKILL),
     "stopped": lambda: lose_a_rank(signal.SIGSTOP),
 }

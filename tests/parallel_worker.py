@@ -29,7 +29,7 @@ def main() -> None:
     )
     drawn = {}
     for name in arguments.cases:
-        pipe = make_pipeline(has_controlnet=CASES[name].has_controlnet)
+        pipe = make_pipeline(CASES[name].steered_by)
         drawn[name] = draw(pipe, CASES[name], parallel)._asdict()
     torch.save(drawn, arguments.output / f"rank{os.environ['RANK']}.pt")
     torch.distributed.destroy_process_group()

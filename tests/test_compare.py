@@ -1,6 +1,7 @@
 """compare_compiled: what it counts, what it says, and that every contender is what its name says."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,12 +13,13 @@ import pytest
 import torch
 
 import afcache
-from bench import compare_report
+from bench import compare_report, equal_quality, readme_tables
 from bench.compare_compiled import Race, _check, _choose, main
-from bench.contender_process import Drawn, Finished, Racer, Ready, StepClock, count_evaluations
+from bench.contender_process import GAVE_UP, Drawn, Finished, Racer, Ready, StepClock, _peak_mib, count_evaluations
 from bench.contenders import Contender, calibrate_magcache, contenders
 from bench.mini_sampling import SETTINGS, draw, prompt_of
-from bench.subjects import Task, draw_random, make_pipeline, make_transformer
+from bench.recording import RESULTS
+from bench.subjects import Task, draw_random, load, make_pipeline, make_transformer
 
 pytestmark = pytest.mark.host
 PATTERN = "FF.F..F...F."
@@ -161,10 +163,11 @@ def test_a_row_by_hand():
     # 2 of 4 equal steps come first, and both others are cached.
     shares = [facts[f"{name}_seconds"] for name in ("first_two", "later_refreshes", "later_cached")]
     assert shares == pytest.approx([0.125, 0.0, 0.125])
+    assert facts["rest_share"] == pytest.approx(0.1 / 0.35)
     eager = compare_report.row(race("AFCache balanced", 0.6, [1.0, 1.0, 0.0, 0.0], 0.01), Task("mini", 4))
     assert eager["efficiency"] == pytest.approx(1.1 / 0.6 / 2)
     shown = compare_report.shown(facts)
-    assert (shown["over compiled"], shown["PSNR"], shown["graphs"]) == ("1.71x", "40.0", "1 (2 breaks, 3 later)")
+    assert (shown["over compiled"], shown["PSNR"], shown["graphs"]) == ("1.71x (1.71 to 1.71)", "40.0", "1 (2 breaks, 3 later)")
 
 
 def test_few_values_have_extremes_and_many_have_quartiles():
@@ -185,26 +188,57 @@ def test_a_reference_that_fails_stops_the_run_in_one_line(tmp_path: Path):
         _check(failed, tmp_path)
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--mini", "--resolution", "64"], "--resolution cannot be given with --mini"),
-        (["--mini", "--patterns", "some.json"], "--patterns needs --random"),
-    ],
-)
-def test_options_without_effect_are_refused(arguments: list[str], message: str, monkeypatch, capsys):
+def complaint(arguments: list[str], monkeypatch, capsys) -> str:
     monkeypatch.setattr(sys, "argv", ["compare_compiled.py", *arguments])
     with pytest.raises(SystemExit):
         main()
-    assert message in capsys.readouterr().err
+    return capsys.readouterr().err
 
 
-def test_patterns_of_other_step_counts_are_refused(tmp_path: Path, monkeypatch):
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("--mini --resolution 64", "--resolution cannot be given with --mini"),
+        ("--mini --patterns {stored}", "--patterns needs --random"),
+        ("--random tiny --patterns {stored}", "--patterns are of 4 steps, and --steps is 28"),
+        ("--random tiny --steps 2 --patterns {stored}", "--patterns are of 4 steps, and --steps is 2"),
+        ("--random tiny --steps 4 --patterns {stored}", "--patterns know nothing of 'AFCache quality'"),
+        ("--random tiny --patterns nowhere.json", "nowhere.json is no result of this command (FileNotFoundError"),
+    ],
+)
+def test_options_without_effect_are_refused(arguments: str, message: str, tmp_path: Path, monkeypatch, capsys):
     stored = tmp_path / "patterns.json"
-    stored.write_text(json.dumps({"rows": [{"contender": "AFCache fast", "pattern": "FF.F"}]}))
-    monkeypatch.setattr(sys, "argv", ["compare_compiled.py", "--random", "tiny", "--patterns", str(stored)])
-    with pytest.raises(SystemExit, match="patterns have 4 steps, and --steps is 28"):
-        main()
+    patterns = {"eager": "FFFF", "50% of the steps": "FF", "AFCache fast": "FF.F"}
+    stored.write_text(json.dumps({"rows": [{"contender": name, "pattern": pattern} for name, pattern in patterns.items()]}))
+    assert message in complaint(arguments.format(stored=stored).split(), monkeypatch, capsys)
+
+
+def test_a_process_tells_its_own_peak_of_memory(tmp_path: Path):
+    status = tmp_path / "status"
+    status.write_text("Name: python\nVmHWM:\t  2048 kB\n")
+    assert _peak_mib(status) == 2.0
+    assert _peak_mib() > 100
+    # Some systems say nothing, or have no such file.
+    status.write_text("Name: python\n")
+    assert _peak_mib(status) > 100
+    assert _peak_mib(tmp_path / "nowhere") > 100
+
+
+def test_a_limit_of_dynamo_that_is_hit_is_found_in_what_it_prints(monkeypatch):
+    """A contender's log is searched for this word."""
+    messages: list[str] = []
+    monkeypatch.setattr("torch._dynamo.convert_frame.log.warning", lambda message, *values: messages.append(message % values))
+    with torch._dynamo.config.patch(recompile_limit=1, automatic_dynamic_shapes=False):
+        compiled = torch.compile(lambda x: x + 1, backend="eager", dynamic=False)
+        for size in (2, 3):
+            compiled(torch.ones(size))
+    assert [GAVE_UP in message for message in messages] == [True]
+
+
+def test_random_weights_are_made_in_their_own_precision():
+    pipe = load(Task("random:tiny", 4, dtype="bfloat16"))
+    assert pipe.transformer.dtype == torch.bfloat16
+    assert torch.get_default_dtype() == torch.float32
 
 
 def test_a_failure_is_a_row():
@@ -223,17 +257,43 @@ def test_the_fastest_are_chosen_by_wall_clock_among_those_that_are_good_enough()
         race("50% of the steps", 0.35, [1.0, 1.0], 0.02),
     ]
     rows = [compare_report.row(r, Task("mini", 4)) for r in races]
-    at_40, at_35 = compare_report.quality_rows(rows)
-    assert at_40["AFCache"].startswith("2.00x (AFCache balanced, compiled")
-    assert at_40["fastest peer"].startswith("1.50x (cache-dit 0.24, compiled")
-    assert at_40["fewer steps"] == "none"
+    at_40, at_35 = equal_quality.quality_rows(rows)[:2]
+    assert (at_40["mode"], at_40["AFCache"]["contender"]) == ("compiled", "AFCache balanced, compiled")
+    assert at_40["AFCache"]["speed-up"] == pytest.approx(2)
+    assert at_40["fastest peer"]["contender"] == "cache-dit 0.24, compiled"
+    assert at_40["fewer steps"] == "none reaches it"
     assert at_40["ratio"] == pytest.approx(0.4 / 0.3)
-    assert at_35["AFCache"].startswith("3.00x (AFCache fast, compiled")
+    assert equal_quality.shown_quality(at_35)["AFCache"] == "3.00x (`AFCache fast`, 36.5 dB, worst 36.5 dB)"
     # 46.02 dB at 2x and 36.48 dB at 3x.
     assert at_40["interpolated"]["AFCache"] == pytest.approx(2 + (46.02 - 40) / (46.02 - 36.48), abs=2e-3)
-    lines = compare_report.verdict(rows, Task("mini", 4))
-    assert compare_report.verdict(rows, Task("mini", 4), is_quick=True)[1:] == lines
+    assert "AFCache 2.63x" in equal_quality.interpolation_notes([at_40])[0]
+    lines = equal_quality.verdict(rows, is_random=False)
+    assert equal_quality.verdict(rows, is_random=False, is_quick=True)[1:] == lines
+    assert lines[0].startswith("compiled, 40 dB or better: AFCache 2.00x")
     assert "AFCache 1.33 times as fast" in lines[0]
+
+
+def test_eager_contenders_are_compared_with_each_other_and_the_eager_pipeline():
+    races = [
+        race("AFCache fast", 0.6, [1.0, 0.0, 0.0, 0.0], 0.005),
+        race("AFCache fast, compiled", 0.2, [1.0, 0.0, 0.0, 0.0], 0.005),
+        race("diffusers MagCache 0.24", 0.5, [1.0, 0.0, 0.0, 0.0], 0.005),
+    ]
+    at_40 = equal_quality.quality_rows([compare_report.row(r, Task("mini", 4)) for r in races])[2]
+    assert (at_40["mode"], at_40["AFCache"]["contender"]) == ("eager", "AFCache fast")
+    assert at_40["AFCache"]["speed-up"] == pytest.approx(1.1 / 0.6)
+    assert at_40["ratio"] == pytest.approx(0.5 / 0.6)
+    assert at_40["fewer steps"] == "not raced"
+
+
+def test_readmes_tables_are_made_of_stored_rows(capsys):
+    readme_tables.main()
+    rows = json.loads((RESULTS / "compare_mini_cpu_202611.json").read_text())["rows"]
+    fast = next(row for row in rows if row["contender"] == "AFCache fast, compiled")
+    quality, medium, small = capsys.readouterr().out.strip().split("\n\n")
+    assert f"{fast['speedup_over_compiled']:.2f}x (`AFCache fast`" in quality
+    assert "| `AFCache fast` | compiled |" in medium
+    assert {"`AFCache` | compiled", "`AFCache` | eager"} <= set(re.findall(r"`AFCache` \| \w+", small))
 
 
 def compare(folder: Path, *arguments: str) -> tuple[str, dict[str, dict[str, Any]]]:
@@ -273,7 +333,7 @@ def test_somebodys_model_from_end_to_end(tmp_path: Path):
     names = ("AFCache fast", "diffusers MagCache 0.12")
     arguments = ("--resolution", "32", "--steps", "8")
     printed, rows = compare(tmp_path, "--model", folder, *arguments, "--contenders", *names)
-    assert "at 40 dB or better: AFCache" in printed
+    assert "compiled, 40 dB or better: AFCache" in printed
     assert rows["compiled"]["psnr"] > 80
     assert 15 < rows["AFCache fast, compiled"]["psnr"] < 100
     assert list(tmp_path.glob("*_quality.png"))
@@ -283,3 +343,4 @@ def test_somebodys_model_from_end_to_end(tmp_path: Path):
     _, repeated = compare(again, "--random", "tiny", "--steps", "8", "--patterns", str(stored), "--contenders", *names)
     for name in ("AFCache fast", "AFCache fast, compiled", "diffusers MagCache 0.12"):
         assert repeated[name]["pattern"] == rows[name]["pattern"]
+        assert repeated[name]["psnr_with_these_decisions"] == rows[name]["psnr"]

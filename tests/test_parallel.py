@@ -47,7 +47,7 @@ def alone() -> dict[str, Drawn]:
 def reference(alone: dict[str, Drawn], name: str) -> Drawn:
     if name not in alone:
         case = CASES[name]._replace(backend=None)
-        alone[name] = draw(make_pipeline(has_controlnet=case.has_controlnet), case)
+        alone[name] = draw(make_pipeline(case.steered_by), case)
     return alone[name]
 
 
@@ -85,7 +85,7 @@ TWO_RANKS = [
 
 @pytest.mark.parametrize("layout", ["ulysses", "ring"])
 def test_two_ranks_draw_what_one_draws(layout: str, alone: dict[str, Drawn], tmp_path: Path):
-    names = [*TWO_RANKS, "guided", "layerwise", "eager", "controlnet"]
+    names = [*TWO_RANKS, "guided", "layerwise", "eager", "controlnet", "image prompt"]
     ranks = draw_together(layout, names, tmp_path)
     for name in names:
         assert_same(alone, ranks, name)
@@ -93,7 +93,7 @@ def test_two_ranks_draw_what_one_draws(layout: str, alone: dict[str, Drawn], tmp
 
 
 def test_guidance_branches_on_two_ranks(alone: dict[str, Drawn], tmp_path: Path):
-    names = ["guided", "layerwise, guided", "controlnet, guided"]
+    names = ["guided", "layerwise, guided", "controlnet, guided", "image prompt, guided", "reference image, guided"]
     ranks = draw_together("cfg", names, tmp_path)
     for name in names:
         assert_same(alone, ranks, name)

@@ -13,10 +13,11 @@ import pytest
 import torch
 from PIL import Image
 
+import afcache
 from afcache import CacheConfig
 from afcache.cli import main
-from tests.parallel_cases import Case, draw, make_pipeline
-from tests.parallel_mishaps import DIFFERENCES, SMALL
+from tests.parallel_cases import ADAPTIVE, Case, draw, make_pipeline
+from tests.parallel_mishaps import DIFFERENCES, SIZES, SMALL, draw_size
 
 pytestmark = [pytest.mark.dist, pytest.mark.timeout(300)]
 ROOT = Path(__file__).parent.parent
@@ -76,6 +77,16 @@ def test_ranks_with_different_work_are_told_what_differs(tmp_path: Path):
     alone = draw(make_pipeline(), SMALL).latents
     for met in ranks:
         torch.testing.assert_close(torch.tensor(met["latents"]), alone, rtol=0, atol=1e-4)
+
+
+def test_one_compiled_pipeline_draws_several_sizes(tmp_path: Path):
+    pipe = make_pipeline()
+    afcache.compile_pipeline(pipe, ADAPTIVE, compile=False)
+    alone = [draw_size(pipe, height, width) for height, width in SIZES]
+    for met in run_by_hand("sizes", tmp_path):
+        for latents, expected in zip(met["latents"], alone, strict=True):
+            torch.testing.assert_close(torch.tensor(latents), expected, rtol=0, atol=1e-4)
+        assert met["graphs"] == 2
 
 
 def test_replicas_decide_alone(tmp_path: Path):

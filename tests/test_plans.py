@@ -17,6 +17,12 @@ def test_magcache_with_its_authors_ratios_gives_its_authors_schedule():
     assert pattern(POLICIES["magcache"]) == "FFF..F...F.F.....F.....F..F."
 
 
+@pytest.mark.parametrize(("steps", "expected"), [(1, "F"), (2, "FF"), (4, "FFFF"), (5, "FFF..")])
+def test_few_steps_are_all_computed(steps: int, expected: str):
+    assert pattern(CacheConfig(tolerance=1e9), steps) == expected
+    assert pattern(policy("fixed", interval=100, warmup_steps=3), steps) == "FFF..."[:steps]
+
+
 def test_magcache_re_computed_by_hand():
     ratios = [1.0, 1.0, 0.9, 0.9, 0.9, 1.0, 1.2, 1.0, 1.0, 1.0]
     # From step 1 on: products 1, .9, .81 give errors 0, .1, .29; .24 is passed at step 3. Step 4 (of 10: 11 / 28) is forced.

@@ -62,6 +62,7 @@ def test_degrees_that_are_not_given_are_chosen(monkeypatch, count: int, given: d
         ),
         (3, {"ulysses": 2}, r"--ulysses 2: the product of the degrees must be the number of processes, 3, got 2"),
         (4, {"ulysses": 2, "ring": 1, "cfg": 1}, r"--ulysses 2 --ring 1 --cfg-parallel 1: the product .* 4, got 2"),
+        (2, {"ulysses": 2, "heads": 3}, r"--ulysses must divide the model's attention heads, 3, got 2; --ring needs"),
         (2, {"cfg": 2}, r"--cfg-parallel 2 shares two guidance branches; give --true-cfg-scale above 1"),
     ],
 )

@@ -56,7 +56,6 @@ WEIGHTS: dict[str, Callable[[Any, Any], None]] = {
     "lora": load_lora,
     "fused qkv": lambda pipe, _: pipe.transformer.fuse_qkv_projections(),
     "int8 weights": lambda pipe, _: quantize_(pipe.transformer, INT8_WEIGHTS),
-    "int8 weights and activations": lambda pipe, _: quantise_blocks(pipe, INT8_BOTH),
     "layerwise casting": lambda pipe, _: cast(pipe),
     "model offload": lambda pipe, _: pipe.enable_model_cpu_offload(device="cpu"),
 }
@@ -79,6 +78,18 @@ def test_weights(short, tmp_path, name: str):
     assert not torch._dynamo.utils.counters["graph_break"]
     afcache.restore_pipeline(short)
     assert np.array_equal(sample(short, steps=12), expected)
+
+
+def test_weights_and_activations_in_int8(short):
+    """Differences in the last bit make activations round the other way, so images agree as far as that goes."""
+    quantise_blocks(short, INT8_BOTH)
+    expected = sample(short, steps=12)
+    assert largest_difference(sample(compiled(short, CacheConfig(tolerance=0.0)), steps=12), expected) < 0.02
+    afcache.compile_pipeline(short, ADAPTIVE, backend="aot_eager")
+    assert afcache.psnr(sample(short, steps=12), expected) > 30
+    assert set(afcache.report(short).pattern()) == {"F", "."}
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
+    assert not torch._dynamo.utils.counters["graph_break"]
 
 
 @pytest.mark.compile

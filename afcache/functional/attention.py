@@ -91,7 +91,9 @@ def joint_attention(
 
 
 @typed
-def image_prompt_attention(attn: HostModule, hidden_states: Features, image_prompts: tuple[Tensor, ...]) -> Features:
+def image_prompt_attention(
+    attn: HostModule, hidden_states: Features, image_prompts: tuple[Tensor, ...], scales: Tensor | None = None
+) -> Features:
     """What an IP-Adapter adds to the image tokens: they attend to each image prompt, without positions.
 
     sum_i scale_i softmax(q k_i^T / sqrt(head_dim)) v_i
@@ -100,6 +102,7 @@ def image_prompt_attention(attn: HostModule, hidden_states: Features, image_prom
         attn: the host's attention module; its processor owns the adapters' projections and scales.
         hidden_states: modulated image tokens.
         image_prompts: one `[batch, prompt_seq, dim]` for each adapter.
+        scales: float32 `[adapters]`; None takes the processor's numbers.
 
     Reference:
         Ye et al., 2023, IP-Adapter, arXiv 2308.06721, section 3.2.
@@ -107,10 +110,12 @@ def image_prompt_attention(attn: HostModule, hidden_states: Features, image_prom
     """
     adapter = attn.processor
     query, added = _project(attn, hidden_states)[0], torch.zeros_like(hidden_states)
-    for prompt, scale, to_key, to_value in zip(image_prompts, adapter.scale, adapter.to_k_ip, adapter.to_v_ip, strict=True):
+    heeded = adapter.scale if scales is None else scales.unbind()
+    for prompt, scale, to_key, to_value in zip(image_prompts, heeded, adapter.to_k_ip, adapter.to_v_ip, strict=True):
         key, value = _split_heads(attn, to_key(prompt)), _split_heads(attn, to_value(prompt))
         output = F.scaled_dot_product_attention(query, key, value)
-        added = added + scale * output.transpose(1, 2).flatten(2).to(query.dtype)
+        # In float32 a scale counts the same, number or tensor.
+        added = added + (scale * output.transpose(1, 2).flatten(2).to(torch.float32)).to(query.dtype)
     return added
 
 

@@ -35,6 +35,7 @@ def double_stream_block(
     kernel: AttentionKernel,
     attention: tuple[Features, TextFeatures] | None = None,
     image_prompts: tuple[Tensor, ...] = (),
+    scales: Tensor | None = None,
 ) -> tuple[Features, TextFeatures, tuple[Features, TextFeatures]]:
     """Run one double-stream block: joint attention, then an MLP for each stream.
 
@@ -46,7 +47,7 @@ def double_stream_block(
         image_rotary_emb: `(cos, sin)`, each `[seq, head_dim]`, text positions first.
         kernel: the attention kernel.
         attention: outputs to reuse, image and text; None computes them.
-        image_prompts: what the image tokens attend to besides, always computed; see `image_prompt_attention`.
+        image_prompts, scales: what the image tokens attend to besides, always computed; see `image_prompt_attention`.
 
     Returns:
         image tokens, text tokens (the host returns them the other way round), and the attention outputs used.
@@ -54,7 +55,7 @@ def double_stream_block(
     """
     image, gate_msa, shift_mlp, scale_mlp, gate_mlp = block.norm1(hidden_states, emb=temb)
     text, c_gate_msa, c_shift_mlp, c_scale_mlp, c_gate_mlp = block.norm1_context(encoder_hidden_states, emb=temb)
-    prompted = image_prompt_attention(block.attn, image, image_prompts) if image_prompts else None
+    prompted = image_prompt_attention(block.attn, image, image_prompts, scales) if image_prompts else None
     if attention is None:
         attention = joint_attention(block.attn, image, text, image_rotary_emb=image_rotary_emb, kernel=kernel)
     image, text = attention

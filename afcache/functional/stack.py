@@ -45,12 +45,14 @@ class Control(NamedTuple):
             As long as the blocks, or empty.
         image_prompts: what image tokens of double-stream blocks attend to besides, one `[batch, prompt_seq, dim]` for each
             IP-Adapter.
+        scales: how much each double-stream block heeds every image prompt, `[adapters]`; None: as its own adapters say.
 
     """
 
     double: Sequence[Tensor] = ()
     single: Sequence[Tensor] = ()
     image_prompts: tuple[Tensor, ...] = ()
+    scales: Sequence[Tensor] | None = None
 
 
 NO_CONTROL = Control()
@@ -87,6 +89,7 @@ def run_stack(
             image_rotary_emb=image_rotary_emb,
             kernel=kernel,
             image_prompts=control.image_prompts,
+            scales=None if control.scales is None else control.scales[index],
         )
         if control.double:
             hidden_states = hidden_states + control.double[index]
@@ -147,6 +150,7 @@ def run_part(
                 kernel=kernel,
                 attention=reused,
                 image_prompts=control.image_prompts,
+                scales=None if control.scales is None else control.scales[index],
             )
             outputs.append(torch.cat([text, image], dim=1))
             if control.double:

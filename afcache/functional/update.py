@@ -10,7 +10,7 @@ from afcache.config import CacheConfig
 from afcache.functional import control, forecast
 from afcache.functional.noise import above_floor
 from afcache.functional.stack import Embedded
-from afcache.state import CacheState, Coupling, GroupRecord, StepRecord, StepSchedule
+from afcache.state import CacheState, Coupling, GroupRecord, GroupState, StepRecord, StepSchedule
 
 
 class Forecast(NamedTuple):
@@ -132,3 +132,32 @@ def advance(
         lag=torch.where(refresh, zeros, lag),
     )
     return next_state, measured
+
+
+@typed
+def restart(state: CacheState, is_other: Flag) -> CacheState:
+    """The state as at the start of a trajectory where the velocity has become another field's, else as it was.
+
+    What is known of the errors of one field says nothing of another, and a jump between them is no error to catch up with.
+    Residuals stay where they are: without nodes they count for nothing, and whatever the policy, the next step is computed.
+
+    Args:
+        state: what the branch remembers.
+        is_other: whether it is of another field; 0-d.
+
+    """
+
+    def cleared(value: Tensor, empty: float = 0.0) -> Tensor:
+        return torch.where(is_other, torch.full_like(value, empty), value)
+
+    extras = state.extras
+    if isinstance(extras, GroupState):
+        extras = extras._replace(num_nodes=cleared(extras.num_nodes))
+    return state._replace(
+        num_nodes=cleared(state.num_nodes),
+        error_rate=cleared(state.error_rate, float("inf")),
+        error_order=cleared(state.error_order),
+        last_gap=cleared(state.last_gap),
+        lag=cleared(state.lag),
+        extras=extras,
+    )

@@ -18,7 +18,7 @@ class FluxInputs(NamedTuple):
     """What diffusers hands to `FluxTransformer2DModel.forward`, without options.
 
     Attributes:
-        hidden_states: packed latents `[batch, img_seq, channels]`.
+        hidden_states: packed latents `[batch, img_seq, channels]`; pipelines append the channels of `condition` themselves.
         encoder_hidden_states: T5 embeddings `[batch, txt_seq, joint_attention_dim]`.
         pooled_projections: pooled CLIP embeddings `[batch, pooled_projection_dim]`.
         timestep: `[batch]`, in [0, 1].
@@ -30,9 +30,11 @@ class FluxInputs(NamedTuple):
         controlnet_single_block_samples: the same for the single-stream blocks.
         controlnet_blocks_repeat: residuals of double-stream blocks go round instead of being spread.
         image_prompts: embeddings of an IP-Adapter's images, one for each adapter.
+        image_prompt_scales: how much they count, float32 `[double-stream blocks, adapters]`; None reads the adapters' own.
         context: packed latents of reference images (Kontext), `[batch, context_seq, channels]`: tokens that the blocks see,
             and that are no part of the image.
         context_ids: their positions `[context_seq, 3]`.
+        condition: channels that the transformer sees beside the latents' (Control, Fill), `[batch, img_seq, others]`.
 
     """
 
@@ -47,8 +49,10 @@ class FluxInputs(NamedTuple):
     controlnet_single_block_samples: tuple[Tensor, ...] = ()
     controlnet_blocks_repeat: bool = False
     image_prompts: tuple[Tensor, ...] = ()
+    image_prompt_scales: Tensor | None = None
     context: Tensor | None = None
     context_ids: Tensor | None = None
+    condition: Tensor | None = None
 
 
 @typed
@@ -63,7 +67,7 @@ def embed(transformer: HostModule, inputs: FluxInputs) -> Embedded:
         image tokens of width `dim` and the conditioning vector; fresh.
 
     """
-    hidden_states = transformer.x_embedder(inputs.hidden_states)
+    hidden_states = transformer.x_embedder(_channels(inputs))
     timestep = inputs.timestep.to(hidden_states.dtype) * 1000
     if inputs.guidance is None:
         temb = transformer.time_text_embed(timestep, inputs.pooled_projections)
@@ -71,6 +75,13 @@ def embed(transformer: HostModule, inputs: FluxInputs) -> Embedded:
         guidance = inputs.guidance.to(hidden_states.dtype) * 1000
         temb = transformer.time_text_embed(timestep, guidance, inputs.pooled_projections)
     return Embedded(hidden_states, temb)
+
+
+def _channels(inputs: FluxInputs) -> Tensor:
+    """Latents, and what is shown beside them."""
+    if inputs.condition is None:
+        return inputs.hidden_states
+    return torch.cat([inputs.hidden_states, inputs.condition], dim=2)
 
 
 @typed
@@ -123,6 +134,7 @@ def _control(transformer: HostModule, inputs: FluxInputs) -> Control:
         spread(inputs.controlnet_block_samples, num_double(transformer), repeats=inputs.controlnet_blocks_repeat),
         spread(inputs.controlnet_single_block_samples, len(transformer.single_transformer_blocks)),
         image_prompts,
+        None if inputs.image_prompt_scales is None else inputs.image_prompt_scales.unbind(),
     )
 
 
@@ -233,7 +245,12 @@ def run(
         image_rotary_emb=transformer.pos_embed(_positions(inputs)),
         kernel=kernel,
         attention=attention,
-        control=control._replace(double=control.double[of_double], single=control.single[of_single]),
+        control=Control(
+            control.double[of_double],
+            control.single[of_single],
+            control.image_prompts,
+            None if control.scales is None else control.scales[of_double],
+        ),
     )
 
 
@@ -265,13 +282,18 @@ def attention_map(transformer: HostModule, modulated: Tokens, index: int, txt_se
 def host_arguments(inputs: FluxInputs) -> dict[str, Any]:
     """What `FluxTransformer2DModel.forward` takes for the same call."""
     assert inputs.context is None, "the host knows no context: its tokens are part of hidden_states"
-    arguments = inputs._asdict()
-    image_prompts = arguments.pop("image_prompts")
-    if image_prompts:
-        arguments["joint_attention_kwargs"] = {"ip_adapter_image_embeds": list(image_prompts)}
+    arguments = inputs._replace(hidden_states=_channels(inputs))._asdict()
+    if inputs.image_prompts:
+        arguments["joint_attention_kwargs"] = {"ip_adapter_image_embeds": list(inputs.image_prompts)}
     for name in ("controlnet_block_samples", "controlnet_single_block_samples"):
         arguments[name] = arguments[name] or None
-    return {name: value for name, value in arguments.items() if not name.startswith("context")}
+    ours = ("context", "context_ids", "condition", "image_prompts", "image_prompt_scales")
+    return {name: value for name, value in arguments.items() if name not in ours}
+
+
+def image_prompt_scales(transformer: HostModule) -> tuple[tuple[float, ...], ...]:
+    """How much every double-stream block heeds each IP-Adapter's image prompts: what `set_ip_adapter_scale` set."""
+    return tuple(tuple(block.attn.processor.scale) for block in transformer.transformer_blocks)
 
 
 def prefix_length(inputs: FluxInputs) -> int:
@@ -290,15 +312,24 @@ def context_length(img_ids: Tensor) -> int:
 
 
 def split_context(inputs: FluxInputs, length: int) -> FluxInputs:
-    """The inputs with the last `length` tokens as context; fresh: torch.cond takes no two views of one tensor."""
+    """The inputs with the last `length` tokens as context; fresh: torch.cond takes no two views of one tensor.
+
+    A ControlNet's residuals are for all tokens, and the blocks see the context first.
+    """
     if not length:
         return inputs
     image = inputs.hidden_states.shape[1] - length
+
+    def own(part: Tensor) -> Tensor:
+        return part.clone(memory_format=torch.contiguous_format)
+
     return inputs._replace(
-        hidden_states=inputs.hidden_states[:, :image].clone(),
-        img_ids=inputs.img_ids[:image].clone(),
-        context=inputs.hidden_states[:, image:].clone(),
-        context_ids=inputs.img_ids[image:].clone(),
+        controlnet_block_samples=tuple(sample.roll(length, 1) for sample in inputs.controlnet_block_samples),
+        controlnet_single_block_samples=tuple(sample.roll(length, 1) for sample in inputs.controlnet_single_block_samples),
+        hidden_states=own(inputs.hidden_states[:, :image]),
+        img_ids=own(inputs.img_ids[:image]),
+        context=own(inputs.hidden_states[:, image:]),
+        context_ids=own(inputs.img_ids[image:]),
     )
 
 
@@ -317,6 +348,7 @@ def split_tokens(inputs: FluxInputs, take: Callable[[Tensor, int], Tensor]) -> F
         encoder_hidden_states=take(inputs.encoder_hidden_states, 1),
         img_ids=take(inputs.img_ids, 0),
         txt_ids=take(inputs.txt_ids, 0),
+        condition=None if inputs.condition is None else take(inputs.condition, 1),
     )
 
 

@@ -5,7 +5,7 @@ from diffusers.models.transformers.transformer_flux import FluxAttnProcessor, Fl
 
 from afcache._typing import HostModule
 from afcache.config import CacheConfig
-from afcache.models.flux import num_blocks
+from afcache.models.flux import FluxInputs, num_blocks
 
 
 def check_transformer(transformer: object) -> None:
@@ -49,6 +49,19 @@ def check_config(transformer: HostModule, config: CacheConfig) -> None:
         raise ValueError(
             f"first_blocks + last_blocks must be less than the number of blocks of the transformer, {blocks}, got "
             f"{config.first_blocks} + {config.last_blocks}: none would be left to cache."
+        )
+
+
+def check_context(inputs: FluxInputs, config: CacheConfig) -> None:
+    """Raise where the settings cannot be used with reference images.
+
+    Raises:
+        NotImplementedError: groups of blocks.
+
+    """
+    if inputs.context is not None and config.layerwise is not None:
+        raise NotImplementedError(
+            "groups of blocks (Layerwise) do not know reference images (Kontext) yet. Leave out layerwise=."
         )
 
 

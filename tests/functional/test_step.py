@@ -293,7 +293,7 @@ def test_decide_weighs_the_leaders_error_and_adds_that_of_the_others():
 @pytest.mark.parametrize("adopted", [True, False])
 def test_a_follower_adopts_the_leaders_decision(adopted: bool):
     config = CacheConfig(warmup_steps=1, tolerance=1e9 if adopted else 0.0)
-    schedule = schedule_steps(torch.tensor([1.0, 0.9, 0.8, 0.0]), config)[2]
+    schedule = schedule_steps(torch.tensor([1.0, 0.9, 0.8, 0.7, 0.6, 0.0]), config)[2]
     coupling = solo(1)._replace(is_follower=torch.tensor(True), leader_refresh=torch.tensor([adopted]))
     refresh, _, _ = decide(measured_state(1.0), schedule, coupling, config=config)
     assert bool(refresh) == adopted
@@ -301,7 +301,7 @@ def test_a_follower_adopts_the_leaders_decision(adopted: bool):
 
 def test_a_follower_without_history_computes():
     config = CacheConfig(warmup_steps=1, tolerance=1e9)
-    schedule = schedule_steps(torch.tensor([1.0, 0.9, 0.8, 0.0]), config)[2]
+    schedule = schedule_steps(torch.tensor([1.0, 0.9, 0.8, 0.7, 0.6, 0.0]), config)[2]
     coupling = solo(1)._replace(is_follower=torch.tensor(True))
     refresh, _, _ = decide(init_state(1, 3, 4, config=config), schedule, coupling, config=config)
     assert bool(refresh)

@@ -1,0 +1,56 @@
+"""README's tables of compare_compiled, made of the rows in bench/results: run it, and paste.
+
+python -m bench.readme_tables
+"""
+
+import json
+from typing import Any
+
+from bench.equal_quality import mode_of, quality_rows, shown_quality, speed_of
+from bench.recording import RESULTS, table
+
+
+def main() -> None:
+    """Print the three tables: equal quality, costs on a larger model, costs beside forced refreshes."""
+    mini, medium, small = (_rows(name) for name in ("mini", "random_medium", "random_small"))
+    print(table([shown_quality(row) for row in quality_rows(mini)]))
+    print()
+    print(table([{**_cost(facts, facts["contender"]), "PSNR on mini-FLUX": _quality(facts)} for facts in _by_quality(medium)]))
+    print()
+    print(table([_cost(facts, facts["family"]) for facts in _by_efficiency(small)]))
+
+
+def _rows(subject: str) -> list[dict[str, Any]]:
+    stored = json.loads((RESULTS / f"compare_{subject}_cpu_202611.json").read_text())
+    return [facts for facts in stored["rows"] if "seconds" in facts]
+
+
+def _by_quality(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    cached = [facts for facts in rows if facts["kind"] != "reference"]
+    return sorted(cached, key=lambda facts: -facts.get("psnr_with_these_decisions", 0.0))
+
+
+def _by_efficiency(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    caches = [facts for facts in rows if facts["kind"] in ("ours", "peer")]
+    return sorted(caches, key=lambda facts: (mode_of(facts), -facts["efficiency"]))
+
+
+def _cost(facts: dict[str, Any], name: str) -> dict[str, str]:
+    spread = facts.get(f"speedup_over_{mode_of(facts)}_spread")
+    return {
+        "": f"`{name.removesuffix(', compiled')}`",
+        "mode": mode_of(facts),
+        "over the uncached pipeline": f"{speed_of(facts):.2f}x" + (f" ({spread[0]:.2f} to {spread[1]:.2f})" if spread else ""),
+        "fewer blocks": f"{facts['fewer_block_evaluations']:.2f}x",
+        "efficiency": f"{facts['efficiency']:.2f}",
+        "graphs": f"{facts['graphs']}, {facts['graph_breaks'] or 'no'} breaks" if facts["is_compiled"] else "-",
+    }
+
+
+def _quality(facts: dict[str, Any]) -> str:
+    mean, worst = (facts.get(f"psnr{suffix}_with_these_decisions") for suffix in ("", "_worst"))
+    return "-" if mean is None else f"{mean:.1f} dB, worst {worst:.1f} dB"
+
+
+if __name__ == "__main__":
+    main()
