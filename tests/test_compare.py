@@ -18,8 +18,9 @@ from bench.compare_compiled import Race, _check, _choose, main
 from bench.contender_process import GAVE_UP, Drawn, Finished, Racer, Ready, StepClock, _peak_mib, count_evaluations
 from bench.contenders import Contender, calibrate_magcache, contenders
 from bench.mini_sampling import SETTINGS, draw, prompt_of
+from bench.random_flux import draw_random, make_pipeline, make_transformer
 from bench.recording import RESULTS
-from bench.subjects import Task, draw_random, load, make_pipeline, make_transformer
+from bench.subjects import Task, load
 
 pytestmark = pytest.mark.host
 PATTERN = "FF.F..F...F."
