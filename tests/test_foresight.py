@@ -218,12 +218,14 @@ def test_a_compiled_step_reads_one_value(pipe, as_on_an_accelerator, decide_ahea
         labels.append(torch.profiler.record_function("call"))
         labels[-1].__enter__()
 
+    def stop(_pipe, _step: int, _timestep, arguments: dict[str, Any]) -> dict[str, Any]:
+        labels.pop().__exit__(None, None, None)
+        return arguments
+
     handle = pipe.transformer.register_forward_pre_hook(start)
     try:
         with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
-            latents = sample(
-                pipe, output_type="latent", callback_on_step_end=lambda *a: (labels.pop().__exit__(None, None, None), a[3])[1]
-            )
+            latents = sample(pipe, output_type="latent", callback_on_step_end=stop)
     finally:
         handle.remove()
     events: Any = profile.events()
