@@ -75,12 +75,12 @@ def make_flux1(size: Size, *, dtype: torch.dtype, device: torch.device | str = "
 @contextlib.contextmanager
 def default_dtype(dtype: torch.dtype) -> Iterator[None]:
     """Make tensors of another dtype inside the block."""
-    before = torch.getdefault_dtype()
-    torch.setdefault_dtype(dtype)
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
     try:
         yield
     finally:
-        torch.setdefault_dtype(before)
+        torch.set_default_dtype(before)
 
 
 def draw_random(pipe: Any, tokens: int, *, seed: int = 0, steps: int = 28, true_cfg_scale: float = 1.0) -> np.ndarray:
