@@ -6,7 +6,6 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import afcache
@@ -19,9 +18,11 @@ from afcache.functional.step import cached_forward
 from afcache.initial import init_state, solo
 from afcache.models import flux
 from afcache.plans import schedule_steps
+from afcache.state import StepSchedule
 from bench.random_flux import SIZES, make_flux1
 from tests.sampling import ADAPTIVE, PROMPT, largest_difference, sample
 
+SCHEDULE_TYPES = (torch.float32, torch.float32, torch.int64, torch.bool, torch.float32, torch.float32)
 READ = torch.ops.aten._local_scalar_dense.default
 
 
@@ -29,10 +30,10 @@ READ = torch.ops.aten._local_scalar_dense.default
 @pytest.mark.parametrize("law", ["power", "remainder"])
 def test_foresee_decides_what_the_steps_will(law: Any, decisions: Any):
     """Samples of different error rates, with a second guidance branch; row by row until the first refresh."""
-    config = CacheConfig(error_law=law, batch_decisions=decisions, tolerance=0.02, max_growth=3.0)
+    config = CacheConfig(error_law=law, batch_decisions=decisions, tolerance=0.02, max_growth=20.0)
     schedules = schedule_steps(torch.linspace(1, 0, 21), config)
     start = init_state(3, 1, 1, config=config)._replace(
-        nodes=torch.tensor([[0.8] * 3, [0.7, 0.9, 0.9]]),
+        nodes=torch.tensor([[0.8] * 3, [0.9] * 3]),
         num_nodes=torch.full((3,), 2),
         error_rate=torch.tensor([0.2, 3.0, 0.9]),
         error_order=torch.ones(3, dtype=torch.int64),
@@ -240,41 +241,30 @@ def test_a_compiled_step_reads_one_value(pipe, as_on_an_accelerator, decide_ahea
     assert not torch._dynamo.utils.counters["graph_break"]
 
 
-def test_the_predicate_may_lie_on_the_host_and_the_rest_on_a_gpu():
-    """Captured with fake tensors of a GPU: one graph, whose only decision asks a CPU tensor that was handed in."""
+@torch.no_grad()
+def test_a_step_that_is_decided_ahead_reads_nothing_of_the_device():
+    """On the device "meta", whose values do not exist: whoever read one would fail, and the step by its own decision does."""
     config, size = CacheConfig(), SIZES["tiny"]
-    found: list[Any] = []
-
-    class StoppedError(Exception):
-        pass
-
-    def keep(graph: torch.fx.GraphModule, inputs: list[Any]) -> Any:
-        found.append((graph, inputs))
-
-        def stop(*_: Any) -> Any:
-            raise StoppedError
-
-        return stop
+    with torch.device("meta"):
+        transformer = make_flux1(size, dtype=torch.bfloat16, device="meta")
+        inputs = flux.probe_inputs(transformer, dtype=torch.bfloat16, device="meta")
+        state = init_state(1, 64, size.dim, config=config, dtype=torch.bfloat16, device="meta")
+        schedule = StepSchedule(*(torch.empty((), dtype=kind) for kind in SCHEDULE_TYPES))
 
     def step(inputs: Any, state: Any, schedule: Any, coupling: Any) -> Any:
         model: dict[str, Any] = {"architecture": flux.FLUX, "kernel": scaled_dot_product_attention}
         return cached_forward(transformer, inputs, state, schedule, coupling, config=config, **model)
 
-    with FakeTensorMode(), torch.no_grad():
-        transformer = make_flux1(size, dtype=torch.bfloat16, device="cuda")
-        inputs = flux.probe_inputs(transformer, dtype=torch.bfloat16, device="cuda")
-        state = init_state(1, 64, size.dim, config=config, dtype=torch.bfloat16, device="cuda")
-        schedule = schedule_steps(torch.linspace(1, 0, 5, device="cuda"), config)[0]
-        coupling = solo(1, device="cuda")._replace(known=(torch.tensor(True, device="cpu"),))
-        with pytest.raises(StoppedError):
-            torch.compile(step, fullgraph=True, backend=keep)(inputs, state, schedule, coupling)
-    ((graph, values),) = found
-    placeholders = [node for node in graph.graph.nodes if node.op == "placeholder"]
-    devices = {node: value.device.type for node, value in zip(placeholders, values, strict=True) if isinstance(value, Tensor)}
-    (cond,) = [node for node in graph.graph.nodes if node.target is torch.ops.higher_order.cond]
-    predicate, _, _, operands = cond.args
-    assert devices[predicate] == "cpu"
-    assert {devices[node] for node in operands if node in devices} == {"cuda"}
+    compiled = torch.compile(step, fullgraph=True, backend="aot_eager")
+    for is_computed in (True, False):
+        known = torch.tensor(is_computed)
+        velocity, _, record = compiled(inputs, state, schedule, solo(1, device="meta")._replace(known=(known,)))
+        assert velocity.is_meta
+        assert velocity.shape == inputs.hidden_states.shape
+        assert bool(record.is_computed) == is_computed
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
+    with pytest.raises(RuntimeError, match="meta tensors"):
+        compiled(inputs, state, schedule, solo(1, device="meta"))
 
 
 @pytest.mark.host
