@@ -320,7 +320,8 @@ def measure(arguments: argparse.Namespace) -> None:
         "steps": "First calls are cold: caches in a fresh folder. Efficiency: speed-up over the plain compiled model by the "
         "medians of steps, over what the skipped blocks promise. Waits: how often the host waits for the device between the "
         "starts of two calls, at most, by the profiler (on a CPU: values read, among them two checks of the timestep that "
-        "accelerators do without, and the host's own predicate where decisions are made ahead). Live: the default preset's tolerance; decisions on random weights mean nothing.",
+        "accelerators do without, and the host's own predicate where decisions are made ahead). Live: the default preset's "
+        "tolerance; decisions on random weights mean nothing.",
         "variants": f"A cached step runs no block, so AFCache has {FEW.double} + {FEW.single} blocks here; the plain model has "
         "all, compiled block by block. Live decisions are read at every step, those made ahead once a refresh.",
         "equality": "Largest values are those of the right side. What compiling alone changes is the yardstick.",
