@@ -255,7 +255,8 @@ def report(size: Size, name: str, output: Path) -> None:
     ]
     messages = message_rows(size, config, step.transformer)
     facts = facts_of(step, size)
-    limits = ", ".join(f"{d.name} {d.bandwidth / 1e12:.2f} TB/s, {d.compute / 1e12:.0f} TFLOP/s" for d in DEVICES)
+    devices = [{"device": d.name, "TB/s": d.bandwidth / 1e12, "TFLOP/s": d.compute / 1e12} for d in DEVICES]
+    limits = ", ".join(f"{d['device']} {d['TB/s']:.2f} TB/s, {d['TFLOP/s']:.0f} TFLOP/s" for d in devices)
     notes = [
         f"{size.double} + {size.single} blocks, hidden {size.dim}, {size.tokens} image and {TEXT_TOKENS} text tokens, "
         "bfloat16, batch 1. Nothing was computed: shapes alone.",
@@ -270,7 +271,7 @@ def report(size: Size, name: str, output: Path) -> None:
     ]
     print(table(rows), *notes, sep="\n")
     title = f"FLUX.1-dev, a step by its shapes{'' if name == 'flux1' else f' (size {name})'}"
-    write_result(f"full_size_fake_{name}", title, [*rows, facts, *messages], notes=notes, folder=output, shown=rows)
+    write_result(f"full_size_fake_{name}", title, [*rows, facts, *messages, *devices], notes=notes, folder=output, shown=rows)
 
 
 def facts_of(step: Captured, size: Size) -> dict[str, Any]:

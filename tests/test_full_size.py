@@ -28,7 +28,7 @@ def run_main(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
 
 def test_flux1_at_its_real_size_is_one_graph_of_one_decision(monkeypatch, tmp_path: Path, capsys):
     run_main(monkeypatch, "--fake", "--output", str(tmp_path))
-    refresh, cached, facts, *messages = rows_of(tmp_path, "full_size_fake_flux1")
+    refresh, cached, facts, *messages, h200, h100 = rows_of(tmp_path, "full_size_fake_flux1")
     assert (facts["graphs"], facts["graph breaks"], facts["decisions"]) == (1, 0, 1)
     # Attention and MLP of both kinds of blocks are 24 dim^2 FLOPs a token; attention between tokens, 4 seq^2 dim a block.
     by_hand = BLOCKS * (24 * TOKENS * DIM**2 + 4 * TOKENS**2 * DIM)
@@ -46,6 +46,7 @@ def test_flux1_at_its_real_size_is_one_graph_of_one_decision(monkeypatch, tmp_pa
     # 11.9 billion parameters; a refresh reads all, and the history.
     assert facts["weights (GiB)"] == pytest.approx(11.9e9 * 2 / 2**30, rel=1e-2)
     assert refresh["MiB read"] == pytest.approx(1024 * facts["weights (GiB)"] + history, rel=1e-2)
+    assert (h200["TB/s"], h200["TFLOP/s"], h100["TB/s"], h100["TFLOP/s"]) == (4.3, 780, 3.35, 989)
     # A refresh waits for its products, a cached step for its bytes.
     assert refresh["H200, at least (ms)"] == pytest.approx(1e3 * refresh["TFLOP"] / 780)
     assert cached["H200, at least (ms)"] == pytest.approx(1e3 * (cached["MiB read"] + cached["MiB written"]) * 2**20 / 4.3e12)
