@@ -55,13 +55,13 @@ class Variant(NamedTuple):
     Attributes:
         shape: of the images.
         mode: of torch.compile.
-        decisions: "forced", "live" or "ahead".
+        decisions: one or two of "forced" and "live", in one graph, or "ahead".
 
     """
 
     shape: Shape
     mode: str | None
-    decisions: str
+    decisions: tuple[str, ...]
 
 
 class Bench:
@@ -88,7 +88,7 @@ class Bench:
         self.subject = Subject(self.size, arguments.device)
 
     def attempt(self, row: Row, seconds: float, measure: Callable[[], Iterator[Row]]) -> list[Row]:
-        """Rows of a measurement; where it does not fit into the budget, or fails, one that says so."""
+        """Rows of a measurement; where it does not fit into the budget, or fails on its way, one that says so."""
         left = 60 * self.arguments.minutes - (time.monotonic() - self.started)
         rows: list[Row] = []
         if left < seconds:
@@ -96,7 +96,8 @@ class Bench:
             rows.append({**row, "note": reason})
         else:
             try:
-                rows += [{**row, **measured} for measured in measure()]
+                for measured in measure():
+                    rows.append({**row, **measured})
             except Exception as error:
                 reason = (str(error).strip() or "no message").splitlines()[0][:200]
                 rows.append({**row, "note": f"failed: {type(error).__name__}: {reason}"})
@@ -216,18 +217,25 @@ class Bench:
     def variant_rows(self, few: Subject, variant: Variant, whole: float | None) -> Iterator[Row]:
         """AFCache on few blocks: what a cached step costs at another shape, in another mode, decided in another way."""
         arguments, shape = self.arguments, variant.shape
-        with cached(few, arguments.backend, mode=variant.mode, decide_ahead=variant.decisions == "ahead"):
+        with cached(few, arguments.backend, mode=variant.mode, decide_ahead="ahead" in variant.decisions):
             first = few.first_call(shape)
-            if variant.decisions == "forced":
-                force(few, arguments.steps)
-            steps, seconds = self.images(few, shape)
-            pattern = afcache.report(few.pipe).pattern()
-            waits = few.waits(shape, arguments.profiled)
-        _, reused = by_kind(steps, pattern)
-        row = {"first call (s)": first, "cached step (ms)": spread(reused), "image (s)": seconds, "pattern": pattern}
-        if whole is not None and reused:
-            row["cached / plain (%)"] = 1e5 * statistics.median(reused) / whole
-        yield row | {"waits of a step": at_most(waits)}
+            for decisions in variant.decisions:
+                if decisions == "forced":
+                    force(few, arguments.steps)
+                else:
+                    decide(few)
+                steps, seconds = self.images(few, shape)
+                pattern = afcache.report(few.pipe).pattern()
+                _, reused = by_kind(steps, pattern)
+                row = {
+                    "decisions": decisions,
+                    "first call (s)": first,
+                    "cached step (ms)": spread(reused),
+                    "image (s)": seconds,
+                }
+                if whole is not None and reused:
+                    row["cached / plain (%)"] = 1e5 * statistics.median(reused) / whole
+                yield row | {"pattern": pattern, "waits of a step": at_most(few.waits(shape, arguments.profiled))}
 
     def steps_table(self) -> list[Row]:
         """Rows of everything at the model's own shape."""
@@ -254,13 +262,13 @@ class Bench:
             else:
                 whole[shape] = found["plain step, all blocks (ms)"]
         few = Subject(self.size._replace(double=FEW.double, single=FEW.single), self.arguments.device)
-        variants = [Variant(self.shape, None, decisions) for decisions in ("forced", "live", "ahead")]
-        variants += [Variant(shape, None, "forced") for shape in self.arguments.shapes]
-        variants += [Variant(self.shape, mode, "forced") for mode in self.arguments.modes]
+        variants = [Variant(self.shape, None, decisions) for decisions in (("forced", "live"), ("ahead",))]
+        variants += [Variant(shape, None, ("forced",)) for shape in self.arguments.shapes]
+        variants += [Variant(self.shape, mode, ("forced",)) for mode in self.arguments.modes]
         for variant in variants:
             plain_ms = whole.get(variant.shape)
             row = {**_VARIANT, "pixels": variant.shape.pixels, "batch": variant.shape.batch, "mode": variant.mode or "default"}
-            row |= {"decisions": variant.decisions, "plain step, all blocks (ms)": plain_ms or UNKNOWN}
+            row |= {"decisions": ", ".join(variant.decisions), "plain step, all blocks (ms)": plain_ms or UNKNOWN}
             rows += self.attempt(row, self.row_seconds, lambda v=variant, ms=plain_ms: self.variant_rows(few, v, ms))
         return rows
 

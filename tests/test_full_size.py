@@ -135,8 +135,9 @@ def test_a_measurement_that_fails_is_named():
         yield {"pattern": "F."}
         raise RuntimeError("out of memory\nand more")
 
-    (row,) = bench.attempt({"contender": "one"}, 0.0, fail)
-    assert row == {"contender": "one", "note": "failed: RuntimeError: out of memory"}
+    measured, failed = bench.attempt({"contender": "one"}, 0.0, fail)
+    assert measured == {"contender": "one", "pattern": "F."}
+    assert failed == {"contender": "one", "note": "failed: RuntimeError: out of memory"}
 
 
 def test_gains_are_made_of_medians():
