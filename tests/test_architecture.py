@@ -33,7 +33,8 @@ ALLOWED = {
     "parallel": {"_checks", "functional", "state", "xfuser_on_cpu"},
     "traffic": {"config", "functional", "initial"},
     "steering": {"models"},
-    "trajectory": {"config", "functional", "initial", "models", "schedule", "state", "steering", "traffic"},
+    "foresight": {"_typing", "config", "functional", "plans", "state"},
+    "trajectory": {"config", "foresight", "functional", "initial", "models", "schedule", "state", "steering", "traffic"},
     "subclasses": set(),
     "noise": {"functional", "models"},
     "weights": {"subclasses"},
@@ -42,6 +43,7 @@ ALLOWED = {
     "runtime": {
         "compiled",
         "config",
+        "foresight",
         "functional",
         "history",
         "initial",
