@@ -86,6 +86,7 @@ class Bench:
         self.eager_latents: Tensor | None = None
         self.equalities: list[Row] = []
         self.subject = Subject(self.size, arguments.device)
+        self.few: Subject | None = None
 
     def attempt(self, row: Row, seconds: float, measure: Callable[[], Iterator[Row]]) -> list[Row]:
         """Rows of a measurement; where it does not fit into the budget, or fails on its way, one that says so."""
@@ -212,11 +213,15 @@ class Bench:
             self.subject.draw(shape, _EQUAL_STEPS)
             self.subject.seconds()
             self.subject.draw(shape, _EQUAL_STEPS)
-            yield {"plain step, all blocks (ms)": 1e3 * statistics.median(self.subject.seconds())}
+            seconds = self.subject.seconds()
+        yield {"plain step, all blocks (ms)": 1e3 * statistics.median(seconds)}
 
-    def variant_rows(self, few: Subject, variant: Variant, whole: float | None) -> Iterator[Row]:
+    def variant_rows(self, variant: Variant, whole: float | None) -> Iterator[Row]:
         """AFCache on few blocks: what a cached step costs at another shape, in another mode, decided in another way."""
         arguments, shape = self.arguments, variant.shape
+        if self.few is None:
+            self.few = Subject(self.size._replace(double=FEW.double, single=FEW.single), arguments.device)
+        few = self.few
         with cached(few, arguments.backend, mode=variant.mode, decide_ahead="ahead" in variant.decisions):
             first = few.first_call(shape)
             for decisions in variant.decisions:
@@ -261,7 +266,6 @@ class Bench:
                 rows.append(found)
             else:
                 whole[shape] = found["plain step, all blocks (ms)"]
-        few = Subject(self.size._replace(double=FEW.double, single=FEW.single), self.arguments.device)
         variants = [Variant(self.shape, None, decisions) for decisions in (("forced", "live"), ("ahead",))]
         variants += [Variant(shape, None, ("forced",)) for shape in self.arguments.shapes]
         variants += [Variant(self.shape, mode, ("forced",)) for mode in self.arguments.modes]
@@ -269,7 +273,9 @@ class Bench:
             plain_ms = whole.get(variant.shape)
             row = {**_VARIANT, "pixels": variant.shape.pixels, "batch": variant.shape.batch, "mode": variant.mode or "default"}
             row |= {"decisions": ", ".join(variant.decisions), "plain step, all blocks (ms)": plain_ms or UNKNOWN}
-            rows += self.attempt(row, self.row_seconds, lambda v=variant, ms=plain_ms: self.variant_rows(few, v, ms))
+            rows += self.attempt(row, self.row_seconds, lambda v=variant, ms=plain_ms: self.variant_rows(v, ms))
+        # What is measured next counts memory.
+        self.few = None
         return rows
 
 
