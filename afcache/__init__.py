@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from afcache.assets import load_mini_flux, mini_flux_folder
     from afcache.calibration import calibrate_magnitudes, measure_noise
     from afcache.config import PRESETS, CacheConfig, Layerwise
+    from afcache.export import export_step
     from afcache.functional.step import cached_forward, denoising_step
     from afcache.initial import check_state, init_state
     from afcache.metrics import psnr, ssim
@@ -46,6 +47,7 @@ _HOMES = {
     "compile_pipeline": "pipeline",
     "denoise": "sampling",
     "denoising_step": "functional.step",
+    "export_step": "export",
     "init_state": "initial",
     "load_mini_flux": "assets",
     "measure_noise": "calibration",
@@ -75,6 +77,7 @@ __all__ = [
     "compile_pipeline",
     "denoise",
     "denoising_step",
+    "export_step",
     "init_state",
     "load_mini_flux",
     "measure_noise",
