@@ -13,6 +13,7 @@ from afcache.functional.step import denoising_step
 from afcache.models.flux import FluxInputs
 from afcache.sampling import denoise
 from afcache.state import CacheState, StepRecord, StepSchedule
+from afcache.subclasses import is_subclass
 
 # Every step puts its own in their place.
 _PLACED = ("hidden_states", "timestep")
@@ -43,8 +44,10 @@ def export_step(
 
     Raises:
         TypeError, ValueError, NotImplementedError: what `denoise` raises.
+        NotImplementedError: quantised weights, or hooks that cast or move weights at every call.
 
     """
+    _check_weights(transformer)
     programs = []
 
     def step(
@@ -63,6 +66,22 @@ def export_step(
 
     denoise(transformer, inputs, torch.tensor([1.0, 0.0]), negative=negative, config=config, step=step)
     return programs[0]
+
+
+def _check_weights(transformer: HostModule) -> None:
+    for name, parameter in transformer.named_parameters():
+        if is_subclass(parameter):
+            raise NotImplementedError(
+                f"transformer.{name} is a {type(parameter).__name__}, and torch.export takes no such weights inside "
+                "torch.cond. Export the transformer before it is quantised."
+            )
+    for name, module in transformer.named_modules():
+        registry = getattr(module, "_diffusers_hook", None)
+        if registry is not None and registry.hooks:
+            raise NotImplementedError(
+                f"transformer.{name} has diffusers hooks {sorted(registry.hooks)}, which cannot be exported: they cast or move "
+                "weights at every call. Export the transformer before enabling layerwise casting or group offload."
+            )
 
 
 class _Step(torch.nn.Module):

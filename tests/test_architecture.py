@@ -54,7 +54,7 @@ ALLOWED = {
     },
     "pipeline": {"compiled", "config", "models", "parallel", "runtime", "schedule", "weights"},
     "sampling": {"_typing", "config", "functional", "initial", "models", "plans", "state"},
-    "export": {"_typing", "config", "functional", "models", "sampling", "state"},
+    "export": {"_typing", "config", "functional", "models", "sampling", "state", "subclasses"},
     "plots": set(),
     "reporting": {"plots"},
     "reading": {"config", "functional", "pipeline", "reporting", "state", "traffic", "trajectory"},
