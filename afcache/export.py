@@ -47,7 +47,6 @@ def export_step(
         NotImplementedError: quantised weights, or hooks that cast or move weights at every call.
 
     """
-    _check_weights(transformer)
     programs = []
 
     def step(
@@ -59,9 +58,12 @@ def export_step(
         scale: Tensor,
         **static: Any,
     ) -> tuple[Tensor, tuple[CacheState, ...], tuple[StepRecord, ...]]:
+        _check_weights(transformer)
         plain = tuple({name: part for name, part in branch.items() if name not in _PLACED} for branch in _plain(branches))
         module = _Step(transformer, branches, states, static)
-        programs.append(torch.export.export(module, (plain, latents, _plain(states), _plain(schedule), scale)))
+        program = torch.export.export(module, (plain, latents, _plain(states), _plain(schedule), scale))
+        _forget_sources(program)
+        programs.append(program)
         return latents, states, ()
 
     denoise(transformer, inputs, torch.tensor([1.0, 0.0]), negative=negative, config=config, step=step)
@@ -82,6 +84,14 @@ def _check_weights(transformer: HostModule) -> None:
                 f"transformer.{name} has diffusers hooks {sorted(registry.hooks)}, which cannot be exported: they cast or move "
                 "weights at every call. Export the transformer before enabling layerwise casting or group offload."
             )
+
+
+def _forget_sources(program: ExportedProgram) -> None:
+    """Stack traces are most of a saved program's graph, and tell the folders of this machine."""
+    for module in program.graph_module.modules():
+        if isinstance(module, torch.fx.GraphModule):
+            for node in module.graph.nodes:
+                node.meta.pop("stack_trace", None)
 
 
 class _Step(torch.nn.Module):
