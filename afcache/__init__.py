@@ -16,6 +16,7 @@ from afcache._version import __version__
 if TYPE_CHECKING:
     from afcache.assets import load_mini_flux, mini_flux_folder
     from afcache.calibration import calibrate_magnitudes, measure_noise
+    from afcache.checkpoint import load_checkpoint, save_checkpoint
     from afcache.config import PRESETS, CacheConfig, Layerwise
     from afcache.export import export_step
     from afcache.functional.step import cached_forward, denoising_step
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from afcache.reporting import Report
     from afcache.sampling import Denoised, denoise
     from afcache.state import CacheState
+    from afcache.targets import calibrate
 
 # Imported on first use: diffusers takes seconds to import, and `afcache --help` needs none of it.
 _HOMES = {
@@ -41,6 +43,7 @@ _HOMES = {
     "Layerwise": "config",
     "ParallelConfig": "parallel",
     "Report": "reporting",
+    "calibrate": "targets",
     "calibrate_magnitudes": "calibration",
     "cached_forward": "functional.step",
     "check_state": "initial",
@@ -49,6 +52,7 @@ _HOMES = {
     "denoising_step": "functional.step",
     "export_step": "export",
     "init_state": "initial",
+    "load_checkpoint": "checkpoint",
     "load_mini_flux": "assets",
     "measure_noise": "calibration",
     "mini_flux_folder": "assets",
@@ -56,6 +60,7 @@ _HOMES = {
     "psnr": "metrics",
     "report": "reading",
     "restore_pipeline": "pipeline",
+    "save_checkpoint": "checkpoint",
     "ssim": "metrics",
     "uncached": "pipeline",
 }
@@ -72,6 +77,7 @@ __all__ = [
     "Report",
     "__version__",
     "cached_forward",
+    "calibrate",
     "calibrate_magnitudes",
     "check_state",
     "compile_pipeline",
@@ -79,6 +85,7 @@ __all__ = [
     "denoising_step",
     "export_step",
     "init_state",
+    "load_checkpoint",
     "load_mini_flux",
     "measure_noise",
     "mini_flux_folder",
@@ -86,6 +93,7 @@ __all__ = [
     "psnr",
     "report",
     "restore_pipeline",
+    "save_checkpoint",
     "ssim",
     "uncached",
 ]

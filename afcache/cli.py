@@ -1,4 +1,4 @@
-"""The command line: `afcache generate` and `afcache info`."""
+"""The command line: `afcache generate`, `afcache calibrate` and `afcache info`."""
 
 import argparse
 import importlib.metadata
@@ -15,6 +15,8 @@ from afcache.policies import POLICIES
 
 _GENERATE = """Draw images, with the cache. Several processes, one for each GPU, are started by torchrun:
 torchrun --nproc-per-node 2 -m afcache generate ...; degrees that are not given are chosen."""
+_CALIBRATE = """Draw every prompt uncached and at one tolerance after another, until a speed or a quality is met; write the
+settings and the curve to a file for 'afcache generate --config'."""
 _DTYPES = ("float32", "bfloat16", "float16")
 _ERROR_STATUS = 2
 _MAX_STEPS = 1000
@@ -77,7 +79,39 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"afcache {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, parser_class=_Parser)
     generate = commands.add_parser("generate", help="draw images", description=_GENERATE)
+    _add_drawing(generate)
     add = generate.add_argument
+    add("--num-images", type=_positive_int, default=1, help="images per prompt, with seeds counting up (default 1)")
+    careful = generate.add_mutually_exclusive_group()
+    careful.add_argument("--preset", choices=("quality", "balanced", "fast"), help="how careful (default balanced)")
+    careful.add_argument("--tolerance", type=float, help="error budget between refreshes; 0 computes every step")
+    careful.add_argument("--policy", choices=tuple(POLICIES), metavar="NAME", help=f"another policy: {', '.join(POLICIES)}")
+    careful.add_argument("--config", type=Path, metavar="FILE", help="settings that 'afcache calibrate' wrote")
+    careful.add_argument("--no-cache", action="store_true", help="run the pipeline as it is")
+    add("--no-compile", action="store_true", help="do not compile: starts at once, runs slower")
+    add("--ulysses", type=_positive_int, metavar="N", help="processes that share tokens and exchange attention heads")
+    add("--ring", type=_positive_int, metavar="N", help="processes that share tokens and pass keys and values on")
+    add("--cfg-parallel", type=int, choices=(1, 2), help="2: guidance branches on different processes")
+    add("--output", type=Path, default=Path("outputs"), metavar="DIR", help="where to write (default outputs)")
+    add("--compare", action="store_true", help="also run uncached, and show pictures, gain and difference side by side")
+    calibrate = commands.add_parser("calibrate", help="find the settings for a speed or a quality", description=_CALIBRATE)
+    target = calibrate.add_mutually_exclusive_group(required=True)
+    target.add_argument("--target-speedup", type=float, metavar="X", help="how many times fewer block evaluations, at least")
+    target.add_argument(
+        "--target-psnr", type=float, metavar="DB", help="mean PSNR to the uncached images, at least; 40 is hard to see"
+    )
+    _add_drawing(calibrate)
+    add = calibrate.add_argument
+    add("--num-images", type=_positive_int, default=4, help="images per prompt, with seeds counting up (default 4)")
+    add("--output", type=Path, default=Path("afcache.json"), metavar="FILE", help="where to write (default afcache.json)")
+    info = commands.add_parser("info", help="show versions and what can be used here")
+    info.set_defaults(dtype=None)
+    return parser
+
+
+def _add_drawing(parser: argparse.ArgumentParser) -> None:
+    """What both commands that draw must know."""
+    add = parser.add_argument
     add("--prompt", action="append", metavar="TEXT", help="what to draw; may be repeated (mini-FLUX has defaults)")
     add("--model", metavar="FOLDER_OR_HUB_ID", help="a FLUX.1 pipeline (default: mini-FLUX, which ships with the package)")
     add("--steps", type=_steps, default=28, help="denoising steps (default 28)")
@@ -88,23 +122,8 @@ def build_parser() -> argparse.ArgumentParser:
     add("--height", type=_pixels, help="pixels (default: the model's own)")
     add("--width", type=_pixels, help="pixels (default: the model's own)")
     add("--max-sequence-length", type=_positive_int, help="text tokens (default: the model's own, else 512)")
-    add("--num-images", type=_positive_int, default=1, help="images per prompt, with seeds counting up (default 1)")
-    careful = generate.add_mutually_exclusive_group()
-    careful.add_argument("--preset", choices=("quality", "balanced", "fast"), help="how careful (default balanced)")
-    careful.add_argument("--tolerance", type=float, help="error budget between refreshes; 0 computes every step")
-    careful.add_argument("--policy", choices=tuple(POLICIES), metavar="NAME", help=f"another policy: {', '.join(POLICIES)}")
-    careful.add_argument("--no-cache", action="store_true", help="run the pipeline as it is")
-    add("--no-compile", action="store_true", help="do not compile: starts at once, runs slower")
     add("--dtype", choices=_DTYPES, help="default: bfloat16 on CUDA, float32 elsewhere and for mini-FLUX")
     add("--device", help="cpu, cuda, cuda:1, ... (default: cuda if there is one)")
-    add("--ulysses", type=_positive_int, metavar="N", help="processes that share tokens and exchange attention heads")
-    add("--ring", type=_positive_int, metavar="N", help="processes that share tokens and pass keys and values on")
-    add("--cfg-parallel", type=int, choices=(1, 2), help="2: guidance branches on different processes")
-    add("--output", type=Path, default=Path("outputs"), metavar="DIR", help="where to write (default outputs)")
-    add("--compare", action="store_true", help="also run uncached, and show pictures, gain and difference side by side")
-    info = commands.add_parser("info", help="show versions and what can be used here")
-    info.set_defaults(dtype=None)
-    return parser
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -118,9 +137,9 @@ def main(argv: list[str] | None = None) -> int:
         if arguments.command == "info":
             print("\n".join(f"{name:<14} {value}" for name, value in collect_info().items()))
         else:
-            from afcache.generate import run
+            from afcache import generate
 
-            run(arguments)
+            (generate.calibrate_model if arguments.command == "calibrate" else generate.run)(arguments)
     except (ValueError, TypeError, NotImplementedError, OSError) as error:
         _say_error(" ".join(str(error).split()), everywhere=isinstance(error, OSError))
         return _ERROR_STATUS

@@ -1,10 +1,13 @@
 """CacheConfig: everything that can be set, checked when it is made."""
 
 import dataclasses
+import json
 import math
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 from afcache._checks import check_choice, check_flag, check_integer, check_number, check_numbers
+from afcache.curve import Calibration
 
 Policy = Literal["adaptive", "fixed", "growing", "magcache", "planned", "teacache", "dbcache", "none"]
 BatchDecisions = Literal["independent", "shared"]
@@ -102,6 +105,7 @@ class CacheConfig:
         batch_decisions: "independent" (each sample decides, so that its result does not depend on its neighbours) or
             "shared" (all samples adopt every refresh, which computes fewer steps).
         layerwise: what groups of blocks do on other steps; None forecasts the stack as a whole.
+        calibration: what `afcache.calibrate` measured to find these settings; no setting itself.
 
     Raises:
         ValueError: a value is out of its range or not one of its names, or two settings exclude each other.
@@ -132,6 +136,7 @@ class CacheConfig:
     refresh_last_step: bool = False
     batch_decisions: BatchDecisions = "independent"
     layerwise: Layerwise | None = None
+    calibration: Calibration | None = dataclasses.field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         check_choice("policy", self.policy, get_args(Policy))
@@ -161,6 +166,9 @@ class CacheConfig:
         check_numbers("magnitude_ratios", self.magnitude_ratios, 0.0, math.inf)
         _check_steps("refresh_steps", self.refresh_steps)
         self._check_combination()
+
+        if self.calibration is not None and not isinstance(self.calibration, Calibration):
+            raise TypeError(f"calibration must be what afcache.calibrate made, or None, got {self.calibration!r}.")
 
     def _check_combination(self) -> None:
         if self.policy == "magcache" and not self.magnitude_ratios:
@@ -211,6 +219,30 @@ class CacheConfig:
         """The fields as plain values, for reports and files."""
         return dataclasses.asdict(self)
 
+    def to_json(self, path: str | Path) -> None:
+        """Write the settings, and the calibration they come from, to a file that `from_json` reads."""
+        Path(path).write_text(json.dumps(self.to_dict(), indent=2) + "\n")
+
+    @classmethod
+    def from_json(cls, path: str | Path) -> "CacheConfig":
+        """Read settings; what the file leaves out has its default.
+
+        Raises:
+            OSError: the file cannot be read.
+            ValueError: it holds no settings, or some that CacheConfig does not know or refuses.
+            TypeError: a value is of the wrong kind.
+
+        """
+        try:
+            values = json.loads(Path(path).read_text())
+        except ValueError as error:
+            raise ValueError(f"{path} is no JSON file of settings: {error}.") from error
+        known = {field.name for field in dataclasses.fields(cls)}
+        if not isinstance(values, dict) or not known.issuperset(values):
+            found = sorted(set(values) - known) if isinstance(values, dict) else type(values).__name__
+            raise ValueError(f"{path} must be an object of CacheConfig's fields, got {found}. CacheConfig.to_json writes one.")
+        return cls(**{name: _from_plain(name, value) for name, value in values.items()})
+
 
 def resolve_config(
     config: CacheConfig | None = None, *, tolerance: float | None = None, preset: str | None = None
@@ -240,6 +272,15 @@ def resolve_config(
     name = "balanced" if preset is None else preset
     check_choice("preset", name, tuple(PRESETS))
     return PRESETS[name] if tolerance is None else tuned(tolerance)  # pyright: ignore[reportArgumentType]
+
+
+def _from_plain(name: str, value: Any) -> Any:
+    """A field as JSON keeps it, as it was."""
+    if isinstance(value, list):
+        return tuple(value)
+    if name == "layerwise" and isinstance(value, dict):
+        return Layerwise(**{inner: _from_plain(inner, each) for inner, each in value.items()})
+    return Calibration.from_dict(value) if name == "calibration" and value is not None else value
 
 
 def _check_steps(name: str, values: object) -> None:

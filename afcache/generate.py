@@ -1,4 +1,4 @@
-"""`afcache generate`: load a pipeline, draw, compare, write."""
+"""`afcache generate`: load a pipeline, draw, compare, write; and `afcache calibrate`, which draws to find settings."""
 
 import argparse
 import math
@@ -14,12 +14,13 @@ from diffusers import DiffusionPipeline, FluxPipeline
 from afcache import processes
 from afcache.assets import mini_flux_folder, recommended_settings
 from afcache.comparison import Draw, Job, compare, save, timed, write_report
-from afcache.config import resolve_config
+from afcache.config import CacheConfig, resolve_config
 from afcache.models.flux import num_blocks
 from afcache.parallel import ParallelConfig
 from afcache.pipeline import compile_pipeline
 from afcache.policies import policy
 from afcache.reading import report
+from afcache.targets import calibrate, check_targets
 
 _MINI_PROMPTS = (
     "a handwritten seven on a flower",
@@ -38,8 +39,7 @@ def run(arguments: argparse.Namespace) -> None:
 
     """
     _check_arguments(arguments)
-    named = None if arguments.policy is None else policy(arguments.policy)
-    settings = resolve_config(named, tolerance=arguments.tolerance, preset=arguments.preset)
+    settings = _settings(arguments)
     device = processes.own_device(arguments.device, _device(arguments.device))
     compiles = not (arguments.no_compile or arguments.no_cache)
     if compiles and (problem := missing_compiler(device)):
@@ -66,6 +66,43 @@ def run(arguments: argparse.Namespace) -> None:
     if output is not None:
         print(f"written to {output}/")
     processes.part()
+
+
+def calibrate_model(arguments: argparse.Namespace) -> None:
+    """Find settings for what the command line asks, print the curve and write them.
+
+    Raises:
+        ValueError, NotImplementedError, OSError: anything a user can mend; the message says how.
+
+    """
+    check_targets(arguments.target_speedup, arguments.target_psnr)
+    _check_drawing(arguments)
+    if processes.count() > 1:
+        raise ValueError("calibrate runs in one process; start it without torchrun. What it finds holds for several, too.")
+    if arguments.output.is_dir() or not arguments.output.parent.is_dir():
+        raise ValueError(f"--output must be a file in a folder that exists, got {str(arguments.output)!r}.")
+    folder = _resolve_model(arguments.model)
+    pipe = _load(folder, arguments, _device(arguments.device))
+    jobs = _jobs(arguments)
+    config = calibrate(
+        pipe,
+        [job.prompt for job in jobs],
+        target_speedup=arguments.target_speedup,
+        target_psnr=arguments.target_psnr,
+        seed=arguments.seed,
+        **_sampling_options(pipe, folder, arguments),
+    )
+    config.to_json(arguments.output)
+    print(f"{len(jobs)} images at every tolerance, {arguments.steps} steps, against the uncached ones:\n{config.calibration}")
+    print(f"chosen: tolerance {config.tolerance:.4g}, written to {arguments.output}")
+    print(f"draw with it: afcache generate --config {shlex.quote(str(arguments.output))} ..., or CacheConfig.from_json(...)")
+
+
+def _settings(arguments: argparse.Namespace) -> CacheConfig:
+    if arguments.config is not None:
+        return CacheConfig.from_json(arguments.config)
+    named = None if arguments.policy is None else policy(arguments.policy)
+    return resolve_config(named, tolerance=arguments.tolerance, preset=arguments.preset)
 
 
 def _draw_all(draw: Draw, jobs: list[Job], *, compiles: bool, is_cached: bool, output: Path | None) -> None:
@@ -120,13 +157,17 @@ def _announce(pipe: FluxPipeline, parallel: ParallelConfig | None, compiles: boo
 def _check_arguments(arguments: argparse.Namespace) -> None:
     if arguments.compare and arguments.no_cache:
         raise ValueError("--compare needs the cache; leave out --no-cache.")
+    if arguments.no_cache and processes.count() > 1:
+        raise ValueError("--no-cache would compute everything in every process; --policy none shares the work.")
+    _check_drawing(arguments)
+
+
+def _check_drawing(arguments: argparse.Namespace) -> None:
     scale = arguments.true_cfg_scale
     if scale is not None and not 1 <= scale < math.inf:
         raise ValueError(f"--true-cfg-scale must be finite and >= 1 (1 switches guidance off), got {scale:g}.")
     if arguments.negative_prompt is not None and (scale == 1 or (scale is None and arguments.model is not None)):
         raise ValueError("--negative-prompt has no effect without guidance; give --true-cfg-scale above 1, too.")
-    if arguments.no_cache and processes.count() > 1:
-        raise ValueError("--no-cache would compute everything in every process; --policy none shares the work.")
     if not arguments.prompt and arguments.model is not None:
         raise ValueError("--prompt is needed with --model; only mini-FLUX has default prompts.")
 

@@ -65,6 +65,7 @@ def compile_pipeline(
     mode: str | None = None,
     dynamic: bool | None = None,
     parallel: ParallelConfig | None = None,
+    decide_ahead: bool = False,
 ) -> PipelineT:
     """Make a FLUX pipeline sample faster, in place.
 
@@ -84,6 +85,8 @@ def compile_pipeline(
             itself and updates the history in place; so does None where ranks share a sequence.
         parallel: how to share the work among the processes that torchrun started; on all of them the pipeline is called with
             the same arguments and returns the same images. Every process holds all weights.
+        decide_ahead: wait for the device once a refresh, which decides all steps up to the next one, instead of at every step.
+            Images are the same. Not together with `parallel`, gates ("teacache", "dbcache") or groups.
 
     Returns:
         the same pipeline.
@@ -109,12 +112,13 @@ def compile_pipeline(
     # Shares of a sequence have sizes that torch.cond cannot take as symbols (torch 2.13).
     if dynamic is None and parallel is not None and parallel.shares_sequence:
         dynamic = False
+    _check_foresight(decide_ahead, settings, parallel)
     options = CompileOptions(enabled=compile, backend=backend, mode=mode, dynamic=dynamic)
     _check_options(options)
     if compile:
         check_layers(transformer)
     context = None if parallel is None else _connect(parallel, transformer)
-    runtime = Runtime(transformer, settings, options, torch.compile, context)
+    runtime = Runtime(transformer, settings, options, torch.compile, context, decides_ahead=decide_ahead)
     previous = bound_runtime(transformer)
     for served in [*(previous.pipes() if previous is not None else []), pipe]:
         runtime.serve(served)
@@ -213,6 +217,24 @@ def _connect(parallel: ParallelConfig, transformer: Any) -> ParallelContext:
             "backends do not return. Use ulysses_degree, or call transformer.reset_attention_backend()."
         )
     return connect(parallel)
+
+
+def _check_foresight(decide_ahead: bool, config: CacheConfig, parallel: ParallelConfig | None) -> None:
+    """Refuse to decide ahead where a step's decision needs the step itself, or other ranks."""
+    if not isinstance(decide_ahead, bool):
+        raise TypeError(f"decide_ahead must be True or False, got {decide_ahead!r}.")
+    if not decide_ahead:
+        return
+    if parallel is not None:
+        raise NotImplementedError(
+            f"decide_ahead=True cannot be combined with parallel={parallel!r} yet: ranks agree within the step. Leave it out."
+        )
+    if config.is_gated or config.layerwise is not None:
+        what = "layerwise" if config.layerwise is not None else f"policy {config.policy!r}"
+        raise ValueError(
+            f"decide_ahead must be False under {what}, got True: it decides by what it sees of each step. Leave it out, or use "
+            "policy 'adaptive', 'fixed', 'growing', 'magcache' or 'planned' without groups."
+        )
 
 
 def _check_options(options: CompileOptions) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from afcache.compiled import CompiledStep, CompileOptions
 from afcache.config import CacheConfig
-from afcache.functional.decision import predict_error
+from afcache.foresight import Foresight
 from afcache.functional.parallel import parallel_forward, parallel_full_forward
 from afcache.functional.step import cached_forward, full_forward
 from afcache.functional.update import follow
@@ -24,13 +24,14 @@ from afcache.noise import measure_noise_floor
 from afcache.parallel import ParallelContext, check_same_task, check_votes, is_lost_connection, lost_rank
 from afcache.plans import schedule_steps
 from afcache.schedule import ScheduledStep, Served, check_scheduler, check_sigmas, correction_holds, read_step
-from afcache.state import CacheState, Coupling, StepRecord, StepSchedule
+from afcache.state import CacheState, StepRecord
 from afcache.trajectory import (
     CONDITIONING,
     Branch,
     Call,
     Trajectory,
     check_conditioning,
+    couple,
     describe,
     is_new,
     learn_guidance,
@@ -57,6 +58,7 @@ class Runtime:
         options: how to compile.
         compiler: torch.compile; passed in because the pipeline module owns the only call to it.
         parallel: the processes that draw together; None draws alone.
+        decides_ahead: whether decisions are read once a refresh (`afcache.foresight`).
 
     """
 
@@ -67,10 +69,13 @@ class Runtime:
         options: CompileOptions,
         compiler: Callable[..., Callable[..., Any]],
         parallel: ParallelContext | None = None,
+        *,
+        decides_ahead: bool = False,
     ) -> None:
         self.config = config
         self.options = options
         self.parallel = parallel
+        self.decides_ahead = decides_ahead
         self.is_bypassed = False
         self._trajectories: weakref.WeakKeyDictionary[Any, Trajectory] = weakref.WeakKeyDictionary()
         self._compiler = compiler
@@ -85,7 +90,8 @@ class Runtime:
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Runtime":
         """A copied transformer gets a runtime of its own: same settings, no trajectory, the copied pipelines."""
-        twin = Runtime(memo[id(self._transformer)], self.config, self.options, self._compiler, self.parallel)
+        settings = (self.config, self.options, self._compiler, self.parallel)
+        twin = Runtime(memo[id(self._transformer)], *settings, decides_ahead=self.decides_ahead)
         memo[id(self)] = twin
         for pipe in self.pipes():
             twin.serve(memo.get(id(pipe), pipe))
@@ -254,10 +260,11 @@ class Runtime:
             )
         self._check_context(inputs)
         sigmas = step.sigmas.to(inputs.hidden_states.device, torch.float32)
+        schedule = schedule_steps(sigmas[step.index :], self.config, noise_floor=self._noise_floor(inputs))
         trajectory = Trajectory(
             timesteps=step.timesteps,
             sigmas=sigmas,
-            schedule=schedule_steps(sigmas[step.index :], self.config, noise_floor=self._noise_floor(inputs)),
+            schedule=schedule,
             alone=solo(inputs.hidden_states.shape[0], groups=self.config.num_groups, device=sigmas.device),
             first_index=step.index,
             shape=inputs.hidden_states.shape,
@@ -266,6 +273,7 @@ class Runtime:
             adapted=self._weights.adapted(),
             num_blocks=flux.num_blocks(self._transformer),
             sizes=None if self.parallel is None else message_sizes(self._transformer, inputs),
+            foresight=Foresight(self.config, schedule) if self.decides_ahead else None,
         )
         self._trajectories[scheduler] = trajectory
         return trajectory
@@ -296,13 +304,12 @@ class Runtime:
         steer(branch, inputs)
         if branch_index == 0:
             learn_guidance(trajectory, inputs.hidden_states)
-            trajectory.coupling = self._lead(trajectory, schedule)
-        assert trajectory.coupling is not None
-        arguments = (inputs, branch.state, schedule, trajectory.coupling)
+        coupling = couple(trajectory, branch_index, self.config)
+        arguments = (inputs, branch.state, schedule, coupling)
         velocity, branch.state, record = self._run(branch, trajectory, arguments)
-        velocity = self._only(velocity)
+        velocity, branch.is_known = self._only(velocity), True
         if branch_index == 0:
-            trajectory.coupling = follow(trajectory.alone, record)
+            trajectory.coupling = follow(coupling, record)
         if trajectory.index == trajectory.first_index:
             trajectory.first_latents, branch.velocity = inputs.hidden_states, velocity
         return velocity, record
@@ -322,16 +329,6 @@ class Runtime:
         if self._context is None or self._context[0]() is not img_ids:
             self._context = (weakref.ref(img_ids), flux.context_length(img_ids))
         return self._context[1]
-
-    def _lead(self, trajectory: Trajectory, schedule: StepSchedule) -> Coupling:
-        """Gather what the leading branch needs to decide for all."""
-        coupling = trajectory.alone
-        followers = trajectory.branches[1:]
-        if not followers:
-            return coupling
-        others = sum(predict_error(branch.state, schedule, config=self.config) for branch in followers)
-        weight, others_weight = weights(trajectory)
-        return coupling._replace(weight=weight, others_error=others_weight * others)
 
     def _init_state(self, inputs: flux.FluxInputs) -> CacheState:
         batch, img_seq, _ = inputs.hidden_states.shape
@@ -356,7 +353,7 @@ class Runtime:
             return
         trajectory.adapted = adapted
         for branch in trajectory.branches:
-            branch.state, branch.calls, branch.settled = self._init_state(inputs), 0, None
+            branch.forget(self._init_state(inputs))
 
     def _run(self, branch: Branch, trajectory: Trajectory, arguments: tuple[Any, ...]) -> Any:
         """A branch's next call: with guards for the first two, the second of which meets a state of our own."""

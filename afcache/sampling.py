@@ -13,7 +13,7 @@ from afcache.config import CacheConfig, resolve_config
 from afcache.functional.architecture import Architecture
 from afcache.functional.attention import AttentionKernel, scaled_dot_product_attention
 from afcache.functional.step import denoising_step
-from afcache.initial import init_state
+from afcache.initial import check_state, init_state
 from afcache.models import flux
 from afcache.models.flux_checks import check_blocks, check_config, check_context, check_transformer
 from afcache.plans import schedule_steps
@@ -23,10 +23,10 @@ Step = Callable[..., tuple[Tensor, tuple[CacheState, ...], tuple[StepRecord, ...
 
 
 class Denoised(NamedTuple):
-    """A finished trajectory.
+    """A trajectory, finished or up to some step.
 
     Attributes:
-        latents: at the last noise level, `[batch, img_seq, channels]`.
+        latents: at the noise level that was reached, `[batch, img_seq, channels]`.
         states: one for each guidance branch.
         records: for each step, one record for each guidance branch.
 
@@ -53,6 +53,8 @@ def denoise(
     step: Step = denoising_step,
     architecture: Architecture = flux.FLUX,
     kernel: AttentionKernel | None = None,
+    start: Denoised | None = None,
+    stop: int | None = None,
 ) -> Denoised:
     """Integrate from the first noise level to the last, with a cache.
 
@@ -61,7 +63,11 @@ def denoise(
     step = torch.compile(afcache.denoising_step, fullgraph=True)
     result = afcache.denoise(transformer, inputs, sigmas, step=step)
 
-    Every step is one call of `step`, which is one graph when compiled; the state is threaded through as a value.
+    Every step is one call of `step`, which is one graph when compiled; the state is threaded through as a value. So a
+    trajectory can be left at any step, kept (`afcache.save_checkpoint`), and gone on with, more than once:
+
+    half = afcache.denoise(transformer, inputs, sigmas, stop=14)
+    result = afcache.denoise(transformer, inputs, sigmas, start=half)
 
     Args:
         transformer: owner of the weights, e.g. diffusers' FluxTransformer2DModel.
@@ -76,6 +82,9 @@ def denoise(
             `torch._dynamo.config.recompile_limit` raised; `compile_pipeline` counts for each pipeline.
         architecture: the model's parts.
         kernel: the attention kernel; by default that of the transformer's attention backend.
+        start: a trajectory over the same sigmas to go on from, on the transformer's device; it is not changed. Its states
+            must fit the config, whose tolerance and other numbers may be others.
+        stop: how many steps are done at the end, those of `start` included; None means all.
 
     Returns:
         the latents, the last states, and a record of every step.
@@ -83,7 +92,8 @@ def denoise(
     Raises:
         TypeError: sigmas are no tensor, or the inputs are not FluxInputs.
         ValueError: more groups or blocks than the transformer has; sigmas are too few, not falling or above 1; a guidance
-            scale that is not finite, or without negative inputs, or negative inputs with other latents.
+            scale that is not finite, or without negative inputs, or negative inputs with other latents; a start of other
+            shapes, branches or settings, or a stop that is not after it.
         NotImplementedError: our forward would not compute what this transformer does; the message says why.
 
     """
@@ -99,24 +109,27 @@ def denoise(
         kernel = flux.attention_kernel(transformer) if architecture is flux.FLUX else scaled_dot_product_attention
     _check(sigmas, inputs, negative, guidance_scale)
     branches = _detach((inputs,) if negative is None else (inputs, negative))
-    latents = branches[0].hidden_states
-    batch, img_seq, _ = latents.shape
-    states = tuple(
-        init_state(
-            batch,
-            img_seq,
-            transformer.inner_dim,
-            config=settings,
-            txt_seq=_text_length(branch),
-            num_blocks=1 if architecture.parts is None else architecture.parts.num_blocks(transformer),
-            dtype=latents.dtype,
-            device=latents.device,
-        )
+    batch, img_seq, _ = inputs.hidden_states.shape
+    device = inputs.hidden_states.device
+    sizes = [
+        {
+            "batch": batch,
+            "img_seq": img_seq,
+            "dim": transformer.inner_dim,
+            "config": settings,
+            "txt_seq": _text_length(branch),
+            "num_blocks": 1 if architecture.parts is None else architecture.parts.num_blocks(transformer),
+        }
         for branch in branches
-    )
-    scale = torch.full((batch,), guidance_scale, dtype=torch.float32, device=latents.device)
-    records = []
-    for schedule in schedule_steps(sigmas.to(latents.device), settings):
+    ]
+    if start is None:
+        states = tuple(init_state(**size, dtype=inputs.hidden_states.dtype, device=device) for size in sizes)
+        start = Denoised(branches[0].hidden_states, states, [])
+    else:
+        _check_start(start, inputs.hidden_states, sizes)
+    latents, states, records = start.latents, start.states, list(start.records)
+    scale = torch.full((batch,), guidance_scale, dtype=torch.float32, device=device)
+    for schedule in schedule_steps(sigmas.to(device), settings)[_steps_left(start, stop, len(sigmas) - 1)]:
         latents, states, record = step(
             transformer,
             branches,
@@ -130,6 +143,31 @@ def denoise(
         )
         records.append(record)
     return Denoised(latents, states, records)
+
+
+def _check_start(start: object, latents: Tensor, sizes: list[dict[str, Any]]) -> None:
+    if not isinstance(start, Denoised):
+        raise TypeError(f"start must be what denoise or load_checkpoint returned, got {type(start).__name__}.")
+    if len(start.states) != len(sizes):
+        raise ValueError(
+            f"start must have a state for each guidance branch, {len(sizes)}, got {len(start.states)}. Pass the same negative."
+        )
+    if start.latents.shape != latents.shape or start.latents.device != latents.device:
+        raise ValueError(
+            f"start.latents must have shape {tuple(latents.shape)} on {latents.device}, as inputs.hidden_states have, got "
+            f"{tuple(start.latents.shape)} on {start.latents.device}."
+        )
+    for state, size in zip(start.states, sizes, strict=True):
+        check_state(state, **size)
+
+
+def _steps_left(start: Denoised, stop: int | None, steps: int) -> slice:
+    done, end = len(start.records), steps if stop is None else stop
+    if isinstance(end, bool) or not isinstance(end, int) or not done < end <= steps:
+        raise ValueError(
+            f"stop must be a step after the {done} done and at most {steps}, got {stop!r}. A finished trajectory cannot go on."
+        )
+    return slice(done, end)
 
 
 def _text_length(inputs: Any) -> int:

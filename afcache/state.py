@@ -124,6 +124,8 @@ class Coupling(NamedTuple):
         others_error: weighted sum of the other branches' predicted errors; float32 `[batch]`.
         leader_choice: what each group did in the leader (see `GroupRecord`); int64 `[groups, batch]`; no groups unless
             the policy has them.
+        known: `(is_computed,)` where the host knows before the step whether the blocks run: bool, 0-d, on the CPU; the flags
+            that the step decides by must not ask for more. Empty where the step's own decision is read.
 
     """
 
@@ -132,6 +134,7 @@ class Coupling(NamedTuple):
     weight: Tensor
     others_error: Tensor
     leader_choice: Tensor
+    known: tuple[Tensor, ...] = ()
 
 
 class StepRecord(NamedTuple):

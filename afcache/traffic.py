@@ -1,4 +1,4 @@
-"""What a rank tells the others at a step: collectives and bytes, by formula. `tests/test_traffic.py` counts them.
+"""What a rank tells the others at a step: collectives and bytes, by formula. `tests/test_parallel.py` counts them.
 
 Every collective of `afcache.functional.parallel` has its line here. Bytes are those that one rank sends when collectives are
 carried out directly: each peer is sent what it lacks, once.

@@ -10,8 +10,10 @@ import torch
 from torch import Tensor
 
 from afcache.config import CacheConfig
+from afcache.foresight import Foresight
 from afcache.functional.architecture import Lengths
 from afcache.functional.control import infer_guidance
+from afcache.functional.decision import predict_error
 from afcache.functional.update import restart
 from afcache.initial import state_bytes
 from afcache.models.flux import FluxInputs
@@ -54,6 +56,7 @@ class Branch:
         calls: how many there were.
         settled: the compiled step without guards, once they have been checked often enough.
         steering: what steered its last call.
+        is_known: whether it certainly has a history.
 
     """
 
@@ -62,6 +65,11 @@ class Branch:
     calls: int = 0
     settled: Callable[..., Any] | None = None
     steering: Steering | None = None
+    is_known: bool = False
+
+    def forget(self, state: CacheState) -> None:
+        """Start again with another state, whose next calls check all guards."""
+        self.state, self.calls, self.settled, self.is_known = state, 0, None, False
 
 
 @dataclass
@@ -89,6 +97,7 @@ class Trajectory:
         calls: every call, for the report.
         num_blocks: blocks that one full call evaluates.
         sizes: of the messages that ranks exchange; None alone.
+        foresight: the decisions that the host knows beforehand; None where each step's is read.
 
     """
 
@@ -112,6 +121,7 @@ class Trajectory:
     calls: list[Call] = field(default_factory=list)
     num_blocks: int = 0
     sizes: Sizes | None = None
+    foresight: Foresight | None = None
 
     @property
     def bytes(self) -> int:
@@ -134,7 +144,7 @@ def steer(branch: Branch, inputs: FluxInputs) -> None:
         branch.calls, branch.settled = 0, None
     switched = is_switched(before, branch.steering)
     if switched is not None:
-        branch.state = restart(branch.state, switched)
+        branch.state, branch.is_known = restart(branch.state, switched), False
 
 
 def learn_guidance(trajectory: Trajectory, latents: Tensor) -> None:
@@ -165,6 +175,33 @@ def weights(trajectory: Trajectory) -> tuple[Tensor, Tensor]:
         return ones, ones
     is_known = torch.isfinite(scale)
     return torch.where(is_known, scale.abs(), ones), torch.where(is_known, (1 - scale).abs(), ones)
+
+
+def couple(trajectory: Trajectory, branch_index: int, config: CacheConfig) -> Coupling:
+    """How a branch decides: the first one for all, the others as it did."""
+    if branch_index == 0:
+        return _lead(trajectory, config)
+    coupling = trajectory.coupling
+    assert coupling is not None
+    if trajectory.foresight is None:
+        return coupling
+    return trajectory.foresight.follow(coupling, is_known=trajectory.branches[branch_index].is_known)
+
+
+def _lead(trajectory: Trajectory, config: CacheConfig) -> Coupling:
+    """Gather what the leading branch needs to decide for all."""
+    position = trajectory.index - trajectory.first_index
+    leader, *followers = trajectory.branches
+    coupling = trajectory.alone
+    if followers:
+        schedule = trajectory.schedule[position]
+        others = sum(predict_error(branch.state, schedule, config=config) for branch in followers)
+        weight, others_weight = weights(trajectory)
+        coupling = coupling._replace(weight=weight, others_error=others_weight * others)
+    if trajectory.foresight is None:
+        return coupling
+    states = [branch.state for branch in trajectory.branches]
+    return trajectory.foresight.lead(position, coupling, states, weights(trajectory), is_known=leader.is_known)
 
 
 def describe(inputs: FluxInputs, trajectory: Trajectory, config: CacheConfig, branch_index: int) -> dict[str, Any]:

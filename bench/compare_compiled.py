@@ -44,8 +44,9 @@ from bench import compare_report, readme_numbers
 from bench.contender_process import Drawn, Finished, Racer, Ready
 from bench.contenders import Contender, calibrate_magcache, contenders
 from bench.equal_quality import interpolation_notes, quality_rows, shown_quality, verdict
+from bench.random_flux import SIZES
 from bench.recording import table, write_result
-from bench.subjects import DTYPES, SIZES, Task, draw, load
+from bench.subjects import DTYPES, Task, draw, load
 
 REFERENCES = ("eager", "compiled")
 OUTPUT = Path("outputs/compare")

@@ -31,8 +31,8 @@ from afcache.history import write_newest
 from afcache.initial import init_state, solo
 from afcache.models import flux
 from afcache.plans import schedule_steps
+from bench.random_flux import TEXT_TOKENS, draw_random, make_pipeline, make_transformer
 from bench.recording import table, write_result
-from bench.subjects import TEXT_TOKENS, draw_random, make_pipeline, make_transformer
 
 STEPS = 28
 WARMUP = 2

@@ -1,4 +1,4 @@
-"""README's tables of compare_compiled, made of the rows in bench/results: run it, and paste.
+"""README's tables of compare_compiled and full_size, made of the rows in bench/results: run it, and paste.
 
 python -m bench.readme_tables
 """
@@ -11,13 +11,18 @@ from bench.recording import RESULTS, table
 
 
 def main() -> None:
-    """Print the three tables: equal quality, costs on a larger model, costs beside forced refreshes."""
+    """Print the tables: equal quality, costs on a larger model, beside forced refreshes; FLUX.1-dev's steps and messages."""
     mini, medium, small = (_rows(name) for name in ("mini", "random_medium", "random_small"))
     print(table([shown_quality(row) for row in quality_rows(mini)]))
     print()
     print(table([{**_cost(facts, facts["contender"]), "PSNR on mini-FLUX": _quality(facts)} for facts in _by_quality(medium)]))
     print()
     print(table([_cost(facts, facts["family"]) for facts in _by_efficiency(small)]))
+    shapes = json.loads((RESULTS / "full_size_fake_flux1.json").read_text())["rows"]
+    print()
+    print(table([_step(facts) for facts in shapes if "TFLOP" in facts]))
+    print()
+    print(table([_messages(facts) for facts in shapes if "ranks" in facts]))
 
 
 def _rows(subject: str) -> list[dict[str, Any]]:
@@ -44,6 +49,26 @@ def _cost(facts: dict[str, Any], name: str) -> dict[str, str]:
         "fewer blocks": f"{facts['fewer_block_evaluations']:.2f}x",
         "efficiency": f"{facts['efficiency']:.2f}",
         "graphs": f"{facts['graphs']}, {facts['graph_breaks'] or 'no'} breaks" if facts["is_compiled"] else "-",
+    }
+
+
+def _step(facts: dict[str, Any]) -> dict[str, str]:
+    return {
+        "": facts["step"],
+        "TFLOP": f"{facts['TFLOP']:.4g}",
+        "of a refresh": f"{facts['% of a refresh']:.3g} %",
+        "reads": f"{facts['MiB read']:.1f} MiB",
+        "writes": f"{facts['MiB written']:.1f} MiB",
+        **{f"{device}, at least": f"{facts[f'{device}, at least (ms)']:.3f} ms" for device in ("H200", "H100")},
+    }
+
+
+def _messages(facts: dict[str, Any]) -> dict[str, str]:
+    return {
+        "ranks": str(facts["ranks"]),
+        "": facts["step"],
+        "collectives": str(facts["collectives"]),
+        "sent by a rank": f"{facts['MiB sent by a rank']:.2f} MiB",
     }
 
 

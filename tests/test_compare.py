@@ -18,8 +18,10 @@ from bench.compare_compiled import Race, _check, _choose, main
 from bench.contender_process import GAVE_UP, Drawn, Finished, Racer, Ready, StepClock, _peak_mib, count_evaluations
 from bench.contenders import Contender, calibrate_magcache, contenders
 from bench.mini_sampling import SETTINGS, draw, prompt_of
+from bench.random_flux import draw_random, make_pipeline, make_transformer
+from bench.readme_numbers import README
 from bench.recording import RESULTS
-from bench.subjects import Task, draw_random, load, make_pipeline, make_transformer
+from bench.subjects import Task, load
 
 pytestmark = pytest.mark.host
 PATTERN = "FF.F..F...F."
@@ -290,10 +292,13 @@ def test_readmes_tables_are_made_of_stored_rows(capsys):
     readme_tables.main()
     rows = json.loads((RESULTS / "compare_mini_cpu_202611.json").read_text())["rows"]
     fast = next(row for row in rows if row["contender"] == "AFCache fast, compiled")
-    quality, medium, small = capsys.readouterr().out.strip().split("\n\n")
+    quality, medium, small, steps, messages = capsys.readouterr().out.strip().split("\n\n")
     assert f"{fast['speedup_over_compiled']:.2f}x (`AFCache fast`" in quality
     assert "| `AFCache fast` | compiled |" in medium
     assert {"`AFCache` | compiled", "`AFCache` | eager"} <= set(re.findall(r"`AFCache` \| \w+", small))
+    readme = README.read_text()
+    assert steps in readme
+    assert messages in readme
 
 
 def compare(folder: Path, *arguments: str) -> tuple[str, dict[str, dict[str, Any]]]:

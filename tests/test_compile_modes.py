@@ -12,7 +12,7 @@ import afcache
 from afcache import CacheConfig
 from afcache.compiled import CompileOptions
 from afcache.history import history_writer, write_newest
-from bench.subjects import draw_random, make_pipeline, make_transformer
+from bench.random_flux import draw_random, make_pipeline, make_transformer
 
 pytestmark = pytest.mark.host
 # Random weights change slowly with sigma, so the schedule decides: a mixed pattern that no rounding can turn.

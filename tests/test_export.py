@@ -122,7 +122,7 @@ def test_an_exported_step_is_the_eager_one_to_the_last_bit(
 @pytest.mark.host
 def test_the_readmes_program_runs_without_afcache(tmp_path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
-    given, _ = readme_example("afcache.denoise(").split("step = torch.compile")
+    given, _ = readme_example("afcache.denoising_step").split("step = torch.compile")
     scope: dict[str, Any] = {}
     exec(given, scope)
     # Fewer blocks export in a fifth of the time.

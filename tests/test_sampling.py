@@ -231,7 +231,7 @@ def test_negative_inputs_with_other_latents_are_refused(pipe, seeds: list[int]):
 
 
 def test_the_readmes_example_runs(capsys: pytest.CaptureFixture[str]):
-    example = readme_example("afcache.denoise(")
+    example = readme_example("afcache.denoising_step")
     assert "torch.compile(afcache.denoising_step, fullgraph=True)" in example
     assert "pipe" not in example
     exec(example.replace("fullgraph=True", 'fullgraph=True, backend="aot_eager"'), {})

@@ -16,7 +16,7 @@ def branch(predicate: Flag, if_true: Callable[[], T], if_false: Callable[[], T])
     Eager torch.cond would start Dynamo, which costs seconds for every new closure.
 
     Args:
-        predicate: 0-d bool.
+        predicate: 0-d bool; it may lie in the host's memory while everything else is on an accelerator.
         if_true, if_false: closures over tensors. Both return the same structure, shapes, dtypes and strides, made of fresh
             tensors: an input handed through must be cloned.
     Cost:

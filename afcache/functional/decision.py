@@ -43,6 +43,19 @@ def predict_error(state: CacheState, schedule: StepSchedule, *, config: CacheCon
 
 
 @typed
+def would_exceed(state: CacheState, schedule: StepSchedule, accumulated: PerSample, *, config: CacheConfig) -> Flags:
+    """Which samples error control refreshes at a step, given the estimate that they would have after a forecast."""
+    return control.should_refresh(
+        accumulated,
+        tolerance=schedule.tolerance,
+        gap=forecast.gap_to(state.nodes, schedule.sigma),
+        last_gap=state.last_gap,
+        max_growth=config.max_growth,
+        is_forced=schedule.is_forced,
+    )
+
+
+@typed
 def decide(
     state: CacheState,
     schedule: StepSchedule,
@@ -70,14 +83,7 @@ def decide(
     step_error = exchange.over_branches(coupling.weight * predicted + coupling.others_error)
     accumulated = state.accumulated_error + control.contribution(step_error, schedule.sigma, schedule.sigma_next)
     if config.policy == "adaptive":
-        refresh = control.should_refresh(
-            accumulated,
-            tolerance=schedule.tolerance,
-            gap=forecast.gap_to(state.nodes, schedule.sigma),
-            last_gap=state.last_gap,
-            max_growth=config.max_growth,
-            is_forced=schedule.is_forced,
-        )
+        refresh = would_exceed(state, schedule, accumulated, config=config)
     elif isinstance(state.extras, GateState):
         assert change is not None
         refresh = gate.is_changed(state.extras, change, schedule.is_forced, config=config) | (state.num_nodes == 0)

@@ -79,6 +79,7 @@ def cached_forward(
     Returns:
         velocity `[batch, img_seq, channels]`; the next state, all tensors fresh; the record of the step.
     Cost:
+        one host synchronisation where the state is on an accelerator; none where `coupling.known` holds the decision;
         one copy of `state.history` on either side of the decision; with a `writer`, on refreshes only.
 
     """
@@ -91,7 +92,8 @@ def cached_forward(
     exchange = architecture.exchange
     refresh, predicted, accumulated = decide(state, schedule, coupling, *seen.change, config=config, exchange=exchange)
     refresh, votes = agree_to_refresh(refresh, exchange)
-    is_computed = refresh.any()
+    refreshes = refresh.any()
+    is_computed = coupling.known[0] if coupling.known else refreshes
     outcome = branch(
         is_computed,
         lambda: _compute(transformer, made, state, schedule, refresh, architecture, kernel, config, writer),
@@ -99,8 +101,8 @@ def cached_forward(
     )
     next_state, measured = advance(state, schedule, config, refresh, made, outcome, accumulated)
     next_state = next_state._replace(extras=_remember(state, seen, refresh, config))
-    record = record_step(refresh, is_computed, predicted, measured, next_state)
-    return outcome.velocity, next_state, record._replace(votes=votes)
+    record = record_step(refresh, refreshes, predicted, measured, next_state)._replace(votes=votes)
+    return outcome.velocity, next_state, record._replace(is_computed=is_computed) if coupling.known else record
 
 
 @typed
