@@ -3,7 +3,8 @@
     python -m bench.export_step
 
 mini-FLUX on a CPU with one thread. What cannot be made is a row that says why. Times are of the processor and not of the
-clock, so other work on the machine does not count; they are medians over the steps of one image after a first one.
+clock, so that other work on the machine counts little; they are medians over the steps of one image, which is the second one
+of exported steps.
 """
 
 import argparse
