@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from afcache.calibration import calibrate_magnitudes, measure_noise
     from afcache.checkpoint import load_checkpoint, save_checkpoint
     from afcache.config import PRESETS, CacheConfig, Layerwise
+    from afcache.export import export_step
     from afcache.functional.step import cached_forward, denoising_step
     from afcache.initial import check_state, init_state
     from afcache.metrics import psnr, ssim
@@ -49,6 +50,7 @@ _HOMES = {
     "compile_pipeline": "pipeline",
     "denoise": "sampling",
     "denoising_step": "functional.step",
+    "export_step": "export",
     "init_state": "initial",
     "load_checkpoint": "checkpoint",
     "load_mini_flux": "assets",
@@ -81,6 +83,7 @@ __all__ = [
     "compile_pipeline",
     "denoise",
     "denoising_step",
+    "export_step",
     "init_state",
     "load_checkpoint",
     "load_mini_flux",

@@ -1,5 +1,7 @@
 """How the tests sample mini-FLUX."""
 
+import re
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -36,6 +38,13 @@ def sample(
 
 def largest_difference(first: np.ndarray, second: np.ndarray) -> float:
     return float(np.abs(first.astype(np.float64) - second).max())
+
+
+def readme_example(call: str) -> str:
+    """README's one example that makes this call."""
+    readme = (Path(__file__).parent.parent / "README.md").read_text()
+    (example,) = (block for block in re.findall(r"```python\n(.*?)```", readme, re.DOTALL) if call in block)
+    return example
 
 
 def make_lora(folder: Any) -> None:

@@ -1,6 +1,5 @@
 """A state is a value: it can be kept, read again and gone on with, as often as one likes."""
 
-import re
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ from torch.utils import _pytree as pytree
 import afcache
 from afcache import CacheConfig, Denoised, Layerwise
 from bench.mini_sampling import Prepared, prepare
-from tests.sampling import ADAPTIVE
+from tests.sampling import ADAPTIVE, readme_example
 
 pytestmark = pytest.mark.host
 STEPS = 10
@@ -112,9 +111,7 @@ def test_files_that_are_no_checkpoint_are_refused(tmp_path: Path):
 
 def test_the_readmes_continuation_runs(pipe, tmp_path: Path, monkeypatch):
     """The lines on states as values, after those that make the inputs."""
-    readme = (Path(__file__).parent.parent / "README.md").read_text()
-    blocks = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
-    (example,) = (block for block in blocks if "save_checkpoint" in block)
+    example = readme_example("save_checkpoint")
     monkeypatch.chdir(tmp_path)
     problem = prepare(pipe, [0], steps=STEPS)
     scope: dict[str, Any] = {"afcache": afcache, "transformer": pipe.transformer, "inputs": problem.branches[0]}

@@ -1,8 +1,6 @@
 """The functional step without a pipeline: the pipeline's own result, and one graph for everything."""
 
 import dataclasses
-import re
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,7 +14,7 @@ from afcache.initial import init_state
 from afcache.models.flux import FLUX
 from afcache.plans import schedule_steps
 from bench.mini_sampling import Prepared, prepare
-from tests.sampling import ADAPTIVE, largest_difference
+from tests.sampling import ADAPTIVE, largest_difference, readme_example
 
 pytestmark = pytest.mark.host
 
@@ -233,8 +231,7 @@ def test_negative_inputs_with_other_latents_are_refused(pipe, seeds: list[int]):
 
 
 def test_the_readmes_example_runs(capsys: pytest.CaptureFixture[str]):
-    readme = (Path(__file__).parent.parent / "README.md").read_text()
-    (example,) = (block for block in re.findall(r"```python\n(.*?)```", readme, re.DOTALL) if "afcache.denoising_step" in block)
+    example = readme_example("afcache.denoising_step")
     assert "torch.compile(afcache.denoising_step, fullgraph=True)" in example
     assert "pipe" not in example
     exec(example.replace("fullgraph=True", 'fullgraph=True, backend="aot_eager"'), {})
