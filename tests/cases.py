@@ -57,9 +57,9 @@ def schedules(draw: st.DrawFn, most: int = 12) -> Tensor:
 
 
 @st.composite
-def latents(draw: st.DrawFn, batch: st.SearchStrategy[int] = st.integers(1, 3)) -> Tensor:
+def latents(draw: st.DrawFn) -> Tensor:
     """Noise to start from, `[batch, img_seq, channels]`."""
-    shape = draw(batch), draw(st.integers(1, 4)), draw(st.integers(1, 5))
+    shape = draw(st.integers(1, 3)), draw(st.integers(1, 4)), draw(st.integers(1, 5))
     return torch.randn(*shape, generator=torch.Generator().manual_seed(draw(st.integers(0, 2**16))))
 
 
