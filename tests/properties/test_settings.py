@@ -1,6 +1,7 @@
 """Settings given at random: every value is used, or refused with an error that names field, value and rule."""
 
 import dataclasses
+import itertools
 import json
 import math
 import re
@@ -125,6 +126,17 @@ def test_a_value_of_a_group_works_or_is_refused_by_name(field, value):
         assert works(CacheConfig(layerwise=Layerwise(**{field: value})))
     else:
         assert_clear(message, field)
+
+
+@pytest.mark.parametrize("kind", [CacheConfig, Layerwise])
+def test_strange_values_work_or_are_refused_by_name(kind):
+    for field, value in itertools.product([field.name for field in dataclasses.fields(kind)], STRANGE):
+        message = refusal(kind, **{field: value})
+        if message is not None:
+            assert_clear(message, field)
+        else:
+            settings = kind(**{field: value})
+            assert works(settings if isinstance(settings, CacheConfig) else CacheConfig(layerwise=settings))
 
 
 @property_test(values=st.dictionaries(st.sampled_from(FIELDS), VALUES, min_size=2, max_size=6))
