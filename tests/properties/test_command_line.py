@@ -1,6 +1,7 @@
 """Command lines at random: they come as far as the model's weights, or end in one line and status 2."""
 
 import string
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,8 @@ def _no_weights(monkeypatch, tmp_path):
 
 def outcome(capsys, arguments: list[str]) -> str:
     """What became of a command: "loaded", "fine", or its one line of error."""
+    # As Python opens the real one: file names need not be text.
+    sys.stderr.reconfigure(errors="backslashreplace")  # pyright: ignore[reportAttributeAccessIssue]
     try:
         status = main(arguments)
     except LoadedError:
