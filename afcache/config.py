@@ -240,10 +240,7 @@ class CacheConfig:
             values = json.loads(Path(path).read_text())
         except ValueError as error:
             raise ValueError(f"{path} is no JSON file of settings: {error}.") from error
-        known = {field.name for field in dataclasses.fields(cls)}
-        if not isinstance(values, dict) or not known.issuperset(values):
-            found = sorted(set(values) - known) if isinstance(values, dict) else type(values).__name__
-            raise ValueError(f"{path} must be an object of CacheConfig's fields, got {found}. CacheConfig.to_json writes one.")
+        _check_fields(str(path), values, cls)
         return cls(**{name: _from_plain(name, value) for name, value in values.items()})
 
 
@@ -277,11 +274,21 @@ def resolve_config(
     return PRESETS[name] if tolerance is None else tuned(tolerance)  # pyright: ignore[reportArgumentType]
 
 
+def _check_fields(where: str, values: object, kind: type) -> None:
+    known = {field.name for field in dataclasses.fields(kind)}
+    if not isinstance(values, dict) or not known.issuperset(values):
+        found = sorted(set(values) - known) if isinstance(values, dict) else type(values).__name__
+        raise ValueError(
+            f"{where} must be an object of {kind.__name__}'s fields, got {show(found)}. CacheConfig.to_json writes one."
+        )
+
+
 def _from_plain(name: str, value: Any) -> Any:
     """A field as JSON keeps it, as it was."""
     if isinstance(value, list):
         return tuple(value)
     if name == "layerwise" and isinstance(value, dict):
+        _check_fields(name, value, Layerwise)
         return Layerwise(**{inner: _from_plain(inner, each) for inner, each in value.items()})
     return Calibration.from_dict(value) if name == "calibration" and value is not None else value
 

@@ -47,7 +47,7 @@ def numbers(low: float, high: float) -> st.SearchStrategy[float]:
 
 
 @st.composite
-def schedules(draw: st.DrawFn, most: int = 12) -> Tensor:
+def schedules(draw: st.DrawFn, most: int = 9) -> Tensor:
     """Falling noise levels in [0, 1], unequally spaced; `[steps + 1]`."""
     gaps = torch.tensor(draw(st.lists(st.integers(1, 20), min_size=1, max_size=most)), dtype=torch.float64)
     levels = torch.cat([torch.zeros(1, dtype=torch.float64), gaps.cumsum(0)]).flip(0)
