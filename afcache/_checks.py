@@ -2,36 +2,52 @@
 
 import math
 
+# Beyond this a Python integer meets no tensor any more.
+LARGEST = 10**18
+_SHOWN = 120
+
+
+def show(value: object) -> str:
+    """A value for a message: one line, cut where it is long."""
+    try:
+        text = " ".join(repr(value).split())
+    except ValueError:
+        # Python writes no integer of more than 4300 digits.
+        text = f"a huge {type(value).__name__}"
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
+
 
 def check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
     """Raise unless `value` is one of `choices`."""
-    if value not in choices:
-        raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}.")
+    if not isinstance(value, str) or value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {show(value)}.")
 
 
 def check_number(name: str, value: object, low: float, high: float, *, infinite: bool = False, cure: str = "") -> None:
     """Raise unless `value` is a number in its range."""
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise TypeError(f"{name} must be a number, got {value!r}.")
-    if math.isnan(value) or value < low or value > high or (math.isinf(value) and not infinite):
-        limits = f">= {low:g}" if math.isinf(high) else f"between {low:g} and {high:g}"
+        raise _wrong_kind(name, "a number", value)
+    if infinite and value == math.inf:
+        return
+    if not low <= value <= min(high, LARGEST):
+        limits = _limits(low, high, value) if math.isinf(high) else f"between {low:g} and {high:g}"
         finite = "" if infinite else "finite and "
-        raise ValueError(f"{name} must be {finite}{limits}, got {value!r}" + (f"; {cure}." if cure else "."))
+        raise ValueError(f"{name} must be {finite}{limits}, got {show(value)}" + (f"; {cure}." if cure else "."))
 
 
 def check_integer(name: str, value: object, low: int, high: int | None) -> None:
     """Raise unless `value` is an integer in its range."""
     if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name} must be an integer, got {value!r}.")
-    if value < low or (high is not None and value > high):
-        limits = f">= {low}" if high is None else f"between {low} and {high}"
-        raise ValueError(f"{name} must be {limits}, got {value!r}.")
+        raise _wrong_kind(name, "an integer", value)
+    if not low <= value <= (LARGEST if high is None else high):
+        limits = _limits(low, math.inf, value) if high is None else f"between {low} and {high}"
+        raise ValueError(f"{name} must be {limits}, got {show(value)}.")
 
 
 def check_numbers(name: str, values: object, low: float, high: float) -> None:
     """Raise unless `values` is a tuple of numbers in their range."""
     if not isinstance(values, tuple):
-        raise TypeError(f"{name} must be a tuple of numbers, got {values!r}; a list becomes one with tuple(...).")
+        raise TypeError(f"{name} must be a tuple of numbers, got {show(values)}; a list becomes one with tuple(...).")
     for value in values:
         check_number(name, value, low, high)
 
@@ -39,4 +55,14 @@ def check_numbers(name: str, values: object, low: float, high: float) -> None:
 def check_flag(name: str, value: object) -> None:
     """Raise unless `value` is True or False."""
     if not isinstance(value, bool):
-        raise TypeError(f"{name} must be True or False, got {value!r}.")
+        raise _wrong_kind(name, "True or False", value)
+
+
+def _wrong_kind(name: str, kind: str, value: object) -> TypeError:
+    cure = "; value.item() is a plain one" if hasattr(value, "item") else ""
+    return TypeError(f"{name} must be {kind}, got {show(value)}{cure}.")
+
+
+def _limits(low: float, high: float, value: float) -> str:
+    """The rule, as far as the value breaks it: the upper limit is for those who meet it."""
+    return f">= {low:g}" + (f" and at most {LARGEST:.0e}" if LARGEST < value < high else "")

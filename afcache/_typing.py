@@ -20,12 +20,14 @@ from contextvars import ContextVar
 from typing import Any, ParamSpec, TypeVar
 
 import torch
-from beartype import beartype
+from beartype import BeartypeConf, beartype
 from jaxtyping import Bool, Float, Int, jaxtyped
 from torch import Tensor
 
 P = ParamSpec("P")
 R = TypeVar("R")
+# As Python's own types have it, an int is a float: settings such as 2 for 2.0 are meant well.
+_CHECKER = beartype(conf=BeartypeConf(is_pep484_tower=True))
 
 # A module of the host library, used by its attribute names; `functional` imports no host library.
 HostModule = Any
@@ -74,7 +76,7 @@ def typed(function: Callable[P, R]) -> Callable[P, R]:
         jaxtyping.TypeCheckError: an argument or the result does not fit its annotation (eager mode only).
 
     """
-    checked = jaxtyped(typechecker=beartype)(function)
+    checked = jaxtyped(typechecker=_CHECKER)(function)
 
     @functools.wraps(function)
     def dispatch(*args: P.args, **kwargs: P.kwargs) -> R:

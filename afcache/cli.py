@@ -21,6 +21,8 @@ _DTYPES = ("float32", "bfloat16", "float16")
 _ERROR_STATUS = 2
 _MAX_STEPS = 1000
 _MAX_PIXELS = 8192
+_MAX_TOKENS = 512
+_MAX_IMAGES = 100_000
 
 
 class _Parser(argparse.ArgumentParser):
@@ -30,13 +32,21 @@ class _Parser(argparse.ArgumentParser):
         _say_error(f"{message} (see '{self.prog} --help')", everywhere=False)
         sys.exit(_ERROR_STATUS)
 
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Refuse '--' as a value: until Python 3.13 argparse drops it, and the option would be an empty list."""
+        for word in sys.argv[1:] if args is None else args:
+            option, _, value = word.partition("=")
+            if option.startswith("--") and value == "--":
+                self.error(f"argument {option}: expected one argument, got '--'")
+        return super().parse_known_args(args, namespace)
+
 
 def _say_error(message: str, *, everywhere: bool) -> None:
     """One line on stderr; what goes wrong alike in all processes that torchrun started is said once."""
     rank = os.environ.get("RANK", "0")
     if everywhere or rank == "0":
         where = f" (rank {rank})" if int(os.environ.get("WORLD_SIZE", "1")) > 1 and everywhere else ""
-        print(f"afcache: error{where}: {message}", file=sys.stderr, flush=True)
+        print(f"afcache: error{where}: {' '.join(message.split())}", file=sys.stderr, flush=True)
 
 
 def _positive_int(text: str) -> int:
@@ -63,6 +73,20 @@ def _pixels(text: str) -> int:
     return value
 
 
+def _tokens(text: str) -> int:
+    value = _positive_int(text)
+    if value > _MAX_TOKENS:
+        raise argparse.ArgumentTypeError(f"must be at most {_MAX_TOKENS}, what FLUX's pipelines take, got {text!r}")
+    return value
+
+
+def _images(text: str) -> int:
+    value = _positive_int(text)
+    if value > _MAX_IMAGES:
+        raise argparse.ArgumentTypeError(f"must be at most {_MAX_IMAGES}, got {text!r}")
+    return value
+
+
 def _seed(text: str) -> int:
     try:
         value = int(text)
@@ -81,7 +105,7 @@ def build_parser() -> argparse.ArgumentParser:
     generate = commands.add_parser("generate", help="draw images", description=_GENERATE)
     _add_drawing(generate)
     add = generate.add_argument
-    add("--num-images", type=_positive_int, default=1, help="images per prompt, with seeds counting up (default 1)")
+    add("--num-images", type=_images, default=1, help="images per prompt, with seeds counting up (default 1)")
     careful = generate.add_mutually_exclusive_group()
     careful.add_argument("--preset", choices=("quality", "balanced", "fast"), help="how careful (default balanced)")
     careful.add_argument("--tolerance", type=float, help="error budget between refreshes; 0 computes every step")
@@ -102,7 +126,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     _add_drawing(calibrate)
     add = calibrate.add_argument
-    add("--num-images", type=_positive_int, default=4, help="images per prompt, with seeds counting up (default 4)")
+    add("--num-images", type=_images, default=4, help="images per prompt, with seeds counting up (default 4)")
     add("--output", type=Path, default=Path("afcache.json"), metavar="FILE", help="where to write (default afcache.json)")
     info = commands.add_parser("info", help="show versions and what can be used here")
     info.set_defaults(dtype=None)
@@ -121,7 +145,7 @@ def _add_drawing(parser: argparse.ArgumentParser) -> None:
     add("--negative-prompt", metavar="TEXT", help="used when --true-cfg-scale is above 1 (default: the empty prompt)")
     add("--height", type=_pixels, help="pixels (default: the model's own)")
     add("--width", type=_pixels, help="pixels (default: the model's own)")
-    add("--max-sequence-length", type=_positive_int, help="text tokens (default: the model's own, else 512)")
+    add("--max-sequence-length", type=_tokens, help="text tokens (default: the model's own, else 512)")
     add("--dtype", choices=_DTYPES, help="default: bfloat16 on CUDA, float32 elsewhere and for mini-FLUX")
     add("--device", help="cpu, cuda, cuda:1, ... (default: cuda if there is one)")
 
@@ -141,7 +165,7 @@ def main(argv: list[str] | None = None) -> int:
 
             (generate.calibrate_model if arguments.command == "calibrate" else generate.run)(arguments)
     except (ValueError, TypeError, NotImplementedError, OSError) as error:
-        _say_error(" ".join(str(error).split()), everywhere=isinstance(error, OSError))
+        _say_error(str(error), everywhere=isinstance(error, OSError))
         return _ERROR_STATUS
     except (RuntimeError, MemoryError, AssertionError) as error:
         if os.environ.get("AFCACHE_DEBUG"):

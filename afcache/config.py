@@ -6,7 +6,7 @@ import math
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from afcache._checks import check_choice, check_flag, check_integer, check_number, check_numbers
+from afcache._checks import LARGEST, check_choice, check_flag, check_integer, check_number, check_numbers, show
 from afcache.curve import Calibration
 
 Policy = Literal["adaptive", "fixed", "growing", "magcache", "planned", "teacache", "dbcache", "none"]
@@ -15,6 +15,9 @@ Forecast = Literal["polynomial", "taylorseer", "chebyshev"]
 Strategy = Literal["by_stability", "taylor", "similarity", "attention", "difference"]
 ErrorLaw = Literal["power", "remainder"]
 Preset = Literal["quality", "balanced", "fast"]
+
+# Of a trajectory's steps; FLUX's schedule has as many.
+_MOST_NODES = 1000
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -56,7 +59,7 @@ class Layerwise:
         check_choice("strategy", self.strategy, get_args(Strategy))
         check_numbers("stability_bounds", self.stability_bounds, -1.0, 1.0)
         if len(self.stability_bounds) != 3 or list(self.stability_bounds) != sorted(set(self.stability_bounds), reverse=True):
-            raise ValueError(f"stability_bounds must be three falling numbers, got {self.stability_bounds!r}.")
+            raise ValueError(f"stability_bounds must be three falling numbers, got {show(self.stability_bounds)}.")
         check_number("stability_margin", self.stability_margin, 0.0, 1.0)
         check_number("stability_decay", self.stability_decay, 0.0, 0.999)
         for name in ("similarity_threshold", "attention_threshold", "difference_threshold"):
@@ -92,7 +95,7 @@ class CacheConfig:
         forecast: "polynomial" (in sigma, on the real, unequal nodes), "taylorseer" (finite differences in step index, as
             TaylorSeer's authors define them) or "chebyshev" (ridge regression over step index, as Spectrum's).
         order: degree of the forecast; 0 to 4.
-        max_nodes: how many refreshes the state remembers; None means order + 1, or 16 under "chebyshev".
+        max_nodes: how many refreshes the state remembers; at most 1000; None means order + 1, or 16 under "chebyshev".
         damping: 0 forecasts in full, 1 reuses the last residual.
         error_law: how the forecast's error grows: "power" (a power of the distance to the last refresh) or "remainder" (the
             product of distances to all nodes of the row).
@@ -160,7 +163,7 @@ class CacheConfig:
         if self.noise_floor is not None:
             check_number("noise_floor", self.noise_floor, 0.0, math.inf, cure="None measures it where weights are quantised")
         if self.max_nodes is not None:
-            check_integer("max_nodes", self.max_nodes, self.order + 1, None)
+            check_integer("max_nodes", self.max_nodes, self.order + 1, _MOST_NODES)
         for name in ("correction", "refresh_last_step"):
             check_flag(name, getattr(self, name))
         check_numbers("magnitude_ratios", self.magnitude_ratios, 0.0, math.inf)
@@ -168,7 +171,7 @@ class CacheConfig:
         self._check_combination()
 
         if self.calibration is not None and not isinstance(self.calibration, Calibration):
-            raise TypeError(f"calibration must be what afcache.calibrate made, or None, got {self.calibration!r}.")
+            raise TypeError(f"calibration must be what afcache.calibrate made, or None, got {show(self.calibration)}.")
 
     def _check_combination(self) -> None:
         if self.policy == "magcache" and not self.magnitude_ratios:
@@ -183,7 +186,7 @@ class CacheConfig:
         if self.layerwise is None:
             return
         if not isinstance(self.layerwise, Layerwise):
-            raise TypeError(f"layerwise must be an afcache.Layerwise or None, got {self.layerwise!r}.")
+            raise TypeError(f"layerwise must be an afcache.Layerwise or None, got {show(self.layerwise)}.")
         if self.policy in ("teacache", "dbcache", "none") or self.first_blocks or self.last_blocks:
             raise ValueError(
                 f"layerwise cannot be combined with policy {self.policy!r}, first_blocks={self.first_blocks} and "
@@ -237,10 +240,7 @@ class CacheConfig:
             values = json.loads(Path(path).read_text())
         except ValueError as error:
             raise ValueError(f"{path} is no JSON file of settings: {error}.") from error
-        known = {field.name for field in dataclasses.fields(cls)}
-        if not isinstance(values, dict) or not known.issuperset(values):
-            found = sorted(set(values) - known) if isinstance(values, dict) else type(values).__name__
-            raise ValueError(f"{path} must be an object of CacheConfig's fields, got {found}. CacheConfig.to_json writes one.")
+        _check_fields(str(path), values, cls)
         return cls(**{name: _from_plain(name, value) for name, value in values.items()})
 
 
@@ -274,18 +274,31 @@ def resolve_config(
     return PRESETS[name] if tolerance is None else tuned(tolerance)  # pyright: ignore[reportArgumentType]
 
 
+def _check_fields(where: str, values: object, kind: type) -> None:
+    known = {field.name for field in dataclasses.fields(kind)}
+    if not isinstance(values, dict) or not known.issuperset(values):
+        found = sorted(set(values) - known) if isinstance(values, dict) else type(values).__name__
+        raise ValueError(
+            f"{where} must be an object of {kind.__name__}'s fields, got {show(found)}. CacheConfig.to_json writes one."
+        )
+
+
 def _from_plain(name: str, value: Any) -> Any:
     """A field as JSON keeps it, as it was."""
     if isinstance(value, list):
         return tuple(value)
     if name == "layerwise" and isinstance(value, dict):
+        _check_fields(name, value, Layerwise)
         return Layerwise(**{inner: _from_plain(inner, each) for inner, each in value.items()})
     return Calibration.from_dict(value) if name == "calibration" and value is not None else value
 
 
 def _check_steps(name: str, values: object) -> None:
-    if not isinstance(values, tuple) or any(isinstance(v, bool) or not isinstance(v, int) or v < 0 for v in values):
-        raise ValueError(f"{name} must be a tuple of step indices from 0, got {values!r}.")
+    def is_step(value: object) -> bool:
+        return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= LARGEST
+
+    if not isinstance(values, tuple) or not all(map(is_step, values)):
+        raise ValueError(f"{name} must be a tuple of step indices from 0, got {show(values)}.")
 
 
 def tuned(tolerance: float) -> CacheConfig:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import DiffusionPipeline, FluxPipeline
+from diffusers import AutoencoderKL, DiffusionPipeline, FluxPipeline, FluxTransformer2DModel
 
 from afcache import processes
 from afcache.assets import mini_flux_folder, recommended_settings
@@ -44,20 +44,19 @@ def run(arguments: argparse.Namespace) -> None:
     compiles = not (arguments.no_compile or arguments.no_cache)
     if compiles and (problem := missing_compiler(device)):
         raise OSError(problem)
-    folder = _resolve_model(arguments.model)
-    pipe = _load(folder, arguments, device)
-    options = _sampling_options(pipe, folder, arguments)
-    parallel = _share_out(arguments, pipe, options, device)
     jobs = _jobs(arguments)
+    folder = _resolve_model(arguments.model)
+    options = _sampling_options(folder, arguments)
+    parallel = _share_out(arguments, folder, options, device)
+    # Processes other than the first draw along; they print and write nothing.
+    output = _make_folder(arguments.output) if processes.is_first() else None
+    pipe = _load(folder, arguments, device)
     draw = Draw(pipe, options)
     if not arguments.no_cache:
         compile_pipeline(pipe, settings, compile=compiles, parallel=parallel)
-    # Processes other than the first draw along; they print and write nothing.
-    output = arguments.output if processes.is_first() else None
     if output is None:
         pipe.set_progress_bar_config(disable=True)
     else:
-        output.mkdir(parents=True, exist_ok=True)
         _announce(pipe, parallel, compiles, device)
     if arguments.compare:
         compare(draw, jobs, settings, compiles=compiles, output=output, parallel=parallel)
@@ -81,16 +80,17 @@ def calibrate_model(arguments: argparse.Namespace) -> None:
         raise ValueError("calibrate runs in one process; start it without torchrun. What it finds holds for several, too.")
     if arguments.output.is_dir() or not arguments.output.parent.is_dir():
         raise ValueError(f"--output must be a file in a folder that exists, got {str(arguments.output)!r}.")
+    device, jobs = _device(arguments.device), _jobs(arguments)
     folder = _resolve_model(arguments.model)
-    pipe = _load(folder, arguments, _device(arguments.device))
-    jobs = _jobs(arguments)
+    options = _sampling_options(folder, arguments)
+    pipe = _load(folder, arguments, device)
     config = calibrate(
         pipe,
         [job.prompt for job in jobs],
         target_speedup=arguments.target_speedup,
         target_psnr=arguments.target_psnr,
         seed=arguments.seed,
-        **_sampling_options(pipe, folder, arguments),
+        **options,
     )
     config.to_json(arguments.output)
     print(f"{len(jobs)} images at every tolerance, {arguments.steps} steps, against the uncached ones:\n{config.calibration}")
@@ -98,9 +98,21 @@ def calibrate_model(arguments: argparse.Namespace) -> None:
     print(f"draw with it: afcache generate --config {shlex.quote(str(arguments.output))} ..., or CacheConfig.from_json(...)")
 
 
+def _make_folder(output: Path) -> Path:
+    """Make the folder to write to before minutes are spent on what to write."""
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"--output {str(output)!r} must be a folder or a place for one: {error.strerror}.") from error
+    return output
+
+
 def _settings(arguments: argparse.Namespace) -> CacheConfig:
     if arguments.config is not None:
-        return CacheConfig.from_json(arguments.config)
+        try:
+            return CacheConfig.from_json(arguments.config)
+        except OSError as error:
+            raise ValueError(f"--config {str(arguments.config)!r} must be a file of settings: {error.strerror}.") from error
     named = None if arguments.policy is None else policy(arguments.policy)
     return resolve_config(named, tolerance=arguments.tolerance, preset=arguments.preset)
 
@@ -166,6 +178,9 @@ def _check_drawing(arguments: argparse.Namespace) -> None:
     scale = arguments.true_cfg_scale
     if scale is not None and not 1 <= scale < math.inf:
         raise ValueError(f"--true-cfg-scale must be finite and >= 1 (1 switches guidance off), got {scale:g}.")
+    distilled = arguments.guidance_scale
+    if distilled is not None and not 0 <= distilled < math.inf:
+        raise ValueError(f"--guidance-scale must be finite and >= 0, got {distilled:g}.")
     if arguments.negative_prompt is not None and (scale == 1 or (scale is None and arguments.model is not None)):
         raise ValueError("--negative-prompt has no effect without guidance; give --true-cfg-scale above 1, too.")
     if not arguments.prompt and arguments.model is not None:
@@ -193,8 +208,8 @@ def _resolve_model(model: str | None) -> str:
     """A folder or hub id that names a FluxPipeline."""
     if model is None:
         return str(mini_flux_folder())
-    is_hub_id = model.count("/") == 1 and not model.startswith((".", "/", "~")) and not Path(model).exists()
-    if not is_hub_id and not Path(model).is_dir():
+    is_hub_id = model.count("/") == 1 and not model.startswith((".", "/", "~")) and not os.path.exists(model)
+    if not is_hub_id and not os.path.isdir(model):
         raise ValueError(f"--model {model!r}: no such folder (a hub id looks like black-forest-labs/FLUX.1-dev).")
     if not is_hub_id and not (Path(model) / "model_index.json").is_file():
         raise ValueError(f"--model {model!r} has no model_index.json: it is not a diffusers pipeline folder.")
@@ -219,22 +234,29 @@ def _load(folder: str, arguments: argparse.Namespace, device: torch.device) -> F
 
 
 def _share_out(
-    arguments: argparse.Namespace, pipe: FluxPipeline, options: dict[str, Any], device: torch.device
+    arguments: argparse.Namespace, folder: str, options: dict[str, Any], device: torch.device
 ) -> ParallelConfig | None:
     return processes.share_out(
         ulysses=arguments.ulysses,
         ring=arguments.ring,
         cfg=arguments.cfg_parallel,
-        heads=pipe.transformer.config.num_attention_heads,
+        heads=_part(FluxTransformer2DModel, folder, "transformer")["num_attention_heads"],
         is_guided="true_cfg_scale" in options,
         device=device,
     )
 
 
-def _sampling_options(pipe: FluxPipeline, folder: str, arguments: argparse.Namespace) -> dict[str, Any]:
+def _part(kind: Any, folder: str, name: str) -> dict[str, Any]:
+    """The configuration of a part of the pipeline, read without its weights."""
+    return kind.load_config(folder, subfolder=name)
+
+
+def _sampling_options(folder: str, arguments: argparse.Namespace) -> dict[str, Any]:
+    """What the pipeline is called with; known, and refused, before any weight is loaded."""
     recommended = recommended_settings(Path(folder))
     options: dict[str, Any] = {"num_inference_steps": arguments.steps}
-    multiple = pipe.vae_scale_factor * 2
+    # Every block of the VAE but the first halves the picture, and a latent token is 2 x 2.
+    multiple = 2 ** len(_part(AutoencoderKL, folder, "vae")["block_out_channels"])
     for name in ("height", "width"):
         value = getattr(arguments, name) or recommended.get(name)
         if value is not None and value % multiple:
@@ -248,7 +270,7 @@ def _sampling_options(pipe: FluxPipeline, folder: str, arguments: argparse.Names
     if scale > 1:
         options.update(true_cfg_scale=scale, negative_prompt=arguments.negative_prompt or "")
     if arguments.guidance_scale is not None:
-        if not pipe.transformer.config.guidance_embeds:
+        if not _part(FluxTransformer2DModel, folder, "transformer").get("guidance_embeds"):
             raise ValueError("--guidance-scale: this model has no guidance embedding; use --true-cfg-scale.")
         options["guidance_scale"] = arguments.guidance_scale
     return options

@@ -58,6 +58,13 @@ def fail(capsys, *arguments: str) -> str:
         (["generate", "--device", "abacus"], "--device 'abacus' is not a device"),
         (["generate", "--device", "cuda:99"], "--device 'cuda:99' is not here"),
         ([*SHORT, "--height", "33"], "--height must be a multiple of 4 for this model, got 33"),
+        (["generate", "--steps=--"], "argument --steps: expected one argument, got '--'"),
+        (["generate", "one\nline"], "unrecognized arguments: one line"),
+        (["generate", "--guidance-scale", "nan"], "--guidance-scale must be finite and >= 0, got nan"),
+        (["generate", "--max-sequence-length", "513"], "argument --max-sequence-length: must be at most 512"),
+        (["generate", "--num-images", "1000000"], "argument --num-images: must be at most 100000"),
+        (["generate", "--config", "missing.json"], "--config 'missing.json' must be a file of settings: No such file"),
+        (["generate", "--no-compile", "--output", __file__], "must be a folder or a place for one: File exists"),
         ([*SHORT, "--guidance-scale", "3"], "--guidance-scale: this model has no guidance embedding"),
     ],
 )

@@ -101,7 +101,7 @@ def test_gaps_may_grow_faster_where_more_error_is_allowed():
         ("magnitude_ratios", (1.0, -1.0), ValueError, r"magnitude_ratios must be finite and >= 0, got -1\.0"),
         ("max_cached_steps", 1.5, TypeError, r"max_cached_steps must be an integer, got 1\.5"),
         ("first_blocks", -1, ValueError, "first_blocks must be >= 0, got -1"),
-        ("max_nodes", 1, ValueError, "max_nodes must be >= 2, got 1"),
+        ("max_nodes", 1, ValueError, "max_nodes must be between 2 and 1000, got 1"),
         ("layerwise", 4, TypeError, r"layerwise must be an afcache\.Layerwise or None, got 4"),
     ],
 )

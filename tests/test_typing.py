@@ -29,3 +29,13 @@ def test_checks_can_be_left_out_and_come_back():
 def test_typed_traces_as_one_graph():
     compiled = torch.compile(scale, fullgraph=True, backend="eager")
     assert compiled(torch.ones(2, 1, 3, 4), torch.tensor([1.0, 2.0])).sum() == 36
+
+
+def test_an_integer_is_a_float_but_no_text_is():
+    @typed
+    def double(value: float) -> float:
+        return 2 * value
+
+    assert double(3) == 6
+    with pytest.raises(TypeCheckError):
+        double("3")  # pyright: ignore[reportArgumentType]
