@@ -17,6 +17,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import psutil
 import torch
+from torch._subclasses import FakeTensor
+from torch._subclasses.functional_tensor import FunctionalTensor
 
 import afcache
 from bench import mini_sampling
@@ -121,8 +123,10 @@ def soak(pipe: Any, images: int, *, probe_every: int = PROBE_EVERY, progress: bo
 
 
 def _live_tensors() -> dict[str, int]:
+    """Tensors that hold memory; a compiler's traces keep others, of symbolic sizes, which hold none."""
     gc.collect()
-    live = [each for each in gc.get_objects() if issubclass(type(each), torch.Tensor)]
+    traced = (FakeTensor, FunctionalTensor)
+    live = [each for each in gc.get_objects() if issubclass(type(each), torch.Tensor) and not issubclass(type(each), traced)]
     return {"tensors": len(live), "tensor_bytes": sum(tensor.numel() * tensor.element_size() for tensor in live)}
 
 

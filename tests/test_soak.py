@@ -4,10 +4,12 @@ import random
 
 import numpy as np
 import pytest
+import torch
+from torch._subclasses import FakeTensor, FakeTensorMode
 
 import afcache
 from bench import mini_sampling
-from bench.soak import PROBE, Task, draw, plot, random_task, soak, summarise
+from bench.soak import PROBE, Task, _live_tensors, draw, plot, random_task, soak, summarise
 
 
 @pytest.fixture(scope="module")
@@ -22,6 +24,17 @@ def test_memory_and_images_stay_the_same(rows):
     assert len({row["tensor_bytes"] for row in probes[1:]}) == 1
     assert all(row["difference"] == 0 and row["same_decisions"] for row in probes)
     assert rows[-1]["graphs"] == rows[0]["graphs"]
+
+
+def test_tensors_of_a_compilers_traces_are_not_counted():
+    before = _live_tensors()
+    kept = torch.ones(1000)
+    with FakeTensorMode():
+        traced = torch.ones(1000)
+    after = _live_tensors()
+    assert isinstance(traced, FakeTensor)
+    assert after["tensors"] - before["tensors"] == 1
+    assert after["tensor_bytes"] - before["tensor_bytes"] == 4 * kept.numel()
 
 
 def test_the_summary_tells_of_every_quarter_and_is_drawn(rows, tmp_path):
