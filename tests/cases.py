@@ -21,6 +21,7 @@ from tests.toy import VelocityField, mixture_flow, polynomial_in_sigma
 
 CASES = int(os.environ.get("AFCACHE_CASES", "50"))
 RAN: Counter[str] = Counter()
+_CHECKS: Any = list(HealthCheck)
 
 
 def property_test(*strategies: Any, **named: Any) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -33,9 +34,7 @@ def property_test(*strategies: Any, **named: Any) -> Callable[[Callable[..., Non
             test(*args, **kwargs)
 
         # The same cases everywhere, no clock, nothing written to disk.
-        how = settings(
-            max_examples=CASES, derandomize=True, deadline=None, database=None, suppress_health_check=list(HealthCheck)
-        )
+        how = settings(max_examples=CASES, derandomize=True, deadline=None, database=None, suppress_health_check=_CHECKS)
         return how(given(*strategies, **named)(counted))
 
     return decorate
