@@ -27,6 +27,7 @@ from torch import Tensor
 
 from afcache.compiled import CompileOptions
 from afcache.config import CacheConfig, resolve_config
+from afcache.controls import unwatch
 from afcache.models import flux
 from afcache.models.flux_checks import check_blocks, check_config, check_transformer
 from afcache.parallel import ParallelConfig, ParallelContext, check_device, check_heads, connect
@@ -136,7 +137,8 @@ def restore_pipeline(pipe: PipelineT) -> PipelineT:
         ValueError: the pipeline was not compiled by `compile_pipeline`.
 
     """
-    require_runtime(pipe)
+    runtime = require_runtime(pipe)
+    unwatch(runtime.pipes())
     transformer = _transformer(pipe)
     for name in ("forward", "_old_forward"):
         if _is_ours(transformer.__dict__.get(name)):

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from afcache.compiled import CompiledStep, CompileOptions
 from afcache.config import CacheConfig
+from afcache.controls import controls_of, watch
 from afcache.foresight import Foresight
 from afcache.functional.parallel import parallel_forward, parallel_full_forward
 from afcache.functional.step import cached_forward, full_forward
@@ -106,6 +107,7 @@ class Runtime:
         """Read the scheduler of this pipeline, too. Pipelines made by `from_pipe` share the transformer."""
         if all(known is not pipe for known in self.pipes()):
             self._served.append(Served(pipe))
+        watch([pipe])
 
     def pipes(self) -> list[Any]:
         """The living pipelines that are served."""
@@ -210,7 +212,7 @@ class Runtime:
             trajectory.branches = [branch]
             coupling = trajectory.alone._replace(weight=weights(trajectory)[rank])
             schedule = trajectory.schedule[trajectory.index - trajectory.first_index]
-            steer(branch, mine)
+            steer(branch, mine, controls_of(self.pipes()))
             arguments = (mine, branch.state, schedule, coupling)
             velocities, branch.state, record = self._run(branch, trajectory, arguments)
         check_votes(parallel, record, trajectory.index)
@@ -250,6 +252,7 @@ class Runtime:
         if self.options.enabled:
             check_layers(self._transformer)
         self._weights.look()
+        watch(self.pipes())
         check_sigmas(step.sigmas[step.index :])
         corrects = self.config.correction and correction_holds(scheduler)
         if self.config.correction and not corrects and not self._has_warned and self.config.policy != "none":
@@ -301,7 +304,7 @@ class Runtime:
         if branch_index == len(trajectory.branches):
             trajectory.branches.append(Branch(self._init_state(inputs)))
         branch = trajectory.branches[branch_index]
-        steer(branch, inputs)
+        steer(branch, inputs, controls_of(self.pipes()))
         if branch_index == 0:
             learn_guidance(trajectory, inputs.hidden_states)
         coupling = couple(trajectory, branch_index, self.config)

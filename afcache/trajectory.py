@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from afcache.config import CacheConfig
+from afcache.controls import Controls
 from afcache.foresight import Foresight
 from afcache.functional.architecture import Lengths
 from afcache.functional.control import infer_guidance
@@ -135,9 +136,9 @@ def is_new(trajectory: Trajectory, step: ScheduledStep, shape: torch.Size) -> bo
     return step.timesteps is not trajectory.timesteps or is_restarted
 
 
-def steer(branch: Branch, inputs: FluxInputs) -> None:
+def steer(branch: Branch, inputs: FluxInputs, controls: Controls) -> None:
     """Start a branch again where it is steered otherwise than at its last call: its history is another field's."""
-    before, branch.steering = branch.steering, steering(inputs)
+    before, branch.steering = branch.steering, steering(inputs, controls)
     if before is None:
         return
     if before.structure != branch.steering.structure:

@@ -76,14 +76,15 @@ class Weights:
     def adapted(self) -> tuple[Any, ...]:
         """What adapters do to the model now, as a value: where it changes, what was remembered belongs to another model.
 
-        Scales are rounded: `joint_attention_kwargs={"scale": s}` multiplies and divides them at every step.
+        Scales are rounded: `joint_attention_kwargs={"scale": s}` multiplies and divides them at every step. Those of adapters
+        prepared for hot-swapping are tensors, and reading them waits for the device.
         """
         return tuple(
             (
                 tuple(layer.active_adapters),
                 tuple(layer.merged_adapters),
                 layer.disable_adapters,
-                tuple((name, layer.r[name], round(scale, 6)) for name, scale in layer.scaling.items()),
+                tuple((name, layer.r[name], round(float(scale), 6)) for name, scale in layer.scaling.items()),
             )
             for layer in self._adapted_layers()
         )
@@ -123,10 +124,15 @@ class Weights:
         return self._layers
 
     def _current_scales(self) -> list[_Scale]:
-        """Every adapter's scale as the host has it now, with a tensor of that value on the layer's device."""
+        """Every adapter's scale as the host has it now, with a tensor of that value on the layer's device.
+
+        Adapters prepared for hot-swapping have tensors already.
+        """
         current = []
         for layer in self._adapted_layers():
             for name, number in layer.scaling.items():
+                if torch.is_tensor(number):
+                    continue
                 known = self._scales.get((id(layer), name))
                 device = layer.get_base_layer().weight.device
                 if known is None or known[2] != number or known[3].device != device:

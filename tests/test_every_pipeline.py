@@ -46,7 +46,7 @@ def test_pipelines(kind: Kind):
     assert_exact_and_one_graph(make(kind, single=1), kind)
 
 
-GUIDED = [kind for kind in KINDS if kind.guided and kind.name != "FluxPipeline"]
+GUIDED = [kind for kind in KINDS if kind.guided]
 
 
 @pytest.mark.parametrize("kind", GUIDED, ids=lambda kind: kind.name)
@@ -86,7 +86,7 @@ def test_reference_images_are_context_and_no_part_of_the_state():
     assert not torch.equal(draw(pipe, kind, image=picture(5)), draw(pipe, kind))
 
 
-@pytest.mark.parametrize("name", ["FluxFillPipeline", "FluxKontextPipeline"])
+@pytest.mark.parametrize("name", ["FluxFillPipeline", "FluxControlPipeline", "FluxKontextPipeline"])
 def test_the_functional_step_draws_what_pipelines_draw(name: str):
     """Without a pipeline, what stands beside the latents has fields of its own: channels a condition, tokens a context."""
     kind = BY_NAME[name]
@@ -97,7 +97,7 @@ def test_the_functional_step_draws_what_pipelines_draw(name: str):
     hook.remove()
     first = {name: calls[0][name] for name in FluxInputs._fields if name in calls[0]}
     inputs = flux.split_context(FluxInputs(**first), 64 if name == "FluxKontextPipeline" else 0)
-    if name == "FluxFillPipeline":
+    if name != "FluxKontextPipeline":
         shown = inputs.hidden_states
         inputs = inputs._replace(hidden_states=shown[..., :32].contiguous(), condition=shown[..., 32:].contiguous())
     step = torch.compile(afcache.denoising_step, fullgraph=True, backend="aot_eager")

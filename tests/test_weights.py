@@ -80,6 +80,25 @@ def test_weights(short, tmp_path, name: str):
     assert np.array_equal(sample(short, steps=12), expected)
 
 
+@pytest.mark.parametrize("name", ["fused qkv", "int8 weights", "layerwise casting"])
+def test_weights_changed_after_compiling(short, tmp_path, name: str):
+    """Nothing stale: one graph more, and what the uncached and the eager pipeline draw of the new weights."""
+    exact = afcache.compile_pipeline(short, CacheConfig(tolerance=0.0), backend="aot_eager")
+    before = sample(exact, steps=6)
+    WEIGHTS[name](short, tmp_path)
+    changed = sample(exact, steps=6)
+    with afcache.uncached(short):
+        assert largest_difference(changed, sample(short, steps=6)) < 1e-4
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 2
+    assert name == "fused qkv" or largest_difference(changed, before) > 1e-4
+    eager = sample(compiled(short), steps=12, output_type="latent")
+    torch._dynamo.utils.counters.clear()
+    afcache.compile_pipeline(short, ADAPTIVE, backend="aot_eager")
+    assert largest_difference(sample(short, steps=12, output_type="latent"), eager) < 1e-4
+    assert set(afcache.report(short).pattern()) == {"F", "."}
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
+
+
 def test_weights_and_activations_in_int8(short):
     """Differences in the last bit make activations round the other way, so images agree as far as that goes."""
     quantise_blocks(short, INT8_BOTH)
@@ -109,12 +128,15 @@ def test_a_transformer_that_diffusers_quantised_at_loading_is_cached(pipe):
         torch_dtype=torch.float32,
         quantization_config=TorchAoConfig(INT8_WEIGHTS),
     )
-    quantised = FluxPipeline(**{**pipe.components, "transformer": transformer})
+    quantised = shorten(FluxPipeline(**{**pipe.components, "transformer": transformer}))
     quantised.set_progress_bar_config(disable=True)
     expected = sample(quantised, steps=12)
     assert largest_difference(sample(compiled(quantised, CacheConfig(tolerance=0.0)), steps=12), expected) < 1e-4
-    sample(compiled(quantised), steps=12)
+    eager = sample(compiled(quantised), steps=12, output_type="latent")
+    afcache.compile_pipeline(quantised, ADAPTIVE, backend="aot_eager")
+    assert largest_difference(sample(quantised, steps=12, output_type="latent"), eager) < 1e-4
     assert set(afcache.report(quantised).pattern()) == {"F", "."}
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
 
 
 @pytest.mark.parametrize("when", ["before", "after"])
@@ -183,6 +205,28 @@ def test_how_often_adapters_recompile(short, tmp_path):
         assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == graphs, name
     assert largest_difference(images[1], images[0]) > 0.01
     assert largest_difference(images[2], images[3]) > 0.01
+
+
+def test_hot_swapped_adapters_are_not_stale_and_share_a_graph(own, tmp_path):
+    """Prepared for it, scales are tensors of the host's own."""
+    for seed, name in enumerate(("first", "second")):
+        torch.manual_seed(seed)
+        make_lora(tmp_path / name)
+    own.enable_lora_hotswap(target_rank=8)
+    own.load_lora_weights(tmp_path / "first", adapter_name="one")
+    expected = []
+    for name in ("first", "second"):
+        own.load_lora_weights(tmp_path / name, adapter_name="one", hotswap=True)
+        expected.append(sample(own, steps=6))
+    assert largest_difference(*expected) > 0.01
+    choices: list[dict[str, Any]] = [{"compile": False}, {"backend": "aot_eager"}]
+    for options in choices:
+        afcache.compile_pipeline(own, CacheConfig(tolerance=0.0), **options)
+        for name, image in zip(("first", "second", "first"), [*expected, expected[0]], strict=True):
+            own.load_lora_weights(tmp_path / name, adapter_name="one", hotswap=True)
+            assert largest_difference(sample(own, steps=6), image) < 1e-4
+            assert largest_difference(sample(own, steps=6, joint_attention_kwargs={"scale": 0.5}), image) > 1e-3
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
 
 
 @pytest.mark.parametrize("options", [{"compile": False}, {"backend": "aot_eager"}], ids=["eager", "compiled"])
