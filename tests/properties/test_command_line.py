@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 
 import afcache
 from afcache.cli import main
+from afcache.config import PRESETS
+from afcache.policies import POLICIES
 from tests.cases import property_test
 
 
@@ -117,10 +119,10 @@ BAD = {
     "guidance-scale": st.one_of(NOT_A_NUMBER, st.sampled_from(["nan", "inf", "-inf", "-1", "3.5"])),
     "true-cfg-scale": st.one_of(NOT_A_NUMBER, st.floats(max_value=0.99).map(str), st.sampled_from(["nan", "inf"])),
     "tolerance": st.one_of(NOT_A_NUMBER, st.floats(max_value=-1e-9).map(str), st.sampled_from(["nan", "inf", "1e300"])),
-    "preset": WORDS.filter(lambda text: text != "fast"),
-    "policy": WORDS.filter(lambda text: text not in ("none", "adaptive")),
+    "preset": WORDS.filter(lambda text: text not in PRESETS),
+    "policy": WORDS.filter(lambda text: text not in POLICIES),
     "config": WORDS.filter(lambda text: text != "file"),
-    "dtype": WORDS.filter(lambda text: text != "float32"),
+    "dtype": WORDS.filter(lambda text: text not in ("float32", "bfloat16", "float16")),
     "device": WORDS.filter(lambda text: text not in ("cpu", "cpu:0")),
     "ulysses": st.one_of(NOT_AN_INTEGER, BELOW_ONE, st.integers(2, 64).map(str)),
     "ring": st.one_of(NOT_AN_INTEGER, BELOW_ONE, st.integers(2, 64).map(str)),

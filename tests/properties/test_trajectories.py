@@ -62,7 +62,8 @@ def test_a_sample_that_is_not_finite_computes_and_leaves_its_neighbours_alone(fi
 
     def broken(x: Tensor, sigma: Tensor) -> Tensor:
         is_hit = (torch.arange(x.shape[0]) == 0) & (sigma == level)
-        return torch.where(is_hit[:, None, None], torch.full_like(x, math.nan), field(x, sigma))
+        # As networks do, and a field that ignores its latents does not.
+        return torch.where(is_hit[:, None, None] | x.isnan(), torch.full_like(x, math.nan), field(x, sigma))
 
     latents = torch.cat([latents[:1], latents])
     run, healthy = draw(broken, sigmas, config, latents), draw(field, sigmas, config, latents)
@@ -98,7 +99,8 @@ def test_what_error_control_forecasts_is_within_its_limits(field, sigmas, config
         assert bool((record.accumulated_error[cached] < config.tolerance).all())
         gap = (before.nodes[0] - sigmas[index]).abs()
         assert bool((gap <= config.max_growth * before.last_gap)[cached & (before.last_gap > 0)].all())
-        assert bool((before.num_nodes[cached] >= 2).all())
+        # Two refreshes at least.
+        assert bool((before.last_gap[cached] > 0).all())
 
 
 @property_test(**runs(cases.configs()))
