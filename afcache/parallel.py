@@ -24,6 +24,7 @@ from afcache.state import StepRecord
 from afcache.xfuser_on_cpu import import_on_cpu
 
 T = TypeVar("T")
+_DEGREES = "afcache/degrees"
 _COMMAND = "torchrun --nproc-per-node {count} your_script.py"
 _ENVIRONMENT = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
@@ -139,6 +140,7 @@ def connect(config: ParallelConfig) -> ParallelContext:
     if not dist.is_initialized() or state._WORLD is None:
         state.init_distributed_environment(backend=config.backend)
     if not state.model_parallel_is_initialized():
+        _check_degrees(config)
         state.initialize_model_parallel(
             data_parallel_degree=config.data_degree,
             classifier_free_guidance_degree=config.cfg_degree,
@@ -151,6 +153,23 @@ def connect(config: ParallelConfig) -> ParallelContext:
     if config.timeout is not None:
         _limit_waiting(state, config.timeout)
     return context
+
+
+def _check_degrees(config: ParallelConfig) -> None:
+    """Raise if ranks are about to make groups of different degrees, which would wait for each other."""
+    store, rank = dist.distributed_c10d._get_default_store(), dist.get_rank()
+    degrees = ", ".join(f"{f.name}={getattr(config, f.name)}" for f in fields(config) if f.name.endswith("degree"))
+    store.set(f"{_DEGREES}/{rank}", degrees)
+    keys = [f"{_DEGREES}/{other}" for other in range(dist.get_world_size())]
+    if config.timeout is not None:
+        store.wait(keys, timedelta(seconds=config.timeout))
+    given = [store.get(key).decode() for key in keys]
+    for other, theirs in enumerate(given):
+        if theirs != given[0]:
+            raise RuntimeError(
+                f"rank 0 was given parallel=ParallelConfig({given[0]}) and rank {other} ParallelConfig({theirs}). Pass the "
+                "same degrees on all ranks."
+            )
 
 
 def _limit_waiting(state: Any, seconds: float) -> None:

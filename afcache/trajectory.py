@@ -227,6 +227,7 @@ def describe(inputs: FluxInputs, trajectory: Trajectory, config: CacheConfig, br
         "guidance scales": 0.0 if inputs.guidance is None else inputs.guidance,
         "step counts (scheduler.sigmas)": trajectory.sigmas,
         "settings (CacheConfig)": zlib.crc32(repr(config).encode()),
+        "adapters (LoRA, their scales)": zlib.crc32(repr(trajectory.adapted).encode()),
     }
 
 

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import torch
 from diffusers import FluxControlNetPipeline, FluxKontextPipeline, FluxTransformer2DModel
+from peft import LoraConfig
 from torch._dynamo.backends.registry import lookup_backend
 from torch.distributed.distributed_c10d import _resolve_process_group
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -28,7 +29,8 @@ class Case(NamedTuple):
         config: settings.
         steps: of the schedule.
         backend: of torch.compile; None: eager.
-        steered_by: what steers the blocks beside the prompt: "controlnet", "image prompt", "reference image" or nothing.
+        steered_by: what steers the blocks beside the prompt: "controlnet", "image prompt", "reference image", "adapter"
+            or nothing.
 
     """
 
@@ -136,8 +138,10 @@ CASES = {
     "odd everything": Case(text=5, height=20, width=28),
     "guided": Case(text=5, height=28, width=28, cfg=2.0),
     "layerwise": Case(config=LAYERWISE),
+    "layerwise, odd": Case(text=5, height=20, width=28, config=LAYERWISE),
     "layerwise, guided": Case(config=LAYERWISE, cfg=2.0),
     "teacache": Case(text=5, height=28, width=28, config=afcache.policy("teacache", threshold=0.6)),
+    "teacache, guided": Case(text=5, height=28, width=28, cfg=2.0, config=afcache.policy("teacache", threshold=0.6)),
     "first and last blocks": Case(text=5, height=28, width=28, config=DBCACHE),
     "uncached": Case(text=5, height=28, width=28, config=afcache.policy("none"), steps=6),
     "inductor": Case(text=5, height=28, width=28, backend="inductor"),
@@ -176,6 +180,8 @@ def make_pipeline(steered_by: str = "") -> Any:
         pipe = FluxKontextPipeline(**parts)
     elif steered_by == "image prompt":
         load_ip_adapters(pipe, 1)
+    elif steered_by == "adapter":
+        pipe.transformer.add_adapter(LoraConfig(r=2, target_modules=["to_q"]))
     pipe.set_progress_bar_config(disable=True)
     return pipe
 

@@ -1,6 +1,7 @@
 """One rank of runs that go wrong, or go their own way; what it met goes to a file."""
 
 import argparse
+import dataclasses
 import json
 import os
 import signal
@@ -12,6 +13,7 @@ import torch
 
 import afcache
 from afcache import CacheConfig, ParallelConfig
+from afcache.functional import parallel as parallel_step
 from tests.parallel_cases import ADAPTIVE, Case, draw, make_pipeline
 
 RANK = int(os.environ.get("RANK", "0"))
@@ -27,6 +29,7 @@ DIFFERENCES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "true_cfg_scale, callbacks": ({"cfg": 3.0}, {}),
     "numbers of guidance branches": ({"cfg": 1.0}, {}),
     "ControlNets": ({"steered_by": "controlnet"}, {}),
+    "adapters": ({"steered_by": "adapter"}, {}),
     "settings": ({"config": CacheConfig(tolerance=0.03, warmup_steps=2)}, {}),
 }
 
@@ -71,6 +74,32 @@ def draw_replicas() -> dict[str, Any]:
     return {"latents": drawn.latents.tolist(), "decisions": drawn.decisions, "graphs": drawn.graphs, "share": shared}
 
 
+def divide_otherwise() -> dict[str, Any]:
+    """Ranks that would make groups of different degrees."""
+    degrees: dict[str, Any] = {"ulysses_degree": 2} if RANK else {"ring_degree": 2}
+    try:
+        draw(make_pipeline(), SMALL, ParallelConfig(**degrees, backend="gloo", timeout=10))
+    except RuntimeError as error:
+        return {"error": str(error)}
+    return {"error": "nothing"}
+
+
+def disagree() -> dict[str, Any]:
+    """Rank 1 votes to compute every step, whatever the sums say."""
+    exchange_of = parallel_step.exchange_of
+
+    def contrary(layout: Any, lengths: Any) -> Any:
+        exchange = exchange_of(layout, lengths)
+        return exchange._replace(agree=lambda choice: exchange.agree(torch.zeros_like(choice) if RANK else choice))
+
+    parallel_step.exchange_of = contrary
+    try:
+        draw(make_pipeline(), SMALL, dataclasses.replace(PAIR, check_decisions=True))
+    except RuntimeError as error:
+        return {"error": str(error)}
+    return {"error": "nothing"}
+
+
 def lose_a_rank(how: signal.Signals) -> dict[str, Any]:
     """Rank 1 is killed, or stopped, within an image."""
     pipe = make_pipeline()
@@ -92,6 +121,8 @@ SCENARIOS: dict[str, Callable[[], dict[str, Any]]] = {
     "otherwise": draw_otherwise,
     "replicas": draw_replicas,
     "sizes": draw_sizes,
+    "divide otherwise": divide_otherwise,
+    "disagree": disagree,
     "killed": lambda: lose_a_rank(signal.SIGKILL),
     "stopped": lambda: lose_a_rank(signal.SIGSTOP),
 }

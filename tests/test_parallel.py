@@ -20,6 +20,7 @@ LAYOUTS = {
     "cfg": (2, ["--cfg", "2"]),
     "ulysses and ring": (4, ["--ulysses", "2", "--ring", "2"]),
     "ulysses and cfg": (4, ["--ulysses", "2", "--cfg", "2"]),
+    "ring and cfg": (4, ["--ring", "2", "--cfg", "2"]),
 }
 
 
@@ -63,8 +64,11 @@ def assert_same(alone: dict[str, Drawn], ranks: list[dict[str, Drawn]], name: st
         assert torch.equal(drawn.latents, ranks[0][name].latents)
         own = len(drawn.decisions) // case.steps
         # With cfg parallelism the first step computes every branch, the others one.
-        steps = drawn.decisions[::own] if len(drawn.decisions) % case.steps == 0 else drawn.decisions[branches - 1 :]
+        is_split = len(drawn.decisions) % case.steps != 0
+        steps = drawn.decisions[branches - 1 :] if is_split else drawn.decisions[::own]
         assert steps == leading
+        choices = drawn.choices[branches - 1 :] if is_split else drawn.choices[::own]
+        assert choices[1:] == expected.choices[::branches][1:]
         if case.config.policy != "none":
             assert {(True,), (False,)} == set(steps)
         if case.backend:
@@ -93,7 +97,14 @@ def test_two_ranks_draw_what_one_draws(layout: str, alone: dict[str, Drawn], tmp
 
 
 def test_guidance_branches_on_two_ranks(alone: dict[str, Drawn], tmp_path: Path):
-    names = ["guided", "layerwise, guided", "controlnet, guided", "image prompt, guided", "reference image, guided"]
+    names = [
+        "guided",
+        "teacache, guided",
+        "layerwise, guided",
+        "controlnet, guided",
+        "image prompt, guided",
+        "reference image, guided",
+    ]
     ranks = draw_together("cfg", names, tmp_path)
     for name in names:
         assert_same(alone, ranks, name)
@@ -125,9 +136,14 @@ def test_cached_steps_gather_and_sum_statistics_and_nothing_else(tmp_path: Path)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("layout", ["ulysses and ring", "ulysses and cfg"])
+@pytest.mark.parametrize("layout", ["ulysses and ring", "ulysses and cfg", "ring and cfg"])
 def test_four_ranks_draw_what_one_draws(layout: str, alone: dict[str, Drawn], tmp_path: Path):
-    names = ["guided"] if layout.endswith("cfg") else ["odd everything", "long text, odd image"]
+    of_ranks = {
+        "ulysses and ring": ["odd everything", "long text, odd image", "layerwise, odd"],
+        "ulysses and cfg": ["guided"],
+        "ring and cfg": ["teacache, guided"],
+    }
+    names = of_ranks[layout]
     ranks = draw_together(layout, names, tmp_path)
     for name in names:
         assert_same(alone, ranks, name)

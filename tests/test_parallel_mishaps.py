@@ -67,6 +67,18 @@ def test_a_lost_rank_is_a_readable_error(scenario: str, tmp_path: Path):
     assert met["error"].startswith("rank 0 of 2 lost another rank at step 4: a process has ended, failed or is stuck")
 
 
+def test_ranks_that_would_divide_the_work_otherwise_are_told(tmp_path: Path):
+    for met in run_by_hand("divide otherwise", tmp_path):
+        assert met["error"].startswith("rank 0 was given parallel=ParallelConfig(ulysses_degree=1, ring_degree=2, cfg_degree=1")
+        assert "and rank 1 ParallelConfig(ulysses_degree=2, ring_degree=1" in met["error"]
+
+
+def test_votes_that_differ_name_the_step_and_the_ranks(tmp_path: Path):
+    for met in run_by_hand("disagree", tmp_path):
+        assert met["error"].startswith("ranks decided differently at step 2: rank 0 of the replica chose [1")
+        assert "rank 1 [0" in met["error"]
+
+
 def test_ranks_with_different_work_are_told_what_differs(tmp_path: Path):
     ranks = run_by_hand("otherwise", tmp_path)
     for name in DIFFERENCES:
