@@ -1,6 +1,7 @@
 """The command line as a user meets it."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -192,8 +193,10 @@ def test_compare_prints_the_gain_and_writes_one_picture(capsys, tmp_path):
     arguments = ["--compare", "--prompt", "a handwritten two on a palace", "--true-cfg-scale", "2", "--output", str(tmp_path)]
     assert main(["generate", "--no-compile", "--steps", "12", *arguments]) == 0
     output = capsys.readouterr().out
-    for word in ("block evaluations", "wall clock", "dB", "SSIM", "x faster", "(nothing compiled)"):
+    for word in ("block evaluations", "dB", "SSIM", "(nothing compiled)"):
         assert word in output
+    # A third fewer evaluations; what the clock says of that depends on what else the machine does.
+    assert re.search(r"wall clock +\d+\.\d\dx (faster|slower): ", output)
     assert Image.open(tmp_path / "compare.png").size[0] > 600
     assert (tmp_path / "a_handwritten_two_on_a_palace_seed0_uncached.png").is_file()
 
