@@ -277,10 +277,8 @@ def resolve_config(
 def _check_fields(where: str, values: object, kind: type) -> None:
     known = {field.name for field in dataclasses.fields(kind)}
     if not isinstance(values, dict) or not known.issuperset(values):
-        found = sorted(set(values) - known) if isinstance(values, dict) else type(values).__name__
-        raise ValueError(
-            f"{where} must be an object of {kind.__name__}'s fields, got {show(found)}. CacheConfig.to_json writes one."
-        )
+        found = show(sorted(set(values) - known)) if isinstance(values, dict) else type(values).__name__
+        raise ValueError(f"{where} must be an object of {kind.__name__}'s fields, got {found}. CacheConfig.to_json writes one.")
 
 
 def _from_plain(name: str, value: Any) -> Any:

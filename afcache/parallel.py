@@ -8,6 +8,7 @@ import importlib
 import importlib.util
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, fields
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -25,6 +26,8 @@ from afcache.xfuser_on_cpu import import_on_cpu
 
 T = TypeVar("T")
 _DEGREES = "afcache/degrees"
+# Seconds in which a rank reads what the others wrote there.
+_READING = 10.0
 _COMMAND = "torchrun --nproc-per-node {count} your_script.py"
 _ENVIRONMENT = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
@@ -164,8 +167,12 @@ def _check_degrees(config: ParallelConfig) -> None:
     if config.timeout is not None:
         store.wait(keys, timedelta(seconds=config.timeout))
     given = [store.get(key).decode() for key in keys]
+    store.set(f"{_DEGREES}/read/{rank}", "")
     for other, theirs in enumerate(given):
         if theirs != given[0]:
+            if rank == 0:  # It may host the store: its end must not cut off a rank that still reads.
+                with suppress(dist.DistError):
+                    store.wait([f"{_DEGREES}/read/{reader}" for reader in range(len(keys))], timedelta(seconds=_READING))
             raise RuntimeError(
                 f"rank 0 was given parallel=ParallelConfig({given[0]}) and rank {other} ParallelConfig({theirs}). Pass the "
                 "same degrees on all ranks."

@@ -154,7 +154,7 @@ def test_settings_are_read_as_they_were_written(config: CacheConfig, tmp_path: P
         ('{"tolerance": "much"}', TypeError, "tolerance must be a number, got 'much'"),
         ('{"calibration": {"images": 3}}', ValueError, "calibration must be what afcache.calibrate measured"),
         ('{"calibration": 3}', ValueError, "calibration must be what afcache.calibrate measured, got 3"),
-        ('{"layerwise": {"group": 3}}', TypeError, "unexpected keyword argument 'group'"),
+        ('{"layerwise": {"group": 3}}', ValueError, r"layerwise must be an object of Layerwise's fields, got \['group'\]"),
     ],
 )
 def test_files_that_hold_no_settings_are_refused(text: str, kind: type[Exception], said: str, tmp_path: Path, capsys):
