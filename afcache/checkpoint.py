@@ -25,7 +25,15 @@ def save_checkpoint(trajectory: Denoised, path: str | Path) -> None:
     Cost:
         as many bytes as the states, which is the history for the most part.
 
+    Raises:
+        TypeError: it is no trajectory.
+
     """
+    if not isinstance(trajectory, Denoised):
+        raise TypeError(
+            f"trajectory must be what denoise returned, got {type(trajectory).__name__}. Keep a state of your own as "
+            "Denoised(latents, states, records)."
+        )
     tensors = {name: tensor.detach().cpu().clone() for name, tensor in _flatten("", trajectory)}
     save_file(tensors, path, metadata={"format": _FORMAT, "afcache": __version__})
 
@@ -39,11 +47,13 @@ def load_checkpoint(path: str | Path, *, device: torch.device | str = "cpu") -> 
 
     Raises:
         OSError: the file cannot be read.
-        ValueError: it is no such file.
+        ValueError: it is no such file, or lacks a part.
+        RuntimeError: torch knows no such device.
 
     """
+    place = str(torch.device(device))
     try:
-        with safe_open(path, framework="pt", device=str(device)) as file:
+        with safe_open(path, framework="pt", device=place) as file:
             found = (file.metadata() or {}).get("format")
             tensors: dict[str, Any] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except SafetensorError as error:
@@ -51,9 +61,14 @@ def load_checkpoint(path: str | Path, *, device: torch.device | str = "cpu") -> 
     if found != _FORMAT:
         raise ValueError(f"{path} must have the format {_FORMAT!r}, got {found!r}. afcache.save_checkpoint writes one.")
     tree = _unflatten(tensors)
-    states = tuple(_build(CacheState, state) for state in _items(tree.get("states", {})))
-    records = [tuple(_build(StepRecord, record) for record in _items(step)) for step in _items(tree.get("records", {}))]
-    return Denoised(tree["latents"], states, records)
+    try:
+        states = tuple(_build(CacheState, state) for state in _items(tree.get("states", {})))
+        records = [tuple(_build(StepRecord, record) for record in _items(step)) for step in _items(tree.get("records", {}))]
+        return Denoised(tree["latents"], states, records)
+    except (KeyError, TypeError) as error:
+        raise ValueError(
+            f"{path} lacks a part of a trajectory: {error}. afcache.save_checkpoint writes all of them."
+        ) from error
 
 
 def _flatten(name: str, value: Any) -> Iterator[tuple[str, Tensor]]:

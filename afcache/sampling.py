@@ -93,7 +93,7 @@ def denoise(
         TypeError: sigmas are no tensor, or the inputs are not FluxInputs.
         ValueError: more groups or blocks than the transformer has; sigmas are too few, not falling or above 1; a guidance
             scale that is not finite, or without negative inputs, or negative inputs with other latents; a start of other
-            shapes, branches or settings, or a stop that is not after it.
+            shapes, dtypes, branches, settings or sigmas, or a stop that is not after it.
         NotImplementedError: our forward would not compute what this transformer does; the message says why.
 
     """
@@ -126,7 +126,7 @@ def denoise(
         states = tuple(init_state(**size, dtype=inputs.hidden_states.dtype, device=device) for size in sizes)
         start = Denoised(branches[0].hidden_states, states, [])
     else:
-        _check_start(start, inputs.hidden_states, sizes)
+        _check_start(start, inputs.hidden_states, sigmas, sizes)
     latents, states, records = start.latents, start.states, list(start.records)
     scale = torch.full((batch,), guidance_scale, dtype=torch.float32, device=device)
     for schedule in schedule_steps(sigmas.to(device), settings)[_steps_left(start, stop, len(sigmas) - 1)]:
@@ -145,7 +145,7 @@ def denoise(
     return Denoised(latents, states, records)
 
 
-def _check_start(start: object, latents: Tensor, sizes: list[dict[str, Any]]) -> None:
+def _check_start(start: object, latents: Tensor, sigmas: Tensor, sizes: list[dict[str, Any]]) -> None:
     if not isinstance(start, Denoised):
         raise TypeError(f"start must be what denoise or load_checkpoint returned, got {type(start).__name__}.")
     if len(start.states) != len(sizes):
@@ -159,6 +159,29 @@ def _check_start(start: object, latents: Tensor, sizes: list[dict[str, Any]]) ->
         )
     for state, size in zip(start.states, sizes, strict=True):
         check_state(state, **size)
+        for name, tensor in (("latents", start.latents), ("states' history", state.history)):
+            if (tensor.dtype, tensor.device) != (latents.dtype, latents.device):
+                raise ValueError(
+                    f"start's {name} must be {latents.dtype} on {latents.device}, as inputs.hidden_states are, got "
+                    f"{tensor.dtype} on {tensor.device}. Go on in the dtype, and load_checkpoint on the device, of the model."
+                )
+        _check_levels(state, sigmas.float().cpu(), len(start.records))
+
+
+def _check_levels(state: CacheState, sigmas: Tensor, done: int) -> None:
+    """Raise unless what the state remembers was computed at these noise levels, before the step it goes on with."""
+    filled = torch.arange(len(state.nodes))[:, None] < state.num_nodes.cpu()
+    steps, nodes = state.steps.cpu()[filled].long(), state.nodes.cpu()[filled]
+    if bool((steps >= min(done, len(sigmas))).any()):
+        raise ValueError(
+            f"start knows step {int(steps.max())}, but has {done} records, and there are {len(sigmas)} sigmas. Go on over the "
+            "same sigmas, with the record of every step done."
+        )
+    if not torch.equal(sigmas[steps], nodes):
+        raise ValueError(
+            f"start was computed at other noise levels than sigmas: {nodes.tolist()} at steps {steps.tolist()}, which are "
+            f"{sigmas[steps].tolist()} here. Go on over the same sigmas."
+        )
 
 
 def _steps_left(start: Denoised, stop: int | None, steps: int) -> slice:

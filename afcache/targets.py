@@ -51,9 +51,9 @@ def calibrate(
     Args:
         pipe: a pipeline that `compile_pipeline` would take, uncached. It stays so.
         prompts: what to draw, a seed of its own each.
-        target_speedup: how many times fewer block evaluations at least; > 1. Wall clock follows it, less what is outside of the
-            transformer.
-        target_psnr: mean PSNR in dB against the uncached images at least; > 0.
+        target_speedup: how many times fewer block evaluations at least; 1 or more. Wall clock follows it, less what is outside
+            of the transformer.
+        target_psnr: mean PSNR in dB against the uncached images at least; 0 or more.
         config: settings under policy "adaptive" whose tolerance is searched; by default those that presets are made of.
         seed: of the first prompt; the others count up.
         progress: whether to show a bar.
@@ -216,8 +216,10 @@ def _check(
     check_targets(target_speedup, target_psnr)
     check_integer("seed", seed, 0, 2**63 - 1)
     check_flag("progress", progress)
-    if isinstance(prompts, str) or not prompts or not all(isinstance(prompt, str) for prompt in prompts):
+    if not isinstance(prompts, list | tuple) or not prompts or not all(isinstance(prompt, str) for prompt in prompts):
         raise ValueError(f"prompts must be a list of at least one prompt, got {prompts!r}.")
+    if "num_inference_steps" in options:
+        check_integer("num_inference_steps", options["num_inference_steps"], 1, 2**31 - 1)
     own = [name for name in _OWN_OPTIONS if name in options]
     if own:
         raise ValueError(f"{', '.join(own)} cannot be given to calibrate, which sets it itself: one image a prompt, by `seed`.")

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch._dynamo.utils import counters
 from torch.utils import _pytree as pytree
 
@@ -96,6 +96,58 @@ def test_a_start_that_does_not_fit_is_refused(pipe, change: dict[str, Any], kind
     other = half._replace(latents=half.latents[:, :8])
     with pytest.raises(ValueError, match=r"start\.latents must have shape \(1, 64, 32\) on cpu"):
         afcache.denoise(pipe.transformer, inputs, sigmas, config=ADAPTIVE, start=other)
+
+
+@pytest.mark.parametrize(
+    ("sigmas", "said"),
+    [
+        (torch.linspace(1, 0, 6), r"at other noise levels than sigmas: \[0\.75, 1\.0\] at steps \[1, 0\], which are \[0\.8"),
+        (torch.linspace(0.9, 0, 5), "at other noise levels"),
+        (torch.tensor([1.0, 0.0]), "at other noise levels"),
+    ],
+)
+def test_a_start_over_other_sigmas_is_refused(pipe, sigmas: torch.Tensor, said: str):
+    inputs, *_ = prepare(pipe, [0], steps=4).branches
+    half = afcache.denoise(pipe.transformer, inputs, torch.linspace(1, 0, 5), config=ADAPTIVE, stop=2)
+    with pytest.raises(ValueError, match=said):
+        afcache.denoise(pipe.transformer, inputs, sigmas, config=ADAPTIVE, start=half)
+
+
+def test_a_start_without_its_records_or_in_another_dtype_is_refused(pipe):
+    inputs, *_ = prepare(pipe, [0], steps=4).branches
+    sigmas = torch.linspace(1, 0, 5)
+    half = afcache.denoise(pipe.transformer, inputs, sigmas, config=ADAPTIVE, stop=2)
+    (state,) = half.states
+    others = {
+        "start knows step 1, but has 0 records": half._replace(records=[]),
+        "start's latents must be torch.float32 on cpu": half._replace(latents=half.latents.double()),
+        "start's states' history must be torch.float32": half._replace(states=(state._replace(history=state.history.half()),)),
+    }
+    for said, start in others.items():
+        with pytest.raises(ValueError, match=said):
+            afcache.denoise(pipe.transformer, inputs, sigmas, config=ADAPTIVE, start=start)
+
+
+def test_what_is_no_trajectory_is_not_written(pipe, tmp_path: Path):
+    half = denoise(pipe, prepare(pipe, [0], steps=STEPS), stop=2)
+    others: list[Any] = [half.states, half.states[0], half._asdict()]
+    for other in others:
+        with pytest.raises(TypeError, match="trajectory must be what denoise returned, got"):
+            afcache.save_checkpoint(other, tmp_path / "other")
+        assert not (tmp_path / "other").exists()
+
+
+def test_files_that_lack_a_part_are_refused(pipe, tmp_path: Path):
+    path = tmp_path / "half.safetensors"
+    afcache.save_checkpoint(denoise(pipe, prepare(pipe, [0], steps=STEPS), stop=3), path)
+    tensors = load_file(path)
+    records = [name for name in tensors if name.startswith("records.1.")]
+    for lost in (["latents"], ["states.0.history"], records):
+        kept = {name: tensor for name, tensor in tensors.items() if name not in lost}
+        assert len(kept) < len(tensors)
+        save_file(kept, path, metadata={"format": "afcache checkpoint 1"})
+        with pytest.raises(ValueError, match=r"half\.safetensors lacks a part of a trajectory"):
+            afcache.load_checkpoint(path)
 
 
 def test_files_that_are_no_checkpoint_are_refused(tmp_path: Path):
