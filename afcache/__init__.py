@@ -15,53 +15,53 @@ from afcache._version import __version__
 
 if TYPE_CHECKING:
     from afcache.assets import load_mini_flux, mini_flux_folder
-    from afcache.calibration import calibrate_magnitudes, measure_noise
-    from afcache.checkpoint import load_checkpoint, save_checkpoint
-    from afcache.config import PRESETS, CacheConfig, Layerwise
-    from afcache.export import export_step
+    from afcache.calibration.magnitudes import calibrate_magnitudes, measure_noise
+    from afcache.calibration.metrics import psnr, ssim
+    from afcache.calibration.tolerance import calibrate
+    from afcache.functional.initial import check_state, init_state
+    from afcache.functional.state import CacheState
     from afcache.functional.step import cached_forward, denoising_step
-    from afcache.initial import check_state, init_state
-    from afcache.metrics import psnr, ssim
-    from afcache.models.flux import FluxInputs
-    from afcache.parallel import ParallelConfig
+    from afcache.models.flux1.architecture import FluxInputs
+    from afcache.parallel.groups import ParallelConfig
     from afcache.pipeline import compile_pipeline, restore_pipeline, uncached
-    from afcache.policies import POLICIES, policy
-    from afcache.reading import report
-    from afcache.reporting import Report
-    from afcache.sampling import Denoised, denoise
-    from afcache.state import CacheState
-    from afcache.targets import calibrate
+    from afcache.reports.records import report
+    from afcache.reports.summary import Report
+    from afcache.sampling.checkpoint import load_checkpoint, save_checkpoint
+    from afcache.sampling.export import export_step
+    from afcache.sampling.loop import Denoised, denoise
+    from afcache.settings.config import PRESETS, CacheConfig, Layerwise
+    from afcache.settings.policies import POLICIES, policy
 
 # Imported on first use: diffusers takes seconds to import, and `afcache --help` needs none of it.
 _HOMES = {
-    "POLICIES": "policies",
-    "PRESETS": "config",
-    "CacheConfig": "config",
-    "CacheState": "state",
-    "Denoised": "sampling",
-    "FluxInputs": "models.flux",
-    "Layerwise": "config",
-    "ParallelConfig": "parallel",
-    "Report": "reporting",
-    "calibrate": "targets",
-    "calibrate_magnitudes": "calibration",
+    "POLICIES": "settings.policies",
+    "PRESETS": "settings.config",
+    "CacheConfig": "settings.config",
+    "CacheState": "functional.state",
+    "Denoised": "sampling.loop",
+    "FluxInputs": "models.flux1.architecture",
+    "Layerwise": "settings.config",
+    "ParallelConfig": "parallel.groups",
+    "Report": "reports.summary",
+    "calibrate": "calibration.tolerance",
+    "calibrate_magnitudes": "calibration.magnitudes",
     "cached_forward": "functional.step",
-    "check_state": "initial",
+    "check_state": "functional.initial",
     "compile_pipeline": "pipeline",
-    "denoise": "sampling",
+    "denoise": "sampling.loop",
     "denoising_step": "functional.step",
-    "export_step": "export",
-    "init_state": "initial",
-    "load_checkpoint": "checkpoint",
+    "export_step": "sampling.export",
+    "init_state": "functional.initial",
+    "load_checkpoint": "sampling.checkpoint",
     "load_mini_flux": "assets",
-    "measure_noise": "calibration",
+    "measure_noise": "calibration.magnitudes",
     "mini_flux_folder": "assets",
-    "policy": "policies",
-    "psnr": "metrics",
-    "report": "reading",
+    "policy": "settings.policies",
+    "psnr": "calibration.metrics",
+    "report": "reports.records",
     "restore_pipeline": "pipeline",
-    "save_checkpoint": "checkpoint",
-    "ssim": "metrics",
+    "save_checkpoint": "sampling.checkpoint",
+    "ssim": "calibration.metrics",
     "uncached": "pipeline",
 }
 

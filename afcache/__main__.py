@@ -2,7 +2,7 @@
 
 import sys
 
-from afcache.cli import main
+from afcache.cli.main import main
 
 if __name__ == "__main__":
     sys.exit(main())

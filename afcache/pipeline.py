@@ -25,15 +25,15 @@ from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from diffusers.utils.peft_utils import apply_lora_scale
 from torch import Tensor
 
-from afcache.compiled import CompileOptions
-from afcache.config import CacheConfig, resolve_config
-from afcache.controls import unwatch
-from afcache.models import flux
-from afcache.models.flux_checks import check_blocks, check_config, check_transformer
-from afcache.parallel import ParallelConfig, ParallelContext, check_device, check_heads, connect
-from afcache.runtime import Runtime
-from afcache.schedule import check_scheduler
-from afcache.weights import check_layers
+from afcache.models.flux1 import architecture as flux1
+from afcache.models.flux1.checks import check_blocks, check_config, check_transformer
+from afcache.parallel.groups import ParallelConfig, ParallelContext, check_device, check_heads, connect
+from afcache.runtime.compiled import CompileOptions
+from afcache.runtime.controls import unwatch
+from afcache.runtime.runtime import Runtime
+from afcache.runtime.scheduler import check_scheduler
+from afcache.runtime.weights import check_layers
+from afcache.settings.config import CacheConfig, resolve_config
 
 _ATTRIBUTE = "_afcache"
 _ORIGINAL = "_afcache_original_forward"
@@ -213,7 +213,7 @@ def _check_forward(transformer: Any) -> None:
 def _connect(parallel: ParallelConfig, transformer: Any) -> ParallelContext:
     check_heads(parallel, transformer.config.num_attention_heads)
     check_device(transformer.device)
-    if parallel.ring_degree > 1 and flux.attention_backend(transformer) is not None:
+    if parallel.ring_degree > 1 and flux1.attention_backend(transformer) is not None:
         raise ValueError(
             f"ring_degree must be 1 under an attention backend, got {parallel.ring_degree}: a ring merges softmaxes, which "
             "backends do not return. Use ulysses_degree, or call transformer.reset_attention_backend()."
@@ -309,7 +309,7 @@ def _cached_forward(
             "gradient mode is on, and a cached forward has no gradient. Wrap the call in torch.no_grad(), or call "
             "afcache.restore_pipeline(pipe) before training."
         )
-    inputs = flux.FluxInputs(
+    inputs = flux1.FluxInputs(
         hidden_states=hidden_states,
         encoder_hidden_states=encoder_hidden_states,
         pooled_projections=pooled_projections,

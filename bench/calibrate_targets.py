@@ -10,8 +10,8 @@ import time
 from typing import Any
 
 import afcache
-from bench import mini_sampling
-from bench.recording import table, write_result
+from bench.mini_flux import sampling
+from bench.record.recording import table, write_result
 
 TARGETS: list[dict[str, float]] = [
     {"target_speedup": 2.5},
@@ -37,10 +37,10 @@ def measure(
     began = time.perf_counter()
     config = afcache.calibrate(
         pipe,
-        [mini_sampling.prompt_of(seed) for seed in known],
+        [sampling.prompt_of(seed) for seed in known],
         progress=False,
         **target,  # pyright: ignore[reportArgumentType]
-        **mini_sampling.SETTINGS,
+        **sampling.SETTINGS,
         **options,
     )
     seconds = time.perf_counter() - began
@@ -49,7 +49,7 @@ def measure(
     afcache.compile_pipeline(pipe, config, compile=False)
     quality, ran, uncached = [], 0, 0
     for seed in fresh:
-        image = mini_sampling.draw(pipe, seed, cfg=cfg)
+        image = sampling.draw(pipe, seed, cfg=cfg)
         quality.append(min(afcache.psnr(image, references[seed]), 150.0))
         run = afcache.report(pipe)
         ran, uncached = ran + run.block_evaluations, uncached + run.block_evaluations_uncached
@@ -80,10 +80,10 @@ def main() -> None:
     parser.add_argument("--cfg", type=float, nargs="+", default=[1.0, 2.0])
     arguments = parser.parse_args()
     known, fresh = seeds_of(0, arguments.images, is_fresh=False), seeds_of(5000, arguments.fresh, is_fresh=True)
-    pipe = mini_sampling.load()
+    pipe = sampling.load()
     rows = []
     for cfg in arguments.cfg:
-        references = {seed: mini_sampling.draw(pipe, seed, cfg=cfg) for seed in fresh}
+        references = {seed: sampling.draw(pipe, seed, cfg=cfg) for seed in fresh}
         for target in TARGETS:
             rows.append(measure(pipe, target, cfg=cfg, known=known, fresh=fresh, references=references))
             print(rows[-1], flush=True)

@@ -7,7 +7,7 @@
     python bench/compare_compiled.py --random flux1 --dtype bfloat16 --at-once 1
     python bench/compare_compiled.py --model black-forest-labs/FLUX.1-dev --dtype bfloat16 --at-once 1
     python bench/compare_compiled.py --check                 # README's numbers against bench/results
-    python -m bench.readme_tables                            # README's tables, made of bench/results
+    python -m bench.record.readme_tables                            # README's tables, made of bench/results
 
 Every contender runs in a process of its own, with a fresh pipeline, compiled without any compilation cache. A few processes
 live at once, and with them always the uncached pipeline, eager and compiled; they draw one seed after the other in turns, so
@@ -40,13 +40,14 @@ from diffusers.utils import logging
 from tqdm import tqdm
 from transformers.utils import logging as transformers_logging
 
-from bench import compare_report, readme_numbers
-from bench.contender_process import Drawn, Finished, Racer, Ready
-from bench.contenders import Contender, calibrate_magcache, contenders
-from bench.equal_quality import interpolation_notes, quality_rows, shown_quality, verdict
-from bench.random_flux import SIZES
-from bench.recording import table, write_result
-from bench.subjects import DTYPES, Task, draw, load
+from bench import readme_numbers
+from bench.models.random_flux import SIZES
+from bench.race import compare_report
+from bench.race.contender_process import Drawn, Finished, Racer, Ready
+from bench.race.contenders import Contender, calibrate_magcache, contenders
+from bench.race.equal_quality import interpolation_notes, quality_rows, shown_quality, verdict
+from bench.race.subjects import DTYPES, Task, draw, load
+from bench.record.recording import table, write_result
 
 REFERENCES = ("eager", "compiled")
 OUTPUT = Path("outputs/compare")

@@ -34,10 +34,10 @@ from diffusers import FluxTransformer2DModel
 
 import afcache
 from afcache import CacheConfig, ParallelConfig
+from bench.models.random_flux import SIZES, draw_random, make_pipeline
 from bench.overhead import forced
-from bench.random_flux import SIZES, draw_random, make_pipeline
-from bench.recording import table, write_result
-from bench.subjects import DTYPES, Task, load
+from bench.race.subjects import DTYPES, Task, load
+from bench.record.recording import table, write_result
 
 STEPS = 28
 DIVISIONS = ["alone", "ulysses2", "ring2", "ulysses4", "ulysses2-ring2", "guided", "guided-cfg2", "guided-cfg2-ulysses2"]

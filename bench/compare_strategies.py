@@ -21,11 +21,11 @@ from tqdm import tqdm
 
 import afcache
 from afcache import CacheConfig, policy
-from afcache.config import resolve_config
-from bench import mini_sampling
-from bench.curves import Point, speed_at, worst_at
-from bench.laboratory import Laboratory, Setting
-from bench.recording import RESULTS, table, write_result
+from afcache.settings.config import resolve_config
+from bench.mini_flux import sampling
+from bench.record.recording import RESULTS, table, write_result
+from bench.search.curves import Point, speed_at, worst_at
+from bench.search.laboratory import Laboratory, Setting
 
 SETTINGS = (Setting(28, 1.0), Setting(50, 1.0), Setting(28, 2.0), Setting(50, 2.0))
 QUALITIES = (45, 40, 35, 30)
@@ -241,7 +241,7 @@ def points_table(curves: list[Curve]) -> list[dict[str, Any]]:
 
 def wall_clock(rounds: int, *, quick: bool) -> list[dict[str, Any]]:
     """Seconds of one image through the pipeline, nothing compiled, at each policy's middle knob; in alternation."""
-    pipe = mini_sampling.load()
+    pipe = sampling.load()
     chosen = {family.name: family.configs[len(family.configs) // 2] for family in families(28) if family.kind != "control"}
     if quick:
         chosen = dict(list(chosen.items())[:4])
@@ -252,7 +252,7 @@ def wall_clock(rounds: int, *, quick: bool) -> list[dict[str, Any]]:
             if name != "uncached":
                 afcache.compile_pipeline(pipe, chosen[name], compile=False)
             started = time.perf_counter()
-            mini_sampling.draw(pipe, 1000)
+            sampling.draw(pipe, 1000)
             seconds[name].append(time.perf_counter() - started)
             if name != "uncached":
                 speeds[name] = afcache.report(pipe).block_speedup
@@ -313,11 +313,9 @@ def main() -> None:
     parser.add_argument("--calibrate", action="store_true", help="print MagCache's ratios for mini-FLUX, and stop")
     arguments = parser.parse_args()
     if arguments.calibrate:
-        pipe = mini_sampling.load()
-        prompts = [mini_sampling.prompt_of(seed) for seed in range(10)]
-        print(
-            [round(r, 4) for r in afcache.calibrate_magnitudes(pipe, prompts, num_inference_steps=28, **mini_sampling.SETTINGS)]
-        )
+        pipe = sampling.load()
+        prompts = [sampling.prompt_of(seed) for seed in range(10)]
+        print([round(r, 4) for r in afcache.calibrate_magnitudes(pipe, prompts, num_inference_steps=28, **sampling.SETTINGS)])
         return
     seeds = range(1000, 1016) if arguments.quick else range(1000, 1064)
     settings = SETTINGS[:1] if arguments.quick else [SETTINGS[i] for i in arguments.settings]

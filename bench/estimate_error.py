@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 
 import afcache
-from afcache.config import CacheConfig, tuned
-from bench import mini_sampling
-from bench.recording import table, write_result
+from afcache.settings.config import CacheConfig, tuned
+from bench.mini_flux import sampling
+from bench.record.recording import table, write_result
 
 
 def ratios(report: afcache.Report) -> list[float]:
@@ -49,7 +49,7 @@ def measure(pipe: Any, config: CacheConfig, exact: dict[int, np.ndarray]) -> tup
     afcache.compile_pipeline(pipe, config, compile=False)
     truth, estimates, scatter, speed = [], [], [], []
     for seed, reference in exact.items():
-        latents = mini_sampling.draw(pipe, seed, output_type="latent")
+        latents = sampling.draw(pipe, seed, output_type="latent")
         report = afcache.report(pipe)
         truth.append(float(np.linalg.norm(latents - reference) / np.linalg.norm(reference)))
         estimates.append(estimated_total(report))
@@ -78,9 +78,9 @@ def main() -> None:
     parser.add_argument("--first-seed", type=int, default=1000)
     parser.add_argument("--tolerances", type=float, nargs="+", default=[0.004, 0.016, 0.064])
     arguments = parser.parse_args()
-    pipe = mini_sampling.load()
+    pipe = sampling.load()
     seeds = range(arguments.first_seed, arguments.first_seed + arguments.seeds)
-    exact = {seed: mini_sampling.draw(pipe, seed, output_type="latent") for seed in seeds}
+    exact = {seed: sampling.draw(pipe, seed, output_type="latent") for seed in seeds}
     rows, all_estimates, all_truth = [], [], []
     for correction in (False, True):
         for tolerance in arguments.tolerances:

@@ -24,9 +24,9 @@ from torch.utils import _pytree as pytree
 
 import afcache
 from afcache import CacheConfig, Layerwise
-from afcache.plans import schedule_steps
-from bench import mini_sampling
-from bench.recording import table, write_result
+from afcache.functional.plans import schedule_steps
+from bench.mini_flux import sampling
+from bench.record.recording import table, write_result
 
 STEPS = 28
 BALANCED = afcache.PRESETS["balanced"]
@@ -51,7 +51,7 @@ class Run(NamedTuple):
 
 def measure(pipe: Any, name: str, config: CacheConfig, cfg: float, folder: Path) -> list[dict[str, Any]]:
     """Rows of one case."""
-    problem = mini_sampling.prepare(pipe, [0], steps=STEPS, cfg=cfg)
+    problem = sampling.prepare(pipe, [0], steps=STEPS, cfg=cfg)
     program, seconds = _timed(lambda: export(pipe.transformer, problem, config))
 
     def save() -> Step:
@@ -90,13 +90,13 @@ def measure(pipe: Any, name: str, config: CacheConfig, cfg: float, folder: Path)
     return rows
 
 
-def export(transformer: Any, problem: mini_sampling.Prepared, config: CacheConfig) -> ExportedProgram:
+def export(transformer: Any, problem: sampling.Prepared, config: CacheConfig) -> ExportedProgram:
     """The problem's step."""
     prompt, *others = problem.branches
     return afcache.export_step(transformer, prompt, negative=others[0] if others else None, config=config)
 
 
-def sample(step: Step, program: ExportedProgram, problem: mini_sampling.Prepared, config: CacheConfig) -> Run:
+def sample(step: Step, program: ExportedProgram, problem: sampling.Prepared, config: CacheConfig) -> Run:
     """The image of the example that the program holds."""
     assert program.example_inputs is not None
     inputs, latents, states, _, scale = program.example_inputs[0]
@@ -111,7 +111,7 @@ def sample(step: Step, program: ExportedProgram, problem: mini_sampling.Prepared
     return Run(pattern, pytree.tree_leaves((latents, states)), milliseconds)
 
 
-def sample_plain(pipe: Any, problem: mini_sampling.Prepared, config: CacheConfig, step: Callable[..., Any]) -> Run:
+def sample_plain(pipe: Any, problem: sampling.Prepared, config: CacheConfig, step: Callable[..., Any]) -> Run:
     """The same image by the functional step."""
     milliseconds = []
 
@@ -164,7 +164,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
     inductor.compile_threads, inductor.force_disable_caches = 1, True
-    pipe = mini_sampling.load()
+    pipe = sampling.load()
     rows = []
     for case in CASES[: args.cases]:
         with tempfile.TemporaryDirectory() as folder:

@@ -9,7 +9,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from bench.recording import RESULTS, write_result
+from bench.record.recording import RESULTS, write_result
 
 COMMAND = "./run_afcache.sh"
 

@@ -29,21 +29,20 @@ from torch.utils import _pytree as pytree
 from torch.utils.flop_counter import FlopCounterMode
 
 from afcache import CacheConfig
-from afcache.config import resolve_config
-from afcache.functional.architecture import Lengths
-from afcache.functional.attention import scaled_dot_product_attention
-from afcache.functional.collectives import Ranks
-from afcache.functional.parallel import Layout
-from afcache.functional.sequence_attention import SequenceRanks
+from afcache.functional.initial import init_state, solo, state_bytes
+from afcache.functional.model import Lengths, scaled_dot_product_attention
+from afcache.functional.plans import schedule_steps
+from afcache.functional.ranks.attention import SequenceRanks
+from afcache.functional.ranks.collectives import Ranks
+from afcache.functional.ranks.step import Layout
+from afcache.functional.ranks.traffic import Sizes, Traffic, step_traffic
 from afcache.functional.step import cached_forward
-from afcache.initial import init_state, solo, state_bytes
-from afcache.models import flux
-from afcache.plans import schedule_steps
-from afcache.traffic import Sizes, Traffic, step_traffic
-from bench import full_size_gpu
-from bench.full_size_subject import TEXT_TOKENS, parse_shape
-from bench.random_flux import SIZES, Size, make_flux1
-from bench.recording import RESULTS, table, write_result
+from afcache.models.flux1 import architecture as flux1
+from afcache.settings.config import resolve_config
+from bench.models.random_flux import SIZES, Size, make_flux1
+from bench.record.recording import RESULTS, table, write_result
+from bench.scale import full_size_gpu
+from bench.scale.full_size_subject import TEXT_TOKENS, parse_shape
 
 STEPS = 28
 # Beside the model's own, 1024 pixels and one image.
@@ -100,7 +99,7 @@ def capture(size: Size, config: CacheConfig) -> Captured:
         return lambda *_: _stop()
 
     def step(inputs: Any, state: Any, schedule: Any, coupling: Any) -> Any:
-        model: dict[str, Any] = {"architecture": flux.FLUX, "kernel": scaled_dot_product_attention}
+        model: dict[str, Any] = {"architecture": flux1.FLUX, "kernel": scaled_dot_product_attention}
         return cached_forward(transformer, inputs, state, schedule, coupling, config=config, **model)
 
     schedule = schedule_steps(torch.linspace(1, 0, STEPS + 1), config)[0]
@@ -126,10 +125,10 @@ def _stop() -> Any:
     raise StoppedError
 
 
-def make_inputs(size: Size, transformer: Any) -> flux.FluxInputs:
+def make_inputs(size: Size, transformer: Any) -> flux1.FluxInputs:
     """One sample at a noise level."""
     config, dtype = transformer.config, torch.bfloat16
-    return flux.FluxInputs(
+    return flux1.FluxInputs(
         hidden_states=torch.randn(1, size.tokens, config.in_channels, dtype=dtype),
         encoder_hidden_states=torch.randn(1, TEXT_TOKENS, config.joint_attention_dim, dtype=dtype),
         pooled_projections=torch.randn(1, config.pooled_projection_dim, dtype=dtype),

@@ -20,19 +20,17 @@ import torch
 
 import afcache
 from afcache import CacheConfig
-from afcache.compiled import CompiledStep, CompileOptions
 from afcache.functional import forecast
-from afcache.functional.architecture import Architecture
-from afcache.functional.attention import scaled_dot_product_attention
 from afcache.functional.decision import forecast_row
-from afcache.functional.stack import Embedded
+from afcache.functional.initial import init_state, solo
+from afcache.functional.model import Architecture, Embedded, scaled_dot_product_attention
+from afcache.functional.plans import schedule_steps
 from afcache.functional.step import cached_forward
-from afcache.history import write_newest
-from afcache.initial import init_state, solo
-from afcache.models import flux
-from afcache.plans import schedule_steps
-from bench.random_flux import TEXT_TOKENS, draw_random, make_pipeline, make_transformer
-from bench.recording import table, write_result
+from afcache.models.flux1 import architecture as flux1
+from afcache.runtime.compiled import CompiledStep, CompileOptions
+from afcache.runtime.history import write_newest
+from bench.models.random_flux import TEXT_TOKENS, draw_random, make_pipeline, make_transformer
+from bench.record.recording import table, write_result
 
 STEPS = 28
 WARMUP = 2
@@ -138,14 +136,14 @@ def measure_parts(tokens: int, repeats: int) -> list[dict[str, Any]]:
     config = dataclasses.replace(forced(1000), warmup_steps=1)
     schedules = schedule_steps(torch.linspace(1, 0, STEPS + 1), config)
     state, coupling = init_state(1, tokens, 512, config=config), solo(1)
-    embedded = flux.embed(transformer, inputs)
-    velocity = flux.head(transformer, embedded.hidden_states, embedded.temb)
+    embedded = flux1.embed(transformer, inputs)
+    velocity = flux1.head(transformer, embedded.hidden_states, embedded.temb)
     # The machinery of a step around a model that costs nothing.
     empty = Architecture(
         embed=lambda transformer, inputs: Embedded(inputs.hidden_states.clone(), inputs.temb.clone()),
         stack=lambda transformer, inputs, embedded, kernel: embedded.hidden_states + 1,
         head=lambda transformer, hidden_states, temb: hidden_states[..., :64].clone(),
-        place=flux.place,
+        place=flux1.place,
     )
 
     def step_of(architecture: Architecture, writer: Any) -> CompiledStep:
@@ -170,14 +168,14 @@ def measure_parts(tokens: int, repeats: int) -> list[dict[str, Any]]:
         settled = step.without_guards(*args)
         return lambda: settled(*args)
 
-    compiled, machinery, writing = step_of(flux.FLUX, None), step_of(empty, None), step_of(empty, write_newest)
-    embed = _compile(lambda inputs: flux.embed(transformer, inputs))
-    head = _compile(lambda hidden, temb: flux.head(transformer, hidden, temb))
+    compiled, machinery, writing = step_of(flux1.FLUX, None), step_of(empty, None), step_of(empty, write_newest)
+    embed = _compile(lambda inputs: flux1.embed(transformer, inputs))
+    head = _compile(lambda hidden, temb: flux1.head(transformer, hidden, temb))
     row = _compile(lambda state, schedule: forecast.apply_row(forecast_row(state, schedule, config=config), state.history))
     forward = torch.compile(transformer.forward, fullgraph=True, **CompileOptions().tuning())
     _, state, _ = compiled(inputs, state, schedules[0])
     cached = schedules[3]
-    arguments = flux.host_arguments(inputs)
+    arguments = flux1.host_arguments(inputs)
     parts: dict[str, Callable[[], Any]] = {
         "uncached step": lambda: forward(**arguments, return_dict=False),
         "refresh": alone(compiled, inputs, state, schedules[0]),
@@ -244,8 +242,8 @@ _NOTES = {
     "parts": "Median (quartiles). float32, batch 1, 64 text tokens. Parts are compiled and timed alone, ours as the "
     "runtime calls them from an image's third step on: without guards. The last three rows are differences of medians.",
     "compile": "Each first call in a process of its own, caches off. No regional row for afcache: a region inside a branch of "
-    "torch.cond fails in inductor (tests/test_compile_contract_regions.py); a branch inside every region would compile, and "
-    "wait for the device at every block instead of once a step.",
+    "torch.cond fails in inductor (tests/contract/test_compile_contract_regions.py); a branch inside every region would "
+    "compile, and wait for the device at every block instead of once a step.",
 }
 CONTENDERS = {
     "plain": "diffusers' forward, torch.compile(fullgraph=True)",
@@ -295,7 +293,7 @@ def first_call(contender: str, double: int, single: int, backend: str) -> float:
     started = time.perf_counter()
     with torch.no_grad():
         timestep = pipe.scheduler.timesteps[:1] / 1000
-        transformer(**flux.host_arguments(inputs._replace(timestep=timestep)), return_dict=False)
+        transformer(**flux1.host_arguments(inputs._replace(timestep=timestep)), return_dict=False)
     return time.perf_counter() - started
 
 

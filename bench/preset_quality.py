@@ -2,7 +2,7 @@
 
     python -m bench.preset_quality
 
-Runs eagerly: decisions and images are those of the compiled forward (tests/test_pipeline.py), only times are not.
+Runs eagerly: decisions and images are those of the compiled forward (tests/pipelines/test_pipeline.py), only times are not.
 """
 
 import argparse
@@ -10,9 +10,9 @@ import statistics
 from typing import Any
 
 import afcache
-from afcache.config import PRESETS
-from bench import mini_sampling
-from bench.recording import table, write_result
+from afcache.settings.config import PRESETS
+from bench.mini_flux import sampling
+from bench.record.recording import table, write_result
 
 
 def measure(pipe: Any, preset: str, *, seeds: range, steps: int, cfg: float, references: dict[int, Any]) -> dict[str, Any]:
@@ -20,7 +20,7 @@ def measure(pipe: Any, preset: str, *, seeds: range, steps: int, cfg: float, ref
     afcache.compile_pipeline(pipe, preset=preset, compile=False)
     quality, speed = [], []
     for seed in seeds:
-        image = mini_sampling.draw(pipe, seed, steps=steps, cfg=cfg)
+        image = sampling.draw(pipe, seed, steps=steps, cfg=cfg)
         quality.append(min(afcache.psnr(image, references[seed]), 150.0))
         speed.append(afcache.report(pipe).block_speedup)
     afcache.restore_pipeline(pipe)
@@ -45,12 +45,12 @@ def main() -> None:
     parser.add_argument("--steps", type=int, nargs="+", default=[28])
     parser.add_argument("--cfg", type=float, nargs="+", default=[1.0, 2.0, 4.0])
     arguments = parser.parse_args()
-    pipe = mini_sampling.load()
+    pipe = sampling.load()
     seeds = range(arguments.first_seed, arguments.first_seed + arguments.seeds)
     rows = []
     for steps in arguments.steps:
         for cfg in arguments.cfg:
-            references = {seed: mini_sampling.draw(pipe, seed, steps=steps, cfg=cfg) for seed in seeds}
+            references = {seed: sampling.draw(pipe, seed, steps=steps, cfg=cfg) for seed in seeds}
             for preset in PRESETS:
                 rows.append(measure(pipe, preset, seeds=seeds, steps=steps, cfg=cfg, references=references))
                 print(rows[-1], flush=True)

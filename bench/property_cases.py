@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from bench.recording import table, write_result
+from bench.record.recording import table, write_result
 
 _TESTS = Path(__file__).parent.parent / "tests" / "properties"
 

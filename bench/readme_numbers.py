@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from bench.recording import RESULTS
+from bench.record.recording import RESULTS
 
 README = Path(__file__).parent.parent / "README.md"
 _TOKEN = re.compile(r"(?<![\w./-])(\d+(?:,\d{3})*(?:\.\d+)?)(x\b|\s?(?:dB|%|s|ms|min|MiB)(?![\w]))?(?![\w/-]|\.\d)")

@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from afcache import CacheConfig
-from afcache.config import PRESETS, tuned
-from bench.curves import Point, speed_at, worst_at
-from bench.laboratory import Laboratory, Setting
-from bench.recording import RESULTS, table, write_result
+from afcache.settings.config import PRESETS, tuned
+from bench.record.recording import RESULTS, table, write_result
+from bench.search.curves import Point, speed_at, worst_at
+from bench.search.laboratory import Laboratory, Setting
 
 TOLERANCES = (0.004, 0.008, 0.016, 0.03, 0.06)
 BOLD_TOLERANCES = (0.016, 0.03, 0.06, 0.12)

@@ -21,8 +21,8 @@ from torch._subclasses import FakeTensor
 from torch._subclasses.functional_tensor import FunctionalTensor
 
 import afcache
-from bench import mini_sampling
-from bench.recording import RESULTS, table, write_result
+from bench.mini_flux import sampling
+from bench.record.recording import RESULTS, table, write_result
 
 STEPS, SIZES, BATCHES, SCALES = (3, 8, 14, 20, 28), ((32, 32), (48, 32), (64, 64)), (1, 2, 3), (1.0, 2.0)
 PROBE_EVERY = 10
@@ -84,10 +84,10 @@ def draw(pipe: Any, task: Task) -> np.ndarray | None:
 
     guided: dict[str, Any] = {"true_cfg_scale": task.cfg, "negative_prompt": [""] * task.batch} if task.cfg > 1 else {}
     height, width = task.size
-    options = {**mini_sampling.SETTINGS, "height": height, "width": width, **guided}
+    options = {**sampling.SETTINGS, "height": height, "width": width, **guided}
     try:
         return pipe(
-            [mini_sampling.prompt_of(task.seed + i) for i in range(task.batch)],
+            [sampling.prompt_of(task.seed + i) for i in range(task.batch)],
             num_inference_steps=task.steps,
             generator=[torch.Generator().manual_seed(task.seed + i) for i in range(task.batch)],
             callback_on_step_end=watch,
@@ -183,7 +183,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.images < 4 * PROBE_EVERY:
         parser.error(f"--images must be at least {4 * PROBE_EVERY}, a probe for every quarter, got {arguments.images}")
-    pipe = mini_sampling.load()
+    pipe = sampling.load()
     afcache.compile_pipeline(pipe, preset="balanced", compile=not arguments.eager, backend=arguments.backend)
     rows = soak(pipe, arguments.images)
     summary = summarise(rows)

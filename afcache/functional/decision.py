@@ -3,11 +3,12 @@
 import torch
 
 from afcache._typing import Counts, Flags, Nodes, PerSample, Row, Scalar, typed
-from afcache.config import CacheConfig
-from afcache.functional import control, forecast, gate
-from afcache.functional.exchange import ALONE, Exchange
-from afcache.functional.proposal import Memory
-from afcache.state import CacheState, Coupling, GateState, StepSchedule
+from afcache.functional import error_control, forecast
+from afcache.functional.gates import gate
+from afcache.functional.groups.proposal import Memory
+from afcache.functional.ranks.exchange import ALONE, Exchange
+from afcache.functional.state import CacheState, Coupling, GateState, StepSchedule
+from afcache.settings.config import CacheConfig
 
 
 @typed
@@ -28,8 +29,8 @@ def forecast_row(state: CacheState | Memory, schedule: StepSchedule, *, config: 
 def growth(nodes: Nodes, orders: Counts, sigma: Scalar, *, config: CacheConfig) -> PerSample:
     """The growth law g that `config` names, for an error made by rows of the given orders."""
     if config.error_law == "remainder":
-        return control.remainder_growth(nodes, orders, sigma)
-    return control.power_growth(nodes, orders, sigma, exponent=config.growth_exponent)
+        return error_control.remainder_growth(nodes, orders, sigma)
+    return error_control.power_growth(nodes, orders, sigma, exponent=config.growth_exponent)
 
 
 @typed
@@ -39,13 +40,13 @@ def predict_error(state: CacheState, schedule: StepSchedule, *, config: CacheCon
     The law follows the tag of the measurement: an error measured on the order-0 row grows like that of order 0.
     """
     law = growth(state.nodes, state.error_order, schedule.sigma, config=config)
-    return control.predicted_error(state.error_rate, law)
+    return error_control.predicted_error(state.error_rate, law)
 
 
 @typed
 def would_exceed(state: CacheState, schedule: StepSchedule, accumulated: PerSample, *, config: CacheConfig) -> Flags:
     """Which samples error control refreshes at a step, given the estimate that they would have after a forecast."""
-    return control.should_refresh(
+    return error_control.should_refresh(
         accumulated,
         tolerance=schedule.tolerance,
         gap=forecast.gap_to(state.nodes, schedule.sigma),
@@ -81,7 +82,7 @@ def decide(
     """
     predicted = predict_error(state, schedule, config=config)
     step_error = exchange.over_branches(coupling.weight * predicted + coupling.others_error)
-    accumulated = state.accumulated_error + control.contribution(step_error, schedule.sigma, schedule.sigma_next)
+    accumulated = state.accumulated_error + error_control.contribution(step_error, schedule.sigma, schedule.sigma_next)
     if config.policy == "adaptive":
         refresh = would_exceed(state, schedule, accumulated, config=config)
     elif isinstance(state.extras, GateState):

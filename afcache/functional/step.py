@@ -8,19 +8,19 @@ from einops import rearrange
 from torch import Tensor
 
 from afcache._typing import Flags, HostModule, PerSample, Velocity, typed
-from afcache.config import CacheConfig
-from afcache.functional import control, forecast, gate
-from afcache.functional.architecture import Architecture
-from afcache.functional.attention import AttentionKernel
+from afcache.functional import error_control, forecast
 from afcache.functional.branch import branch
 from afcache.functional.decision import decide, forecast_row, growth, predict_error
 from afcache.functional.distance import relative_l2
-from afcache.functional.exchange import agree_to_refresh
-from afcache.functional.layerwise import layerwise_forward
-from afcache.functional.sections import cross, enter, leave
+from afcache.functional.gates import gate
+from afcache.functional.gates.sections import cross, enter, leave
+from afcache.functional.groups.step import layerwise_forward
+from afcache.functional.initial import solo
+from afcache.functional.model import Architecture, AttentionKernel
+from afcache.functional.ranks.exchange import agree_to_refresh
+from afcache.functional.state import CacheState, Coupling, GateState, StepRecord, StepSchedule
 from afcache.functional.update import Forecast, Outcome, Sight, advance, correct, follow, record_step
-from afcache.initial import solo
-from afcache.state import CacheState, Coupling, GateState, StepRecord, StepSchedule
+from afcache.settings.config import CacheConfig
 
 # Writes (history, newest residual, refresh flags) into the history's own memory.
 HistoryWriter = Callable[[Tensor, Tensor, Tensor], None]
@@ -192,7 +192,7 @@ def _take_together(
     next_states, records = [], []
     for m, sight, state, outcome, error in zip(made, seen, states, outcomes, predicted, strict=True):
         if next_states:
-            accumulated = state.accumulated_error + control.contribution(error, schedule.sigma, schedule.sigma_next)
+            accumulated = state.accumulated_error + error_control.contribution(error, schedule.sigma, schedule.sigma_next)
         next_state, measured = advance(state, schedule, config, refresh, m, outcome, accumulated)
         next_state = next_state._replace(extras=_remember(state, sight, refresh, config))
         next_states.append(next_state)

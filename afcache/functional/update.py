@@ -6,11 +6,11 @@ import torch
 from torch import Tensor
 
 from afcache._typing import Flag, Flags, PerSample, Velocity, typed
-from afcache.config import CacheConfig
-from afcache.functional import control, forecast
-from afcache.functional.noise import above_floor
-from afcache.functional.stack import Embedded
-from afcache.state import CacheState, Coupling, GroupRecord, GroupState, StepRecord, StepSchedule
+from afcache.functional import error_control, forecast
+from afcache.functional.model import Embedded
+from afcache.functional.rounding import above_floor
+from afcache.functional.state import CacheState, Coupling, GroupRecord, GroupState, StepRecord, StepSchedule
+from afcache.settings.config import CacheConfig
 
 
 class Forecast(NamedTuple):
@@ -65,7 +65,7 @@ class Outcome(NamedTuple):
 @typed
 def correct(velocity: Velocity, made: Forecast, state: CacheState, schedule: StepSchedule) -> Velocity:
     """The computed velocity, with what earlier forecasts left out returned within it."""
-    return control.catch_up(
+    return error_control.catch_up(
         velocity,
         made.velocity,
         lag=state.lag,
@@ -117,9 +117,9 @@ def advance(
     zeros = torch.zeros_like(accumulated)
     measured = torch.where(refresh & has_node, outcome.measured_error, torch.full_like(zeros, float("nan")))
     signal = above_floor(measured, schedule.noise_floor)
-    rate = torch.where(has_node, control.error_rate(signal, made.growth), torch.full_like(zeros, float("inf")))
+    rate = torch.where(has_node, error_control.error_rate(signal, made.growth), torch.full_like(zeros, float("inf")))
     gap = torch.where(has_node, forecast.gap_to(state.nodes, schedule.sigma), zeros)
-    lag = control.extend_lag(state.lag, made.growth, schedule.sigma, schedule.sigma_next)
+    lag = error_control.extend_lag(state.lag, made.growth, schedule.sigma, schedule.sigma_next)
     next_state = CacheState(
         history=outcome.history[0] if outcome.history else state.history,
         nodes=forecast.push(state.nodes, schedule.sigma.expand_as(zeros), refresh),

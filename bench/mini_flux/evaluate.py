@@ -16,9 +16,8 @@ from diffusers import FluxPipeline
 from PIL import Image
 from sklearn.svm import SVC
 
-from bench import mini_sampling
-from bench.mini_flux import data
-from bench.recording import table, write_result
+from bench.mini_flux import data, sampling
+from bench.record.recording import table, write_result
 
 _COPIES = 4
 _BATCH = 50
@@ -48,7 +47,7 @@ def sample(pipe: Any, count: int, *, cfg: float, steps: int) -> torch.Tensor:
     images = []
     for start in range(0, count, _BATCH):
         seeds = range(start, min(start + _BATCH, count))
-        prompts = [mini_sampling.prompt_of(seed) for seed in seeds]
+        prompts = [sampling.prompt_of(seed) for seed in seeds]
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         options = {"true_cfg_scale": cfg, "negative_prompt": [""] * len(prompts)} if cfg > 1 else {}
         output = pipe(
@@ -56,7 +55,7 @@ def sample(pipe: Any, count: int, *, cfg: float, steps: int) -> torch.Tensor:
             num_inference_steps=steps,
             generator=generators,
             output_type="pt",
-            **mini_sampling.SETTINGS,
+            **sampling.SETTINGS,
             **options,
         )
         images.append(output.images * 2 - 1)
@@ -79,7 +78,7 @@ def main() -> None:
     parser.add_argument("--model", help="another folder of the same kind (default: the one that ships)")
     parser.add_argument("--sheet", help="also write a contact sheet of the CFG 2 images to this file")
     arguments = parser.parse_args()
-    pipe = mini_sampling.load()
+    pipe = sampling.load()
     if arguments.model:
         pipe = FluxPipeline.from_pretrained(arguments.model)
         pipe.set_progress_bar_config(disable=True)

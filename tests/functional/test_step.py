@@ -5,14 +5,14 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from afcache.config import CacheConfig
-from afcache.functional.attention import scaled_dot_product_attention
 from afcache.functional.decision import decide, predict_error
+from afcache.functional.initial import init_state, solo
+from afcache.functional.model import scaled_dot_product_attention
+from afcache.functional.plans import schedule_steps
+from afcache.functional.state import CacheState
 from afcache.functional.step import cached_forward
-from afcache.initial import init_state, solo
-from afcache.plans import schedule_steps
-from afcache.state import CacheState
-from tests.toy import (
+from afcache.settings.config import CacheConfig
+from tests.support.toy import (
     LATENTS,
     SIGMAS,
     TOY,

@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from afcache.config import CacheConfig
 from afcache.functional import forecast
-from tests.toy import LATENTS, SIGMAS, euler, mixture_flow, polynomial_in_sigma, run, sample_toy
+from afcache.settings.config import CacheConfig
+from tests.support.toy import LATENTS, SIGMAS, euler, mixture_flow, polynomial_in_sigma, run, sample_toy
 
 
 def test_a_writer_changes_the_history_in_place_and_nothing_else():

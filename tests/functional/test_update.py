@@ -8,13 +8,13 @@ import torch
 
 import afcache
 from afcache import CacheConfig
-from afcache.functional.attention import scaled_dot_product_attention
+from afcache.functional.initial import init_state, solo
+from afcache.functional.model import scaled_dot_product_attention
+from afcache.functional.plans import schedule_steps
+from afcache.functional.state import CacheState
 from afcache.functional.step import cached_forward
 from afcache.functional.update import restart
-from afcache.initial import init_state, solo
-from afcache.plans import schedule_steps
-from afcache.state import CacheState
-from tests.toy import LATENTS, SIGMAS, TOY, Toy, ToyInputs, mixture_flow
+from tests.support.toy import LATENTS, SIGMAS, TOY, Toy, ToyInputs, mixture_flow
 
 CONFIGS = {
     "adaptive": CacheConfig(tolerance=0.05, correction=True),

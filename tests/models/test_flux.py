@@ -3,10 +3,10 @@ import torch
 from diffusers import FluxTransformer2DModel
 
 from afcache._typing import HostModule
-from afcache.functional.attention import scaled_dot_product_attention
+from afcache.functional.model import scaled_dot_product_attention
 from afcache.functional.step import full_forward
-from afcache.models.flux import FLUX, FluxInputs, attention_kernel, host_arguments, num_blocks
-from afcache.models.flux_checks import check_transformer
+from afcache.models.flux1.architecture import FLUX, FluxInputs, attention_kernel, host_arguments, num_blocks
+from afcache.models.flux1.checks import check_transformer
 
 
 def make_transformer(*, guidance: bool = False, seed: int = 0) -> HostModule:

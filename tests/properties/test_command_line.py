@@ -9,10 +9,10 @@ import pytest
 from hypothesis import strategies as st
 
 import afcache
-from afcache.cli import main
-from afcache.config import PRESETS
-from afcache.policies import POLICIES
-from tests.cases import property_test
+from afcache.cli.main import main
+from afcache.settings.config import PRESETS
+from afcache.settings.policies import POLICIES
+from tests.support.cases import property_test
 
 
 class LoadedError(Exception):
@@ -51,8 +51,8 @@ def _no_weights(monkeypatch, tmp_path):
             return {"_class_name": "FluxPipeline"}
         raise OSError("cannot reach the hub")
 
-    monkeypatch.setattr("afcache.generate._load", load)
-    monkeypatch.setattr("afcache.generate.DiffusionPipeline.load_config", refuse)
+    monkeypatch.setattr("afcache.cli.generate._load", load)
+    monkeypatch.setattr("afcache.cli.generate.DiffusionPipeline.load_config", refuse)
     monkeypatch.setattr("afcache.cli.collect_info", lambda: {"afcache": afcache.__version__})
     monkeypatch.setattr("afcache.cli._quieten", lambda: None)
     monkeypatch.chdir(tmp_path)

@@ -16,13 +16,13 @@ from torch.utils import _pytree as pytree
 
 import afcache
 from afcache import CacheConfig, FluxInputs, Layerwise
-from afcache.functional.attention import scaled_dot_product_attention
+from afcache.functional.initial import state_bytes
+from afcache.functional.model import scaled_dot_product_attention
 from afcache.functional.step import denoising_step
-from afcache.initial import state_bytes
-from afcache.models import flux
-from tests import cases
-from tests.cases import numbers, property_test
-from tests.sampling import sample
+from afcache.models.flux1 import architecture as flux1
+from tests.support import cases
+from tests.support.cases import numbers, property_test
+from tests.support.sampling import sample
 
 TRANSFORMER: Any = None
 
@@ -110,7 +110,7 @@ def uncached(inputs: FluxInputs, sigmas: Tensor, scale: float = 1.0) -> Tensor:
         velocities = []
         for states in (text, -text):
             placed = inputs._replace(encoder_hidden_states=states, hidden_states=latents, timestep=sigma.expand(len(latents)))
-            velocities.append(TRANSFORMER(**flux.host_arguments(placed), return_dict=False)[0])
+            velocities.append(TRANSFORMER(**flux1.host_arguments(placed), return_dict=False)[0])
         latents = latents + (sigma_next - sigma) * (velocities[1] + scale * (velocities[0] - velocities[1]))
     return latents
 
@@ -299,6 +299,6 @@ def test_the_forward_is_diffusers_own_at_any_noise_level(sigma, batch):
         **values, timestep=torch.full((batch,), sigma), img_ids=torch.ones(4, 3), txt_ids=torch.zeros(3, 3), guidance=None
     )
     ours = afcache.functional.step.full_forward(
-        TRANSFORMER, inputs, architecture=flux.FLUX, kernel=scaled_dot_product_attention
+        TRANSFORMER, inputs, architecture=flux1.FLUX, kernel=scaled_dot_product_attention
     )
-    torch.testing.assert_close(ours, TRANSFORMER(**flux.host_arguments(inputs), return_dict=False)[0], rtol=0, atol=1e-5)
+    torch.testing.assert_close(ours, TRANSFORMER(**flux1.host_arguments(inputs), return_dict=False)[0], rtol=0, atol=1e-5)

@@ -7,14 +7,15 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
-from afcache.functional import control, distance, forecast, stability
-from afcache.functional.group import divide
-from afcache.functional.noise import above_floor, computational_noise
-from afcache.functional.summary import pool_tokens
-from afcache.initial import coarse_length
-from afcache.plans import forced_steps, growing_plan, magnitude_plan, resample_ratios
-from tests import cases
-from tests.cases import numbers, property_test
+from afcache.functional import distance, error_control, forecast
+from afcache.functional.groups import stability
+from afcache.functional.groups.group import divide
+from afcache.functional.groups.pooling import pool_tokens
+from afcache.functional.initial import coarse_length
+from afcache.functional.plans import forced_steps, growing_plan, magnitude_plan, resample_ratios
+from afcache.functional.rounding import above_floor, computational_noise
+from tests.support import cases
+from tests.support.cases import numbers, property_test
 
 SEEDS = st.integers(0, 2**16)
 
@@ -109,8 +110,8 @@ def test_errors_grow_with_the_distance(case, distance, exponent):
     orders = forecast.row_order(filled, order=order)
     near, far = (torch.tensor(-d / 64) for d in (distance, distance + 1))
     for law in (
-        lambda sigma: control.power_growth(nodes, orders, sigma, exponent=exponent),
-        lambda sigma: control.remainder_growth(nodes, orders, sigma),
+        lambda sigma: error_control.power_growth(nodes, orders, sigma, exponent=exponent),
+        lambda sigma: error_control.remainder_growth(nodes, orders, sigma),
     ):
         assert bool((law(far) > law(near)).all())
         assert bool((law(near) >= 0).all())
@@ -123,7 +124,7 @@ POSITIVE = st.one_of(numbers(0, 4), st.just(math.inf), st.just(math.nan))
 def test_decisions_are_monotone_and_nan_refreshes(error, tolerance, gap, last_gap, max_growth, is_forced, more):
     def refreshes(error: float, tolerance: float, gap: float, last_gap: float, max_growth: float, is_forced: bool) -> bool:
         return bool(
-            control.should_refresh(
+            error_control.should_refresh(
                 torch.tensor([error]),
                 tolerance=torch.tensor(tolerance),
                 gap=torch.tensor([gap]),
@@ -147,7 +148,7 @@ def test_catching_up_is_nothing_without_a_lag_and_a_multiple_of_what_was_missed(
     guess = velocity.clone() if is_exact else guess
     lags = torch.tensor([0.0, lag])
     where = {"sigma": torch.tensor(0.5), "sigma_next": torch.tensor(0.375)}
-    caught = control.catch_up(velocity, guess, lag=lags, growth=torch.full((2,), growth), **where)
+    caught = error_control.catch_up(velocity, guess, lag=lags, growth=torch.full((2,), growth), **where)
     assert torch.equal(caught[0], velocity[0])
     expected = velocity[1] + lag / growth / -0.125 * (velocity[1] - guess[1])
     torch.testing.assert_close(caught[1], expected, rtol=1e-4, atol=1e-4)
@@ -158,8 +159,8 @@ def test_the_guidance_scale_is_found_again_and_noise_is_no_scale(seed, scale):
     first, second, other = (noise(seed + i, 1, 8, 8) for i in range(3))
     rounding = torch.zeros(1)
     step = second + scale * (first - second)
-    assert abs(float(control.infer_guidance(step, first, second, rounding=rounding)) - scale) < 1e-3
-    assert bool(control.infer_guidance(step + other, first, second, rounding=rounding).isnan())
+    assert abs(float(error_control.infer_guidance(step, first, second, rounding=rounding)) - scale) < 1e-3
+    assert bool(error_control.infer_guidance(step + other, first, second, rounding=rounding).isnan())
 
 
 @property_test(SEEDS, numbers(0.0625, 16), st.integers(1, 4))

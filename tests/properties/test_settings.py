@@ -15,10 +15,10 @@ import torch
 from hypothesis import strategies as st
 
 from afcache import CacheConfig, Layerwise, policy
-from afcache.config import resolve_config
-from afcache.plans import forced_steps
-from tests.cases import configs, property_test
-from tests.toy import mixture_flow, sample_toy, uneven_sigmas
+from afcache.functional.plans import forced_steps
+from afcache.settings.config import resolve_config
+from tests.support.cases import configs, property_test
+from tests.support.toy import mixture_flow, sample_toy, uneven_sigmas
 
 HUGE = (2**31, 2**63, 2**64, 10**30, 10**400, 10**5000, 1e38, 1e39, 1e300, 1.7e308)
 STRANGE = (

@@ -9,16 +9,16 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from afcache import CacheConfig, check_state
-from afcache.functional.attention import scaled_dot_product_attention
 from afcache.functional.decision import decide
-from afcache.functional.foresight import foresee
+from afcache.functional.initial import init_state, solo
+from afcache.functional.lookahead import foresee
+from afcache.functional.model import scaled_dot_product_attention
+from afcache.functional.plans import forced_steps, schedule_steps
+from afcache.functional.state import StepSchedule
 from afcache.functional.step import cached_forward
-from afcache.initial import init_state, solo
-from afcache.plans import forced_steps, schedule_steps
-from afcache.state import StepSchedule
-from tests import cases
-from tests.cases import property_test
-from tests.toy import TOY, Run, Toy, ToyInputs, VelocityField, euler, sample_toy
+from tests.support import cases
+from tests.support.cases import property_test
+from tests.support.toy import TOY, Run, Toy, ToyInputs, VelocityField, euler, sample_toy
 
 
 def draw(field: VelocityField, sigmas: Tensor, config: CacheConfig, latents: Tensor) -> Run:

@@ -1,0 +1,1 @@
+"""The stack in groups of blocks, each with a strategy of its own."""

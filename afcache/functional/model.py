@@ -1,0 +1,114 @@
+"""The parts of a diffusion transformer, as functions of the module that owns the weights."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from afcache._typing import Features, Heads, HostModule, Tokens, typed
+from afcache.functional.ranks.exchange import ALONE, Exchange
+
+# (query, key, value) -> output, all `[batch, heads, seq, head_dim]`.
+AttentionKernel = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+@typed
+def scaled_dot_product_attention(query: Heads, key: Heads, value: Heads) -> Heads:
+    """softmax(q k^T / sqrt(head_dim)) v with torch's own kernels: the default `AttentionKernel`."""
+    return F.scaled_dot_product_attention(query, key, value)
+
+
+class Embedded(NamedTuple):
+    """What every step needs, cached or not. Text and positions matter to the blocks alone, so they are embedded there.
+
+    Attributes:
+        hidden_states: image tokens `[batch, img_seq, dim]`.
+        temb: conditioning vector `[batch, dim]`.
+
+    """
+
+    hidden_states: Tensor
+    temb: Tensor
+
+
+class Part(NamedTuple):
+    """Blocks `start` to `stop` - 1 of the stack, counted over both kinds; static."""
+
+    start: int
+    stop: int
+
+
+class Parts(NamedTuple):
+    """How to run the stack part by part. Tokens are text and image together, text first.
+
+    Attributes:
+        num_blocks: `(transformer) -> int`.
+        open: `(transformer, inputs, embedded) -> tokens [batch, seq, dim]` before the first block.
+        run: `(transformer, inputs, tokens, temb, kernel, part, attention) -> tokens, [attention output of each block]`;
+            `attention` holds outputs to reuse, `[blocks, batch, seq, dim]`, or None.
+        observe: `(transformer, hidden_states, temb) -> [batch, img_seq, dim]`: image tokens as the first block's attention
+            would see them.
+        modulate: `(transformer, tokens, temb, index, txt_seq) -> tokens` as the attention of block `index` would see them.
+        attention_map: `(transformer, modulated, index, txt_seq) -> [batch, seq, seq]`: its attention map, averaged over heads.
+
+    """
+
+    num_blocks: Callable[[HostModule], int]
+    open: Callable[[HostModule, Any, Embedded], Tokens]
+    run: Callable[
+        [HostModule, Any, Tokens, Tensor, AttentionKernel, Part, Tensor | None],
+        tuple[Tokens, list[Tokens]],
+    ]
+    observe: Callable[[HostModule, Features, Tensor], Features]
+    modulate: Callable[[HostModule, Tokens, Tensor, int, int], Tokens]
+    attention_map: Callable[[HostModule, Tokens, int, int], Tensor]
+
+
+class Lengths(NamedTuple):
+    """Tokens of a sequence.
+
+    Attributes:
+        txt_seq: text tokens.
+        img_seq: image tokens.
+
+    """
+
+    txt_seq: int
+    img_seq: int
+
+
+class TokenAxes(NamedTuple):
+    """Where tokens are in a model's inputs, for ranks that share them.
+
+    Attributes:
+        lengths: `(inputs) -> Lengths`.
+        split: `(inputs, take) -> inputs` with `take(tensor, axis)` in place of everything that has an axis of tokens.
+
+    """
+
+    lengths: Callable[[Any], Lengths]
+    split: Callable[[Any, Callable[[Tensor, int], Tensor]], Any]
+
+
+class Architecture(NamedTuple):
+    """What a cached step asks of a model.
+
+    Attributes:
+        embed: `(transformer, inputs) -> Embedded`.
+        stack: `(transformer, inputs, embedded, kernel) -> hidden_states [batch, img_seq, dim]`.
+        head: `(transformer, hidden_states, temb) -> velocity [batch, img_seq, channels]`.
+        place: `(inputs, latents, sigma) -> inputs` of the same sample at another point of its trajectory.
+        parts: asked for by gates, by groups, and by blocks that run at every step; None where a model has none.
+        axes: asked for by ranks that share a sequence; None where a model cannot be shared.
+        exchange: what ranks tell each other when they take a step together.
+
+    """
+
+    embed: Callable[[HostModule, Any], Embedded]
+    stack: Callable[[HostModule, Any, Embedded, AttentionKernel], Tensor]
+    head: Callable[[HostModule, Tensor, Tensor], Tensor]
+    place: Callable[[Any, Tensor, Tensor], Any]
+    parts: Parts | None = None
+    axes: TokenAxes | None = None
+    exchange: Exchange = ALONE

@@ -1,0 +1,133 @@
+"""Refreshes that are known before a trajectory starts: warmup, fixed and growing intervals, MagCache's calibrated schedule.
+
+They depend on no feature, so all samples share them, and ranks agree for free. A plan enters the step as one 0-d tensor.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from afcache.functional.state import StepSchedule
+from afcache.settings.config import CacheConfig
+
+# The calibrated step that MagCache's authors always compute, of 28.
+_MAGCACHE_FORCED = 11 / 28
+# Few-step models are distilled until nothing is redundant: each of their steps is a large part of the way.
+_FEW_STEPS = 4
+
+
+def schedule_steps(sigmas: Tensor, config: CacheConfig, *, noise_floor: float | None = None) -> list[StepSchedule]:
+    """Take a trajectory's schedule apart into its steps, once, so that no step has to make tensors of numbers.
+
+    Args:
+        sigmas: noise levels, one more than steps; `[steps + 1]`; used in float32.
+        config: settings.
+        noise_floor: as measured; None takes that of `config`, and 0 where it has none.
+
+    """
+    num_steps = len(sigmas) - 1
+    # Each level has memory of its own: views of one tensor would be misaligned inputs of a compiled step.
+    levels = [sigma.clone() for sigma in sigmas.to(torch.float32).unbind()]
+    indices = [index.clone() for index in torch.arange(num_steps, device=sigmas.device).unbind()]
+    forced = [flag.clone() for flag in torch.tensor(forced_steps(config, num_steps), device=sigmas.device).unbind()]
+    limit = torch.tensor(config.tolerance, dtype=torch.float32, device=sigmas.device)
+    floor = torch.tensor(noise_floor or config.noise_floor or 0.0, dtype=torch.float32, device=sigmas.device)
+    return [StepSchedule(levels[i], levels[i + 1], indices[i], forced[i], limit, floor) for i in range(num_steps)]
+
+
+def forced_steps(config: CacheConfig, num_steps: int) -> list[bool]:
+    """Whether each step must be computed whatever is seen: its warmup, what its policy plans, a last step asked for.
+
+    "adaptive" computes all of four steps or fewer: after two to learn from, there is nothing left that is worth an error.
+    """
+    is_short = config.policy == "adaptive" and num_steps <= _FEW_STEPS
+    forced = [is_short or step < config.warmup_steps for step in range(num_steps)]
+    for step in _planned(config, num_steps):
+        if step < num_steps:
+            forced[step] = True
+    if config.refresh_last_step:
+        forced[-1] = True
+    return forced
+
+
+def _planned(config: CacheConfig, num_steps: int) -> Sequence[int]:
+    if config.policy == "fixed":
+        return range(config.warmup_steps - 1, num_steps, config.interval)
+    if config.policy == "growing":
+        return growing_plan(num_steps, first=config.warmup_steps - 1, interval=config.interval, growth=config.interval_growth)
+    if config.policy == "magcache":
+        return magnitude_plan(
+            num_steps, config.magnitude_ratios, threshold=config.threshold, max_cached_steps=config.max_cached_steps
+        )
+    if config.policy == "none":
+        return range(num_steps)
+    return config.refresh_steps if config.policy == "planned" else ()
+
+
+def growing_plan(num_steps: int, *, first: int, interval: int, growth: float) -> list[int]:
+    """Refresh at distances floor(interval + k * growth), k = 0, 1, ...: Spectrum's adaptive schedule.
+
+    Args:
+        num_steps: of the trajectory.
+        first: the step from which distances are counted.
+        interval: the first distance.
+        growth: alpha, what each refresh adds to it.
+
+    Returns:
+        the steps to refresh.
+    Reference:
+        Spectrum, 2026, arXiv 2603.01623.
+
+    """
+    steps, distance = [first], float(interval)
+    while steps[-1] < num_steps:
+        steps.append(steps[-1] + int(distance))
+        distance += growth
+    return steps[:-1]
+
+
+def magnitude_plan(
+    num_steps: int, ratios: Sequence[float], *, threshold: float, max_cached_steps: int | None = None
+) -> list[int]:
+    """MagCache: cache while the accumulated change of the residual's norm, known from a calibration, stays small.
+
+    a_i = prod ratios since the last refresh;  error = sum |1 - a_i|;  cached iff error <= threshold
+
+    The first tenth of the steps and the calibrated step 11 of 28 are always computed, as the authors do; diffusers' version
+    leaves the latter out. A threshold of 0 computes every step.
+
+    Args:
+        num_steps: of the trajectory.
+        ratios: one for each calibrated step; the nearest is taken where the number of steps differs.
+        threshold: largest accumulated error.
+        max_cached_steps: longest run of cached steps; None means no limit.
+
+    Returns:
+        the steps to refresh.
+    Reference:
+        Ma et al., 2025, MagCache, arXiv 2506.09045.
+
+    """
+    resampled = resample_ratios(ratios, num_steps)
+    limit = num_steps if max_cached_steps is None else max_cached_steps
+    forced = round(_MAGCACHE_FORCED * num_steps) if len(ratios) > 1 else -1
+    refreshes, product, error, run = [], 1.0, 0.0, 0
+    for step in range(num_steps):
+        product *= resampled[step]
+        error += abs(1 - product)
+        is_early = step < (num_steps + 9) // 10
+        if not is_early and step != forced and threshold > 0 and error <= threshold and run < limit:
+            run += 1
+        else:
+            refreshes.append(step)
+            product, error, run = 1.0, 0.0, 0
+    return refreshes
+
+
+def resample_ratios(ratios: Sequence[float], num_steps: int) -> list[float]:
+    """Nearest-neighbour interpolation of calibrated ratios to another number of steps."""
+    if num_steps == 1:
+        return [ratios[-1]]
+    scale = (len(ratios) - 1) / (num_steps - 1)
+    return [ratios[round(step * scale)] for step in range(num_steps)]

@@ -1,0 +1,189 @@
+"""The values that are threaded through the denoising steps: tensors only, fixed shapes from step zero."""
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+
+class CacheState(NamedTuple):
+    """What one guidance branch remembers between steps. A value: each step returns a new one.
+
+    Only a step that was given a `writer` ends the life of the state that it read (see `cached_forward`).
+
+    Attributes:
+        history: residuals (stack output - stack input) of the image tokens at the last refreshes, newest first; not
+            corrected; `[nodes, batch, img_seq, dim]` in the model's dtype. With blocks that run at every step it is the
+            residual of the others, text tokens first; with groups it has no tokens.
+        nodes: their sigmas, newest first; float32 `[nodes, batch]`.
+        steps: their step indices, newest first; float32 `[nodes, batch]`.
+        num_nodes: how many of them are filled; int64 `[batch]`.
+        error_rate: c = e / g of the last measurement; infinite until there is one; float32 `[batch]`.
+        error_order: order of the row that was measured; int64 `[batch]`.
+        accumulated_error: predicted contributions since the last refresh; relative velocity error times sigma; float32
+            `[batch]`.
+        last_gap: distance in sigma between the last two refreshes; 0 until there are two; float32 `[batch]`.
+        lag: sum of (sigma_{j+1} - sigma_j) g(sigma_j) over the forecast steps since the last refresh; float32 `[batch]`.
+        extras: `GateState` or `GroupState` where the policy needs one, else empty.
+
+    """
+
+    history: Tensor
+    nodes: Tensor
+    steps: Tensor
+    num_nodes: Tensor
+    error_rate: Tensor
+    error_order: Tensor
+    accumulated_error: Tensor
+    last_gap: Tensor
+    lag: Tensor
+    extras: tuple[Tensor, ...] = ()
+
+
+class GateState(NamedTuple):
+    """What a gate compares each step with.
+
+    Attributes:
+        reference: "teacache": the first block's modulated input at the step before; "dbcache": what the first blocks added at
+            the last refresh; float32 `[batch, img_seq, dim]`.
+        accumulated: "teacache": rescaled changes since the last refresh; float32 `[batch]`.
+        num_cached: cached steps since the last refresh; int64 `[batch]`.
+
+    """
+
+    reference: Tensor
+    accumulated: Tensor
+    num_cached: Tensor
+
+
+class GroupState(NamedTuple):
+    """What each group of blocks remembers; `seq` counts text and image tokens, text first.
+
+    Summaries have `coarse` tokens: the text, and image tokens pooled to 64 at most. What the strategies in use do not need
+    has no elements.
+
+    Attributes:
+        history: residuals of the group at its last computations, newest first; `[groups, nodes, batch, seq, dim]`.
+        nodes: their sigmas; float32 `[groups, nodes, batch]`.
+        steps: their step indices; float32 `[groups, nodes, batch]`.
+        num_nodes: how many of them are filled; int64 `[groups, batch]`.
+        inputs: pooled input at the last computation; `[groups, batch, coarse, dim]`.
+        modulated: pooled input of its first block after modulation; `[groups, batch, coarse, dim]`.
+        attention_map: its first block's coarse attention map; float32 `[groups, batch, coarse, coarse]`.
+        attention: attention outputs of all blocks of the stack; `[blocks, batch, seq, dim]`.
+        stability: moving average of corrected cosine similarities; float32 `[groups, batch]`.
+        stability_class: 0 (most stable) to 3; int64 `[groups, batch]`.
+        num_measured: how often the stability was measured; int64 `[groups, batch]`.
+        gain: factor of the thresholds; float32 `[batch]`.
+
+    """
+
+    history: Tensor
+    nodes: Tensor
+    steps: Tensor
+    num_nodes: Tensor
+    inputs: Tensor
+    modulated: Tensor
+    attention_map: Tensor
+    attention: Tensor
+    stability: Tensor
+    stability_class: Tensor
+    num_measured: Tensor
+    gain: Tensor
+
+
+class StepSchedule(NamedTuple):
+    """Where a step stands. All 0-d tensors: a Python number that changes would recompile at every value.
+
+    Attributes:
+        sigma: noise level of the step; float32.
+        sigma_next: noise level after it; float32.
+        step_index: steps done before this one in the trajectory; int64.
+        is_forced: the step is computed whatever is seen (see `afcache.functional.plans`); bool.
+        tolerance: limit of the accumulated error; float32.
+        noise_floor: relative velocity error that rounding alone makes; float32.
+
+    """
+
+    sigma: Tensor
+    sigma_next: Tensor
+    step_index: Tensor
+    is_forced: Tensor
+    tolerance: Tensor
+    noise_floor: Tensor
+
+
+class Coupling(NamedTuple):
+    """How a guidance branch shares the decision of its step with the others.
+
+    The branch that is called first leads: it decides for all, from all predicted errors.
+
+    Attributes:
+        is_follower: 0-d bool; a follower adopts `leader_refresh`.
+        leader_refresh: the leader's decision; bool `[batch]`; unused by the leader.
+        weight: factor of the leader's own predicted error, |s| under guidance scale s, else 1; float32 `[batch]`.
+        others_error: weighted sum of the other branches' predicted errors; float32 `[batch]`.
+        leader_choice: what each group did in the leader (see `GroupRecord`); int64 `[groups, batch]`; no groups unless
+            the policy has them.
+        known: `(is_computed,)` where the host knows before the step whether the blocks run: bool, 0-d, on the CPU; the flags
+            that the step decides by must not ask for more. Empty where the step's own decision is read.
+
+    """
+
+    is_follower: Tensor
+    leader_refresh: Tensor
+    weight: Tensor
+    others_error: Tensor
+    leader_choice: Tensor
+    known: tuple[Tensor, ...] = ()
+
+
+class StepRecord(NamedTuple):
+    """What a step did, for the report; read by the host at the end only.
+
+    Attributes:
+        refresh: the decision per sample; bool `[batch]`.
+        is_computed: the block stack ran; bool, 0-d.
+        predicted_error: relative velocity error expected of this step's forecast; float32 `[batch]`.
+        measured_error: the error that a refresh found; NaN on other steps and before the first forecast; float32 `[batch]`.
+        accumulated_error: the estimate after this step, 0 after a refresh; the leading branch's is the guided velocity's, the
+            others' are their own; float32 `[batch]`.
+        groups: `GroupRecord` of a layerwise step, else empty.
+        votes: what every rank decided by itself, 0 to compute, under the debug option of parallel runs alone; int64
+            `[ranks, batch]`, one for each group where there are groups.
+
+    """
+
+    refresh: Tensor
+    is_computed: Tensor
+    predicted_error: Tensor
+    measured_error: Tensor
+    accumulated_error: Tensor
+    groups: tuple[Tensor, ...] = ()
+    votes: tuple[Tensor, ...] = ()
+
+
+class GroupRecord(NamedTuple):
+    """What each group of blocks did at a step.
+
+    Attributes:
+        choice: per sample: 0 computed, 1 forecast, 2 reused by similarity, 3 attention outputs reused and MLPs computed,
+            4 reused by difference detection; int64 `[groups, batch]`.
+        is_computed: the group's blocks ran; bool `[groups]`.
+        is_partial: the group's MLPs ran on reused attention outputs; bool `[groups]`.
+        distance: the statistic that the chosen strategy compared with its threshold, NaN for forecasts; float32
+            `[groups, batch]`.
+        threshold: that threshold, 0 where the step was refreshed; float32 `[groups, batch]`.
+        stability: after the step; float32 `[groups, batch]`.
+        stability_class: after the step; int64 `[groups, batch]`.
+        gain: factor of the thresholds, after the step; float32 `[batch]`.
+
+    """
+
+    choice: Tensor
+    is_computed: Tensor
+    is_partial: Tensor
+    distance: Tensor
+    threshold: Tensor
+    stability: Tensor
+    stability_class: Tensor
+    gain: Tensor

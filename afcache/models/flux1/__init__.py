@@ -1,0 +1,1 @@
+"""FLUX.1, whose blocks are written again over the host's own layers."""

@@ -1,0 +1,1 @@
+"""Processes that draw one image together: their groups, and the checks that keep them together."""

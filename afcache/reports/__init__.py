@@ -1,0 +1,1 @@
+"""What the last run did: a table, JSON, a plot."""

@@ -1,0 +1,106 @@
+"""Reading a runtime's records, once, after a run."""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from afcache.functional.groups.group import STRATEGIES, divide
+from afcache.functional.ranks.step import Layout
+from afcache.functional.ranks.traffic import Traffic, step_traffic
+from afcache.functional.state import GroupRecord, StepRecord
+from afcache.pipeline import require_runtime
+from afcache.reports.summary import GroupReport, Report, StepReport
+from afcache.runtime.trajectory import Call, Trajectory
+from afcache.settings.config import CacheConfig
+
+
+def report(pipe: Any) -> Report:
+    """Read what the last run of a pipeline did. Before a run the report is empty.
+
+    Raises:
+        ValueError: the pipeline was not passed to `compile_pipeline`.
+    Cost:
+        waits for the device and copies the step records to the host.
+
+    """
+    runtime = require_runtime(pipe)
+    trajectory = runtime.last_trajectory(pipe)
+    config = runtime.config.to_dict()
+    if trajectory is None:
+        return Report(config, (), 0, 0, 0, ())
+    settings = runtime.config
+    scale = trajectory.guidance_scale
+    layout = None if runtime.parallel is None else runtime.parallel.layout
+    return Report(
+        config=config,
+        steps=tuple(_read_call(call, trajectory, settings, layout) for call in trajectory.calls),
+        num_steps=len({call.step for call in trajectory.calls}),
+        num_blocks=trajectory.num_blocks,
+        state_bytes=trajectory.bytes,
+        guidance_scale=() if scale is None else _floats(scale),
+    )
+
+
+def _read_call(call: Call, trajectory: Trajectory, config: CacheConfig, layout: Layout | None) -> StepReport:
+    batch = trajectory.shape[0]
+    record = call.record
+    unknown = (math.nan,) * batch
+    # The leading branch's estimate is the step's: it is made for all branches together.
+    leader = next(other.record for other in trajectory.calls if other.step == call.step and other.branch == 0)
+    is_computed = True if record is None else bool(record.is_computed)
+    evaluations, mlp_evaluations = _count(record, is_computed, trajectory.num_blocks, config)
+    traffic = Traffic()
+    if layout is not None and trajectory.sizes is not None:
+        traffic = step_traffic(layout, trajectory.sizes, config, is_computed=is_computed, evaluations=evaluations)
+    return StepReport(
+        step=call.step,
+        branch=call.branch,
+        sigma=float(trajectory.sigmas[call.step]),
+        refreshed=(True,) * batch if record is None else tuple(record.refresh.tolist()),
+        is_computed=is_computed,
+        predicted_error=unknown if record is None else _floats(record.predicted_error),
+        measured_error=unknown if record is None else _floats(record.measured_error),
+        estimated_error=(0.0,) * batch if leader is None else _floats(leader.accumulated_error),
+        seconds=call.elapsed(),
+        evaluations=evaluations,
+        mlp_evaluations=mlp_evaluations,
+        groups=_read_groups(record, config),
+        collectives=traffic.collectives,
+        bytes_sent=traffic.bytes,
+    )
+
+
+def _count(record: StepRecord | None, is_computed: bool, num_blocks: int, config: CacheConfig) -> tuple[int, int]:
+    """Blocks that ran, and blocks whose MLPs alone ran."""
+    if record is None:
+        return num_blocks, 0
+    if isinstance(record.groups, GroupRecord):
+        lengths = [part.stop - part.start for part in divide(num_blocks, config.num_groups)]
+        flags = (record.groups.is_computed.tolist(), record.groups.is_partial.tolist())
+        computed, partial = (sum(n for n, ran in zip(lengths, which, strict=True) if ran) for which in flags)
+        return computed, partial
+    # At a refresh the last blocks run twice: on the forecast, to measure its error, and on what was computed.
+    return (num_blocks + config.last_blocks if is_computed else config.first_blocks + config.last_blocks), 0
+
+
+def _read_groups(record: StepRecord | None, config: CacheConfig) -> tuple[GroupReport, ...]:
+    if record is None or not isinstance(record.groups, GroupRecord):
+        return ()
+    found, groups = record.groups, []
+    for index in range(config.num_groups):
+        groups.append(
+            GroupReport(
+                choice=tuple("computed" if c == 0 else STRATEGIES[c - 1] for c in found.choice[index].tolist()),
+                distance=_floats(found.distance[index]),
+                threshold=_floats(found.threshold[index]),
+                stability=_floats(found.stability[index]),
+                stability_class=tuple(found.stability_class[index].tolist()),
+            )
+        )
+    return tuple(groups)
+
+
+def _floats(values: Tensor) -> tuple[float, ...]:
+    return tuple(values.to(torch.float64).tolist())

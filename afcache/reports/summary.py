@@ -1,0 +1,252 @@
+"""What happened in the last run: a table, JSON, and a plot."""
+
+import dataclasses
+import json
+import math
+import statistics
+from pathlib import Path
+from typing import Any
+
+from afcache.reports.plots import draw_report, worst
+
+_CHOICE_MARKS = {"computed": "F", "taylor": "t", "similarity": "s", "attention": "a", "difference": "d"}
+_MARKS = {"computed": "F", "mixed": "m", "partial": "p", "forecast": "."}
+
+
+@dataclasses.dataclass(frozen=True)
+class GroupReport:
+    """What a group of blocks did at one call, per sample.
+
+    Attributes:
+        choice: "computed", or the strategy followed: "taylor", "similarity", "attention", "difference".
+        distance: the statistic of its strategy; NaN where it has none.
+        threshold: what it was compared with, 0 at a refresh; NaN where it has none.
+        stability: corrected similarity of successive residuals, averaged; 1 is most stable.
+        stability_class: 0 (most stable) to 3.
+
+    """
+
+    choice: tuple[str, ...]
+    distance: tuple[float, ...]
+    threshold: tuple[float, ...]
+    stability: tuple[float, ...]
+    stability_class: tuple[int, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class StepReport:
+    """One transformer call.
+
+    Attributes:
+        step: position in the schedule, from zero.
+        branch: guidance branch in order of calls.
+        sigma: noise level.
+        refreshed: per sample, whether this step's computed features were adopted.
+        is_computed: whether the block stack ran.
+        predicted_error: per sample, relative velocity error expected of the forecast; NaN if unknown.
+        measured_error: per sample, what a refresh found; NaN on other steps.
+        estimated_error: per sample, accumulated estimate after the step (relative velocity error times sigma, before
+            correction); an indicator, not a bound.
+        seconds: time of the call.
+        evaluations: blocks that ran.
+        mlp_evaluations: blocks whose MLPs alone ran, on reused attention outputs; not among the others.
+        groups: what each group of blocks did; empty without groups.
+        collectives: that this rank took part in; 0 alone.
+        bytes_sent: by this rank to others, in them (`afcache.functional.ranks.traffic`).
+
+    """
+
+    step: int
+    branch: int
+    sigma: float
+    refreshed: tuple[bool, ...]
+    is_computed: bool
+    predicted_error: tuple[float, ...]
+    measured_error: tuple[float, ...]
+    estimated_error: tuple[float, ...]
+    seconds: float
+    evaluations: int
+    mlp_evaluations: int = 0
+    groups: tuple[GroupReport, ...] = ()
+    collectives: int = 0
+    bytes_sent: int = 0
+
+    @property
+    def kind(self) -> str:
+        """What happened: "computed" (for all samples), "mixed" (adopted by some), "partial" (some groups), or "forecast"."""
+        if not self.is_computed:
+            return "partial" if self.groups and self.evaluations + self.mlp_evaluations else "forecast"
+        return "computed" if all(self.refreshed) else "mixed"
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """The last run of a pipeline; empty before the first.
+
+    Attributes:
+        config: the settings.
+        steps: every transformer call, in order.
+        num_steps: denoising steps of the schedule walked.
+        num_blocks: blocks that one full call evaluates.
+        state_bytes: memory of all guidance branches' states.
+        guidance_scale: true CFG scale per sample as inferred from the run, NaN where the first step does not tell; empty
+            without guidance branches.
+
+    """
+
+    config: dict[str, Any]
+    steps: tuple[StepReport, ...]
+    num_steps: int
+    num_blocks: int
+    state_bytes: int
+    guidance_scale: tuple[float, ...]
+
+    @property
+    def block_evaluations(self) -> int:
+        """Block evaluations that really ran; those whose MLPs alone ran are counted by `mlp_evaluations`."""
+        return sum(step.evaluations for step in self.steps)
+
+    @property
+    def mlp_evaluations(self) -> int:
+        """Blocks whose MLPs alone ran, on reused attention outputs."""
+        return sum(step.mlp_evaluations for step in self.steps)
+
+    @property
+    def block_evaluations_uncached(self) -> int:
+        """Block evaluations of the same calls without a cache."""
+        return self.num_blocks * len(self.steps)
+
+    @property
+    def block_speedup(self) -> float:
+        """How many times fewer block evaluations, MLPs alone counted as a whole block; 1 before a run."""
+        ran = self.block_evaluations + self.mlp_evaluations
+        return self.block_evaluations_uncached / ran if self.steps else 1.0
+
+    def pattern(self, branch: int = 0) -> str:
+        """One letter per step: F computed, m not adopted by all samples, p some groups alone, "." forecast or reused."""
+        return "".join(_MARKS[step.kind] for step in self.steps if step.branch == branch)
+
+    def seconds(self, *, is_computed: bool) -> float:
+        """Median time of computed or of forecast calls; NaN if there were none."""
+        times = sorted(step.seconds for step in self.steps if step.is_computed == is_computed)
+        return times[len(times) // 2] if times else math.nan
+
+    def traffic(self, *, is_computed: bool) -> tuple[float, float]:
+        """Collectives and bytes sent by this rank, median of computed or of forecast calls; NaN if there were none."""
+        calls = [step for step in self.steps if step.is_computed == is_computed]
+        if not calls:
+            return math.nan, math.nan
+        return statistics.median(s.collectives for s in calls), statistics.median(s.bytes_sent for s in calls)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything as plain values, summary first; what is unknown is None."""
+        summary = {
+            "pattern": self.pattern(),
+            "block_evaluations": self.block_evaluations,
+            "mlp_evaluations": self.mlp_evaluations,
+            "block_evaluations_uncached": self.block_evaluations_uncached,
+            "block_speedup": self.block_speedup,
+            "median_seconds_computed": self.seconds(is_computed=True),
+            "median_seconds_forecast": self.seconds(is_computed=False),
+        }
+        return _finite({**summary, **dataclasses.asdict(self)})
+
+    def to_json(self, path: str | Path) -> None:
+        """Write `to_dict` to a file."""
+        Path(path).write_text(json.dumps(self.to_dict(), indent=2) + "\n")
+
+    def plot(self, path: str | Path) -> None:
+        """Draw errors over the steps, and what each group of blocks did, to a picture file.
+
+        Raises:
+            ValueError: nothing ran yet.
+
+        """
+        if not self.steps:
+            raise ValueError("report is empty: run the pipeline before plotting.")
+        draw_report(self, path)
+
+    def __str__(self) -> str:
+        if not self.steps:
+            return f"AFCache ({self._settings()}): nothing has run yet."
+        computed, cached = self.seconds(is_computed=True), self.seconds(is_computed=False)
+        forecast_time = f", forecast call {cached * 1e3:.1f} ms" if math.isfinite(cached) else ""
+        lines = [
+            f"AFCache ({self._settings()})",
+            f"  steps      {self.pattern()}   F computed, . forecast"
+            + (", m computed for some samples" if "m" in self.pattern() else "")
+            + (", p some groups" if "p" in self.pattern() else ""),
+            f"  blocks     {self.block_evaluations}{self._mlps()} of {self.block_evaluations_uncached} evaluations ran: "
+            f"{self.block_speedup:.2f}x fewer",
+            f"  time       computed call {computed * 1e3:.1f} ms{forecast_time} (medians)",
+        ]
+        lines += self._traffic_lines()
+        if self.config["policy"] == "none":
+            return "\n".join(lines)
+        limit = "" if self.config["policy"] != "adaptive" else f" (tolerance {self.config['tolerance']:g})"
+        lines.append(f"  estimate   {self._largest_estimate():.4f} at most between refreshes{limit}")
+        lines += self._group_lines()
+        lines.append(f"  state      {self.state_bytes / 2**20:.2f} MiB")
+        if self.guidance_scale:
+            scale = self.guidance_scale[0]
+            found = f"true CFG scale {scale:.2f}" if math.isfinite(scale) else "true CFG scale unknown"
+            lines.append(f"  guidance   {found}, {self._branches()} branches decide together")
+        if self.block_evaluations + self.mlp_evaluations >= self.block_evaluations_uncached:
+            lines.append("  Nothing was saved: too few steps, or the tolerance is too small.")
+        return "\n".join(lines)
+
+    def _settings(self) -> str:
+        if self.config["policy"] == "none":
+            return "policy none"
+        if self.config["policy"] == "fixed":
+            interval, name, order = (self.config[key] for key in ("interval", "forecast", "order"))
+            return f"a refresh every {interval} steps, {name} forecast of order {order}"
+        if self.config["policy"] in ("teacache", "dbcache", "magcache"):
+            return f"policy {self.config['policy']}, threshold {self.config['threshold']:g}"
+        if self.config["policy"] != "adaptive":
+            return f"policy {self.config['policy']}"
+        return (
+            f"tolerance {self.config['tolerance']:g}, order {self.config['order']}, {self.config['batch_decisions']} decisions"
+        )
+
+    def _mlps(self) -> str:
+        return f" and {self.mlp_evaluations} of MLPs alone" if self.mlp_evaluations else ""
+
+    def _traffic_lines(self) -> list[str]:
+        """One line for several ranks."""
+        if not any(step.collectives for step in self.steps):
+            return []
+        kinds = {name: self.traffic(is_computed=flag) for name, flag in (("computed", True), ("forecast", False))}
+        said = [
+            f"{name} call {collectives:.0f} collectives, {size / 1024:.1f} KiB"
+            for name, (collectives, size) in kinds.items()
+            if math.isfinite(size)
+        ]
+        return [f"  messages   {'; '.join(said)} sent by each rank (medians)"]
+
+    def _group_lines(self) -> list[str]:
+        """One line for each group, for the first sample and the leading branch."""
+        leader = [step for step in self.steps if step.branch == 0 and step.groups]
+        if not leader:
+            return []
+        lines = ["  groups     F computed, t Taylor, s similarity, a attention reused, d difference; stability at the end"]
+        for index in range(len(leader[0].groups)):
+            members = [step.groups[index] for step in leader]
+            choices = "".join(_CHOICE_MARKS[member.choice[0]] for member in members)
+            lines.append(f"    {index:>6}   {choices}   {members[-1].stability[0]:.3f}")
+        return lines
+
+    def _largest_estimate(self) -> float:
+        return max((worst(step.estimated_error) for step in self.steps if step.branch == 0), default=0.0)
+
+    def _branches(self) -> int:
+        return 1 + max(step.branch for step in self.steps)
+
+
+def _finite(value: Any) -> Any:
+    """Replace NaN and infinities by None: JSON has neither."""
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,1 @@
+"""What a bound transformer holds between its calls."""

@@ -1,0 +1,145 @@
+"""How a step is compiled, and how it is called once it is: checked twice an image instead of at every step.
+
+Compiled, the checks are Dynamo's guards; in eager mode they are the shape annotations of every function.
+"""
+
+import functools
+import types
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._dynamo.eval_frame import _debug_get_cache_entry_list
+from torch._dynamo.exc import FailOnRecompileLimitHit
+from torch.utils import _pytree as pytree
+
+from afcache._typing import unchecked
+from afcache.runtime.subclasses import opening
+
+
+@dataclass(frozen=True)
+class CompileOptions:
+    """How the forward is compiled; the meaning of the fields is torch.compile's.
+
+    `opens_subclasses` is ours: weights are tensor subclasses, which branches of torch.cond take in parts.
+    """
+
+    enabled: bool = True
+    backend: str | Callable[..., Any] = "inductor"
+    mode: str | None = None
+    dynamic: bool | None = None
+    opens_subclasses: bool = False
+
+    @property
+    def uses_cuda_graphs(self) -> bool:
+        """Whether outputs are overwritten by the next call."""
+        return self.enabled and (self.mode in ("reduce-overhead", "max-autotune") or self.backend == "cudagraphs")
+
+    def tuning(self) -> dict[str, Any]:
+        """The arguments of torch.compile that choose among inductor's settings.
+
+        A step has hundreds of parameters as inputs. Dynamo's guards have checked their shapes by then; checking them again in
+        the generated code is time that a cached step notices.
+        """
+        if self.backend != "inductor":
+            return {"mode": self.mode}
+        chosen = {} if self.mode in (None, "default") else torch._inductor.list_mode_options(self.mode)
+        return {"options": {**chosen, "size_asserts": False}}
+
+
+class CompiledStep:
+    """A function of its own code object under torch.compile: its cache and its recompile limit are its alone.
+
+    Args:
+        function: what to compile; takes positional arguments.
+        compiler: torch.compile.
+        options: how; nothing is compiled if they say so.
+
+    """
+
+    def __init__(
+        self, function: types.FunctionType, compiler: Callable[..., Callable[..., Any]], options: CompileOptions
+    ) -> None:
+        self._options = options
+        self._compiler = compiler
+        self._function = function
+        self._compiled: Callable[..., Any] = function
+        self._start_afresh()
+
+    def _start_afresh(self) -> None:
+        """Forget what was compiled so far."""
+        options = self._options
+        self._function = self._compiled = _fresh_code(self._function)
+        if options.enabled:
+            how = options.tuning()
+            backend = opening(_compile_graph(options.backend, **how)) if options.opens_subclasses else options.backend
+            how = {} if options.opens_subclasses else how
+            self._compiled = self._compiler(self._function, fullgraph=True, backend=backend, dynamic=options.dynamic, **how)
+
+    def __call__(self, *args: Any) -> Any:
+        """Check all guards, compile if none fit, and run.
+
+        Where Dynamo's limit of graphs for one function is reached (8), all are forgotten: their number stays bounded, and
+        whoever switches adapters for the ninth time waits once more instead of getting an error.
+        """
+        # Python numbers that have changed (an epsilon) would become symbols, and torch.cond takes none.
+        with torch._dynamo.config.patch(specialize_float=True):
+            try:
+                return self._own(self._compiled(*args))
+            except FailOnRecompileLimitHit:
+                self._start_afresh()
+                return self._own(self._compiled(*args))
+
+    def without_guards(self, *args: Any) -> Callable[..., Any]:
+        """The code that a call with these arguments would run, as a function that checks nothing.
+
+        A step has hundreds of guards, one for each module and parameter that the trace read, and checking them takes a third
+        of a cached step. Within one image they give the same answer every time. The function reads weights anew at every
+        call; of anything else that changes it knows nothing. Where nothing is compiled, it does without checking shapes.
+
+        Args:
+            args: of a call that is about to be made.
+
+        Returns:
+            a function of arguments of the same metadata; this step itself where none of the compiled code fits.
+
+        """
+        if not self._options.enabled:
+            return self._call_unchecked
+        names = self._function.__code__.co_varnames[: self._function.__code__.co_argcount]
+        cells = zip(self._function.__code__.co_freevars, self._function.__closure__ or (), strict=True)
+        scope = {**dict(zip(names, args, strict=True)), **{name: cell.cell_contents for name, cell in cells}}
+        for entry in _debug_get_cache_entry_list(self._function.__code__):
+            if entry.guard_manager.check(scope):
+                settled = _with_code(self._function, entry.code)
+                return lambda *args: self._own(settled(*args))
+        return self
+
+    def _call_unchecked(self, *args: Any) -> Any:
+        with unchecked():
+            return self._function(*args)
+
+    def _own(self, results: Any) -> Any:
+        """Results in memory that the next call does not overwrite."""
+        return pytree.tree_map_only(Tensor, torch.clone, results) if self._options.uses_cuda_graphs else results
+
+
+def _compile_graph(
+    backend: str | Callable[..., Any], *, mode: str | None = None, options: dict[str, Any] | None = None
+) -> Callable[..., Any]:
+    """A backend as torch.compile would call it with these arguments."""
+    known = torch._dynamo.lookup_backend(backend) if isinstance(backend, str) else backend
+    chosen = {} if mode is None else {"mode": mode}
+    return functools.partial(known, **chosen, **({} if options is None else {"config_patches": options}))
+
+
+def _fresh_code(function: types.FunctionType) -> types.FunctionType:
+    return _with_code(function, function.__code__.replace())
+
+
+def _with_code(function: types.FunctionType, code: types.CodeType) -> types.FunctionType:
+    copy = types.FunctionType(code, function.__globals__, function.__name__, function.__defaults__, function.__closure__)
+    copy.__kwdefaults__ = function.__kwdefaults__
+    return copy

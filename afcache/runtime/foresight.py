@@ -1,0 +1,88 @@
+"""Decisions that the host knows before their step is launched: it waits for the device once a refresh, not once a step.
+
+`torch.cond` takes its predicate from the host's memory as well. What is forced is known from the start. What error control
+decides is known once a refresh has measured its error, for all steps up to the next refresh: one table of flags is made on the
+device, and read once. The step adopts its row, so that host and device act on the same bits.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from afcache._typing import unchecked
+from afcache.functional.lookahead import foresee
+from afcache.functional.plans import forced_steps
+from afcache.functional.state import CacheState, Coupling, StepSchedule
+from afcache.settings.config import CacheConfig
+
+
+class Foresight:
+    """The decisions of one image, as far as they are known.
+
+    Args:
+        config: settings.
+        schedule: the steps.
+
+    """
+
+    def __init__(self, config: CacheConfig, schedule: list[StepSchedule]) -> None:
+        self._config = config
+        self._schedule = schedule
+        self._forced = forced_steps(config, len(schedule))
+        self._rows: dict[int, tuple[Tensor, bool]] = {}
+
+    def lead(
+        self,
+        position: int,
+        coupling: Coupling,
+        states: list[CacheState],
+        weights: tuple[Tensor, Tensor],
+        *,
+        is_known: bool,
+    ) -> Coupling:
+        """The leading branch's coupling with what the host knows of its decision.
+
+        Args:
+            position: of the step, counted from the first that is walked.
+            coupling: without that.
+            states: of all guidance branches, the leader's first.
+            weights: of the leader's and of any other branch's predicted error.
+            is_known: whether the leader certainly has a history; if not, the step is computed, whatever the device decides.
+
+        """
+        if self._forced[position] or not is_known:
+            return self._tell(coupling, is_computed=True)
+        if self._config.policy != "adaptive":
+            return self._tell(coupling, is_computed=False)
+        if position not in self._rows:
+            self._rows = self._foresee(position, states, weights)
+        refresh, is_computed = self._rows[position]
+        adopted = coupling._replace(is_follower=torch.ones_like(coupling.is_follower), leader_refresh=refresh)
+        return self._tell(adopted, is_computed=is_computed)
+
+    def follow(self, coupling: Coupling, *, is_known: bool) -> Coupling:
+        """The coupling of a branch that does what the leader did; without a history it computes."""
+        return self._tell(coupling, is_computed=not is_known or bool(coupling.known[0]))
+
+    def _tell(self, coupling: Coupling, *, is_computed: bool) -> Coupling:
+        """Put a decision into a coupling. A computed step ends what was foreseen."""
+        if is_computed:
+            self._rows = {}
+        return coupling._replace(known=(torch.tensor(is_computed, device="cpu"),))
+
+    def _foresee(
+        self, position: int, states: list[CacheState], weights: tuple[Tensor, Tensor]
+    ) -> dict[int, tuple[Tensor, bool]]:
+        """Rows from a step on to the first that computes; waits for the device."""
+        fields: Any = zip(*self._schedule[position:], strict=True)
+        stacked = StepSchedule(*map(torch.stack, fields))
+        state, *others = states
+        with unchecked():
+            flags = foresee(state, tuple(others), stacked, *weights, config=self._config)
+        rows: dict[int, tuple[Tensor, bool]] = {}
+        for offset, is_computed in enumerate(flags.any(dim=1).tolist()):
+            rows[position + offset] = (flags[offset].clone(), is_computed)
+            if is_computed:
+                break
+        return rows

@@ -1,0 +1,76 @@
+"""What steers a guidance branch, and whether it was switched since the last step.
+
+A history of residuals belongs to one velocity field. Where a ControlNet is switched on or off, or a callback exchanges the
+prompt or a control image or rescales an IP-Adapter, the next step sees another field, of which nothing is known. Nothing here
+waits for the device.
+"""
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from afcache.models.flux1.architecture import FluxInputs
+from afcache.runtime.controls import Controls
+
+_NONE = Controls()
+
+
+class Steering(NamedTuple):
+    """What steers one step.
+
+    Attributes:
+        structure: shapes of all inputs; steps of another structure are other code.
+        conditions: what pipelines hand over unchanged from step to step.
+        versions: of the conditions, counted up by edits in place; None under inference mode, which does not count.
+        scales: of ControlNets, as the pipeline asked for them.
+        is_controlled: whether a ControlNet says anything, 0-d; None without one.
+
+    """
+
+    structure: tuple[Any, ...]
+    conditions: tuple[Tensor, ...]
+    versions: tuple[int | None, ...]
+    scales: tuple[float, ...]
+    is_controlled: Tensor | None
+
+
+def steering(inputs: FluxInputs, controls: Controls = _NONE) -> Steering:
+    """Read the steering of a step off its inputs, and off what ControlNets were called with for it."""
+    optional = (inputs.guidance, inputs.image_prompt_scales)
+    given = (tensor for tensor in optional if tensor is not None)
+    conditions = (inputs.encoder_hidden_states, inputs.pooled_projections, *inputs.image_prompts, *given, *controls.images)
+    versions = tuple(None if tensor.is_inference() else tensor._version for tensor in conditions)
+    structure = _structure((inputs, controls.images))
+    return Steering(structure, conditions, versions, controls.scales, _is_controlled(inputs))
+
+
+def is_switched(before: Steering, now: Steering) -> Tensor | None:
+    """Whether the second step is steered otherwise than the first; bool, 0-d, or None where it certainly is not."""
+    device = now.conditions[0].device
+    if before.structure != now.structure or before.scales != now.scales or _is_edited(before, now):
+        return torch.ones((), dtype=torch.bool, device=device)
+    pairs = zip(before.conditions, now.conditions, strict=True)
+    flags = [(then != present).any().to(device) for then, present in pairs if then is not present]
+    if before.is_controlled is not None and now.is_controlled is not None:
+        flags.append(before.is_controlled != now.is_controlled)
+    return torch.stack(flags).any() if flags else None
+
+
+def _is_edited(before: Steering, now: Steering) -> bool:
+    """Whether a condition is the same tensor with other values: what they were is gone, so that counts as a switch."""
+    tensors = zip(before.conditions, now.conditions, strict=True)
+    versions = zip(before.versions, now.versions, strict=True)
+    return any(then is present and old != new for (then, present), (old, new) in zip(tensors, versions, strict=True))
+
+
+def _structure(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return tuple(map(_structure, value))
+    return value.shape if isinstance(value, Tensor) else value
+
+
+def _is_controlled(inputs: FluxInputs) -> Tensor | None:
+    """Whether the sum of ControlNets' residuals is other than 0, for loops whose ControlNets are not watched."""
+    first = [*inputs.controlnet_block_samples[:1], *inputs.controlnet_single_block_samples[:1]]
+    return torch.stack([sample.any() for sample in first]).any() if first else None

@@ -1,0 +1,1 @@
+"""Trajectories without a pipeline: drawn, kept in files, exported."""

@@ -1,0 +1,324 @@
+"""CacheConfig: everything that can be set, checked when it is made."""
+
+import dataclasses
+import json
+import math
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from afcache._checks import LARGEST, check_choice, check_flag, check_integer, check_number, check_numbers, show
+from afcache.settings.curve import Calibration
+
+Policy = Literal["adaptive", "fixed", "growing", "magcache", "planned", "teacache", "dbcache", "none"]
+BatchDecisions = Literal["independent", "shared"]
+Forecast = Literal["polynomial", "taylorseer", "chebyshev"]
+Strategy = Literal["by_stability", "taylor", "similarity", "attention", "difference"]
+ErrorLaw = Literal["power", "remainder"]
+Preset = Literal["quality", "balanced", "fast"]
+
+# Of a trajectory's steps; FLUX's schedule has as many.
+_MOST_NODES = 1000
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Layerwise:
+    """What the block stack does on a step that is not refreshed as a whole, group by group. Frozen.
+
+    Attributes:
+        groups: contiguous parts into which the stack is divided; 1 to the number of blocks.
+        strategy: "taylor" (forecast the group's residual), "similarity", "attention" or "difference" (reuse while the named
+            statistic has changed less than its threshold since the group was last computed, else compute the group), or
+            "by_stability" (each group follows the strategy of its stability class, most stable first, in this order).
+        stability_bounds: where the four classes meet, falling, in (-1, 1).
+        stability_margin: how far beyond a bound the stability must be to change the class; >= 0.
+        stability_decay: weight of the past in the moving average; in [0, 1).
+        similarity_threshold: largest 1 - cosine similarity of a group's input; >= 0.
+        attention_threshold: largest total variation distance of a group's coarse attention map; >= 0.
+        difference_threshold: largest relative change of a group's modulated input; >= 0.
+        adapt_thresholds: scale the three thresholds by a gain that rises slowly while the measured error stays under what the
+            tolerance allows, and falls quickly when it does not.
+
+    Raises:
+        ValueError: a value is out of its range or not one of its names.
+        TypeError: a value is of the wrong kind.
+
+    """
+
+    groups: int = 4
+    strategy: Strategy = "by_stability"
+    stability_bounds: tuple[float, float, float] = (0.98, 0.95, 0.9)
+    stability_margin: float = 0.005
+    stability_decay: float = 0.5
+    similarity_threshold: float = 0.05
+    attention_threshold: float = 0.1
+    difference_threshold: float = 0.2
+    adapt_thresholds: bool = True
+
+    def __post_init__(self) -> None:
+        check_integer("groups", self.groups, 1, None)
+        check_choice("strategy", self.strategy, get_args(Strategy))
+        check_numbers("stability_bounds", self.stability_bounds, -1.0, 1.0)
+        if len(self.stability_bounds) != 3 or list(self.stability_bounds) != sorted(set(self.stability_bounds), reverse=True):
+            raise ValueError(f"stability_bounds must be three falling numbers, got {show(self.stability_bounds)}.")
+        check_number("stability_margin", self.stability_margin, 0.0, 1.0)
+        check_number("stability_decay", self.stability_decay, 0.0, 0.999)
+        for name in ("similarity_threshold", "attention_threshold", "difference_threshold"):
+            check_number(name, getattr(self, name), 0.0, math.inf, cure="0 computes every step")
+        check_flag("adapt_thresholds", self.adapt_thresholds)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CacheConfig:
+    """What to cache and how carefully. Frozen: make another one with `dataclasses.replace`.
+
+    Attributes:
+        policy: what refreshes the whole stack. "adaptive": error control. Known beforehand: "fixed" (every `interval` steps),
+            "growing" (at intervals that grow by `interval_growth`), "magcache" (from calibrated `magnitude_ratios`), "planned"
+            (`refresh_steps`). Gates: "teacache" (the accumulated change of the first block's modulated input) and "dbcache"
+            (the change of what the `first_blocks` add). "none" computes every step by our forward.
+        tolerance: a step is refreshed when the predicted error since the last refresh would reach this; relative velocity
+            error times sigma, finite, >= 0. 0 refreshes always. "adaptive" asks for it, and groups with `adapt_thresholds`.
+        warmup_steps: steps at the start that are always computed; >= 1. "adaptive" computes two in any case, because an error
+            must have been measured before a step can be forecast, and all steps where there are four or fewer.
+        max_growth: the distance in sigma to the last refresh may be at most this times the one before; >= 1, may be
+            infinite. "adaptive" only.
+        interval: distance between refreshes in steps, counted from the last warmup step; >= 1.
+        interval_growth: "growing" adds this after each refresh and rounds down; >= 0.
+        refresh_steps: "planned" refreshes at these steps, besides the warmup; like every plan they count from the first step
+            that is walked, which with img2img's strength is not the schedule's.
+        threshold: of "teacache", "dbcache" and "magcache", in their authors' units; >= 0, and 0 computes every step.
+        max_cached_steps: the gates and "magcache" refresh after this many cached steps in a row; None means no limit.
+        magnitude_ratios: "magcache": how the norm of the stack's residual changes at each step of a calibration run
+            (`afcache.calibrate_magnitudes`); resampled to other step counts.
+        first_blocks: blocks that run at every step, at the start of the stack; "dbcache" needs one at least.
+        last_blocks: blocks that run at every step, at its end.
+        forecast: "polynomial" (in sigma, on the real, unequal nodes), "taylorseer" (finite differences in step index, as
+            TaylorSeer's authors define them) or "chebyshev" (ridge regression over step index, as Spectrum's).
+        order: degree of the forecast; 0 to 4.
+        max_nodes: how many refreshes the state remembers; at most 1000; None means order + 1, or 16 under "chebyshev".
+        damping: 0 forecasts in full, 1 reuses the last residual.
+        error_law: how the forecast's error grows: "power" (a power of the distance to the last refresh) or "remainder" (the
+            product of distances to all nodes of the row).
+        error_exponent: highest power of "power"; > 0; None means order + 1.
+        noise_floor: relative change that rounding alone makes between two evaluations of the model; it is taken off measured
+            errors and gates' changes, so that quantisation noise does not count as change; >= 0. None means 0, except for
+            quantised weights under "adaptive", whose noise `compile_pipeline` measures once, on one process.
+        correction: at a refresh, return what the forecast steps left out (first-order deterministic schedulers only).
+        refresh_last_step: always compute the last step, so that the correction reaches the end.
+        batch_decisions: "independent" (each sample decides, so that its result does not depend on its neighbours) or
+            "shared" (all samples adopt every refresh, which computes fewer steps).
+        layerwise: what groups of blocks do on other steps; None forecasts the stack as a whole.
+        calibration: what `afcache.calibrate` measured to find these settings; no setting itself.
+
+    Raises:
+        ValueError: a value is out of its range or not one of its names, or two settings exclude each other.
+        TypeError: a value is of the wrong kind.
+
+    """
+
+    policy: Policy = "adaptive"
+    tolerance: float = 0.016
+    warmup_steps: int = 3
+    max_growth: float = 2.0
+    interval: int = 4
+    interval_growth: float = 0.0
+    refresh_steps: tuple[int, ...] = ()
+    threshold: float = 0.1
+    max_cached_steps: int | None = None
+    magnitude_ratios: tuple[float, ...] = ()
+    first_blocks: int = 0
+    last_blocks: int = 0
+    forecast: Forecast = "polynomial"
+    order: int = 1
+    max_nodes: int | None = None
+    damping: float = 0.0
+    error_law: ErrorLaw = "power"
+    error_exponent: float | None = None
+    noise_floor: float | None = None
+    correction: bool = True
+    refresh_last_step: bool = False
+    batch_decisions: BatchDecisions = "independent"
+    layerwise: Layerwise | None = None
+    calibration: Calibration | None = dataclasses.field(default=None, compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        check_choice("policy", self.policy, get_args(Policy))
+        check_choice("forecast", self.forecast, get_args(Forecast))
+        check_choice("error_law", self.error_law, get_args(ErrorLaw))
+        check_choice("batch_decisions", self.batch_decisions, get_args(BatchDecisions))
+        check_number("tolerance", self.tolerance, 0.0, math.inf, cure="0 computes every step, 0.016 is balanced")
+        check_integer("warmup_steps", self.warmup_steps, 1, None)
+        check_integer("interval", self.interval, 1, None)
+        check_number("interval_growth", self.interval_growth, 0.0, math.inf)
+        check_number("max_growth", self.max_growth, 1.0, math.inf, infinite=True, cure="float('inf') means no limit")
+        check_number("threshold", self.threshold, 0.0, math.inf, cure="0 computes every step")
+        if self.max_cached_steps is not None:
+            check_integer("max_cached_steps", self.max_cached_steps, 0, None)
+        for name in ("first_blocks", "last_blocks"):
+            check_integer(name, getattr(self, name), 0, None)
+        check_integer("order", self.order, 0, 4)
+        check_number("damping", self.damping, 0.0, 1.0, cure="0 forecasts in full, 1 reuses")
+        if self.error_exponent is not None:
+            check_number("error_exponent", self.error_exponent, 1e-3, 10.0, cure="None means order + 1")
+        if self.noise_floor is not None:
+            check_number("noise_floor", self.noise_floor, 0.0, math.inf, cure="None measures it where weights are quantised")
+        if self.max_nodes is not None:
+            check_integer("max_nodes", self.max_nodes, self.order + 1, _MOST_NODES)
+        for name in ("correction", "refresh_last_step"):
+            check_flag(name, getattr(self, name))
+        check_numbers("magnitude_ratios", self.magnitude_ratios, 0.0, math.inf)
+        _check_steps("refresh_steps", self.refresh_steps)
+        self._check_combination()
+
+        if self.calibration is not None and not isinstance(self.calibration, Calibration):
+            raise TypeError(f"calibration must be what afcache.calibrate made, or None, got {show(self.calibration)}.")
+
+    def _check_combination(self) -> None:
+        if self.policy == "magcache" and not self.magnitude_ratios:
+            raise ValueError(
+                "magnitude_ratios must not be empty under policy 'magcache': measure them with "
+                "afcache.calibrate_magnitudes(pipe, prompts), or take those of FLUX.1-dev from afcache.policy('magcache')."
+            )
+        if self.policy == "dbcache" and self.first_blocks == 0:
+            raise ValueError(
+                "first_blocks must be at least 1 under policy 'dbcache', got 0: it decides by what these blocks add."
+            )
+        if self.layerwise is None:
+            return
+        if not isinstance(self.layerwise, Layerwise):
+            raise TypeError(f"layerwise must be an afcache.Layerwise or None, got {show(self.layerwise)}.")
+        if self.policy in ("teacache", "dbcache", "none") or self.first_blocks or self.last_blocks:
+            raise ValueError(
+                f"layerwise cannot be combined with policy {self.policy!r}, first_blocks={self.first_blocks} and "
+                f"last_blocks={self.last_blocks}: its groups gate themselves. Use 'adaptive', 'fixed', 'growing', 'magcache' "
+                "or 'planned' without first and last blocks."
+            )
+        if self.forecast == "chebyshev":
+            raise ValueError("layerwise cannot be combined with forecast 'chebyshev'; use 'polynomial' or 'taylorseer'.")
+
+    @property
+    def growth_exponent(self) -> float:
+        """The highest power of the error law "power"."""
+        return float(self.order + 1) if self.error_exponent is None else float(self.error_exponent)
+
+    @property
+    def num_nodes(self) -> int:
+        """How many refreshes the state remembers."""
+        if self.max_nodes is not None:
+            return self.max_nodes
+        return 16 if self.forecast == "chebyshev" else self.order + 1
+
+    @property
+    def is_gated(self) -> bool:
+        """Whether each step is decided by what is seen of its input."""
+        return self.policy in ("teacache", "dbcache")
+
+    @property
+    def num_groups(self) -> int:
+        """Groups that decide for themselves; 0 where the stack is forecast as a whole."""
+        return 0 if self.layerwise is None else self.layerwise.groups
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as plain values, for reports and files."""
+        return dataclasses.asdict(self)
+
+    def to_json(self, path: str | Path) -> None:
+        """Write the settings, and the calibration they come from, to a file that `from_json` reads."""
+        Path(path).write_text(json.dumps(self.to_dict(), indent=2) + "\n")
+
+    @classmethod
+    def from_json(cls, path: str | Path) -> "CacheConfig":
+        """Read settings; what the file leaves out has its default.
+
+        Raises:
+            OSError: the file cannot be read.
+            ValueError: it holds no settings, or some that CacheConfig does not know or refuses.
+            TypeError: a value is of the wrong kind.
+
+        """
+        try:
+            values = json.loads(Path(path).read_text())
+        except ValueError as error:
+            raise ValueError(f"{path} is no JSON file of settings: {error}.") from error
+        _check_fields(str(path), values, cls)
+        return cls(**{name: _from_plain(name, value) for name, value in values.items()})
+
+
+def resolve_config(
+    config: CacheConfig | None = None, *, tolerance: float | None = None, preset: str | None = None
+) -> CacheConfig:
+    """Make one config out of the ways in which it can be given.
+
+    Args:
+        config: complete settings; excludes the other two.
+        tolerance: overrides that of the preset; `max_growth` and `damping` follow it (see `tuned`).
+        preset: "quality", "balanced" (the default) or "fast".
+
+    Raises:
+        ValueError: `config` together with `tolerance` or `preset`, or an unknown preset.
+        TypeError: `config` is not a CacheConfig.
+
+    """
+    if config is not None:
+        if not isinstance(config, CacheConfig):
+            raise TypeError(f"config must be an afcache.CacheConfig, got {type(config).__name__}.")
+        given = [f"{name}={value!r}" for name, value in (("tolerance", tolerance), ("preset", preset)) if value is not None]
+        if given:
+            raise ValueError(
+                f"config and {' and '.join(given)} were both given, but config already holds every setting. "
+                "Pass one or the other, or use dataclasses.replace(config, ...)."
+            )
+        return config
+    name = "balanced" if preset is None else preset
+    check_choice("preset", name, tuple(PRESETS))
+    return PRESETS[name] if tolerance is None else tuned(tolerance)  # pyright: ignore[reportArgumentType]
+
+
+def _check_fields(where: str, values: object, kind: type) -> None:
+    known = {field.name for field in dataclasses.fields(kind)}
+    if not isinstance(values, dict) or not known.issuperset(values):
+        found = show(sorted(set(values) - known)) if isinstance(values, dict) else type(values).__name__
+        raise ValueError(f"{where} must be an object of {kind.__name__}'s fields, got {found}. CacheConfig.to_json writes one.")
+
+
+def _from_plain(name: str, value: Any) -> Any:
+    """A field as JSON keeps it, as it was."""
+    if isinstance(value, list):
+        return tuple(value)
+    if name == "layerwise" and isinstance(value, dict):
+        _check_fields(name, value, Layerwise)
+        return Layerwise(**{inner: _from_plain(inner, each) for inner, each in value.items()})
+    return Calibration.from_dict(value) if name == "calibration" and value is not None else value
+
+
+def _check_steps(name: str, values: object) -> None:
+    def is_step(value: object) -> bool:
+        return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= LARGEST
+
+    if not isinstance(values, tuple) or not all(map(is_step, values)):
+        raise ValueError(f"{name} must be a tuple of step indices from 0, got {show(values)}.")
+
+
+def tuned(tolerance: float) -> CacheConfig:
+    """The policy that bench/search_policy.py found best on mini-FLUX (seeds 0 to 63), at a tolerance.
+
+    On trained features the linear error law beats the power of the remainder's order, which trusts long gaps too much. Gaps
+    that grow slowly are worth 2 dB at 45 dB and above; where more error is allowed they may grow faster: from a limit of 1.5 at
+    a tolerance of 0.016 to 2.5 at 0.064.
+
+    Args:
+        tolerance: error budget between refreshes; finite, >= 0.
+
+    """
+    check_number("tolerance", tolerance, 0.0, math.inf, cure="0 computes every step, 0.016 is balanced")
+    boldness = min(1.0, max(0.0, math.log2(max(tolerance, 1e-9) / 0.016) / 2))
+    return CacheConfig(
+        tolerance=tolerance,
+        warmup_steps=2,
+        error_exponent=1.0,
+        damping=0.2 + 0.15 * boldness,
+        max_growth=1.5 + boldness,
+    )
+
+
+PRESETS: dict[Preset, CacheConfig] = {"quality": tuned(0.008), "balanced": tuned(0.016), "fast": tuned(0.032)}

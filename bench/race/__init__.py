@@ -1,0 +1,1 @@
+"""Contenders that draw the same images, each in a process of its own."""

@@ -1,0 +1,277 @@
+"""What `compare_compiled` measured of a contender, in rows, tables and pictures."""
+
+import math
+import statistics
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+import afcache
+from bench.race.equal_quality import mode_of
+from bench.race.subjects import Task
+
+if TYPE_CHECKING:
+    from bench.compare_compiled import Race
+
+
+def heading(task: Task, images: int) -> str:
+    """One line: what was measured."""
+    size = "" if task.resolution is None else f", {task.resolution} pixels"
+    return f"{task.model}, {task.steps} steps{size}, {task.dtype}, {images} images on {task.device}"
+
+
+def row(race: "Race", task: Task) -> dict[str, Any]:
+    """Everything measured of one contender, for the JSON; None where there is nothing."""
+    contender = race.contender
+    facts: dict[str, Any] = {
+        "contender": contender.name,
+        "family": contender.family,
+        "kind": contender.kind,
+        "is_compiled": contender.is_compiled,
+        "failure": race.failure,
+    }
+    if race.failure is not None or race.ready is None or not race.drawn:
+        return facts
+    seeds = list(race.drawn)
+    evaluations = [race.ready.evaluations.get(seed, next(iter(race.ready.evaluations.values()))) for seed in seeds]
+    promised = [task.steps / sum(shares) for shares in evaluations]
+    against = {name: [race.rivals[name][seed] for seed in seeds] for name in race.rivals}
+    mine = [race.drawn[seed] for seed in seeds]
+    same_mode = against[mode_of(facts)]
+    gains = {name: [a.seconds / b.seconds for a, b in zip(rival, mine, strict=True)] for name, rival in against.items()}
+    alone = [sum(a.step_seconds) / sum(b.step_seconds) for a, b in zip(same_mode, mine, strict=True)]
+    facts |= {
+        "seconds": statistics.median(image.seconds for image in mine),
+        "seconds_spread": _quartiles([image.seconds for image in mine]),
+        "transformer_seconds": statistics.median(sum(image.step_seconds) for image in mine),
+        "rest_share": statistics.median(1 - sum(image.step_seconds) / image.seconds for image in mine),
+        **{f"speedup_over_{name}": statistics.median(gain) for name, gain in gains.items()},
+        **{f"speedup_over_{name}_spread": _quartiles(gain) for name, gain in gains.items()},
+        "transformer_speedup": statistics.median(alone),
+        "fewer_block_evaluations": task.steps * len(evaluations) / sum(map(sum, evaluations)),
+        "efficiency": statistics.median(gain / promise for gain, promise in zip(gains[mode_of(facts)], promised, strict=True)),
+        "transformer_efficiency": statistics.median(gain / promise for gain, promise in zip(alone, promised, strict=True)),
+        "first_call_seconds": race.ready.first_call,
+        "graphs": race.ready.graphs,
+        "graph_breaks": race.ready.graph_breaks,
+        "hit_recompile_limit": race.finished.hit_limit if race.finished else None,
+        "recompiled_graphs": race.finished.recompiled_graphs if race.finished else None,
+        "peak_mib": race.finished.peak_mib if race.finished else None,
+        "pattern": "".join("F" if share > 0.99 else "." for share in evaluations[0]),
+        **_step_kinds(evaluations, [image.step_seconds for image in mine]),
+    }
+    if not task.is_random:
+        facts |= _quality([image.pixels for image in mine], [image.pixels for image in against["eager"]])
+    return facts
+
+
+def _quartiles(values: list[float]) -> list[float]:
+    """Quartiles; of fewer than five values the extremes."""
+    return list(statistics.quantiles(values, n=4, method="inclusive")[::2]) if len(values) > 4 else [min(values), max(values)]
+
+
+def _step_kinds(evaluations: list[list[float]], seconds: list[list[float]]) -> dict[str, Any]:
+    """Median seconds of a step whose blocks all ran, and of the others; how many there are in an image."""
+    kinds: dict[bool, list[float]] = {True: [], False: []}
+    for shares, times in zip(evaluations, seconds, strict=True):
+        for share, time in zip(shares, times, strict=True):
+            kinds[share > 0.99].append(time)
+    return {
+        "refresh_seconds": statistics.median(kinds[True]) if kinds[True] else None,
+        "cached_seconds": statistics.median(kinds[False]) if kinds[False] else None,
+        "refreshes": len(kinds[True]) / len(evaluations),
+        "cached_steps": len(kinds[False]) / len(evaluations),
+        **_shares(evaluations, seconds),
+    }
+
+
+def _shares(evaluations: list[list[float]], seconds: list[list[float]]) -> dict[str, float]:
+    """Seconds of an image by kind of step, medians over images. The first two steps stand apart: guards are checked there."""
+    pairs = [list(zip(shares, times, strict=True)) for shares, times in zip(evaluations, seconds, strict=True)]
+    return {
+        "first_two_seconds": statistics.median(sum(time for _, time in image[:2]) for image in pairs),
+        "later_refreshes_seconds": statistics.median(sum(t for share, t in image[2:] if share > 0.99) for image in pairs),
+        "later_cached_seconds": statistics.median(sum(t for share, t in image[2:] if share <= 0.99) for image in pairs),
+    }
+
+
+def _quality(images: list[np.ndarray], references: list[np.ndarray]) -> dict[str, Any]:
+    psnr = [min(afcache.psnr(a, b), 150.0) for a, b in zip(images, references, strict=True)]
+    facts: dict[str, Any] = {
+        "psnr": statistics.mean(psnr),
+        "psnr_worst": min(psnr),
+        "ssim": statistics.mean(afcache.ssim(a, b) for a, b in zip(images, references, strict=True)),
+    }
+    if (distance := _lpips()) is not None:
+        facts["lpips"] = statistics.mean(distance(a, b) for a, b in zip(images, references, strict=True))
+    return facts
+
+
+def _lpips() -> Any:
+    """The learned distance, if its package and its weights are there."""
+    try:
+        import lpips  # pyright: ignore[reportMissingImports]
+        import torch
+
+        network = lpips.LPIPS(net="alex", verbose=False)
+    except Exception:
+        return None
+
+    def distance(image: np.ndarray, reference: np.ndarray) -> float:
+        pair = [torch.from_numpy(x).permute(2, 0, 1)[None].float() * 2 - 1 for x in (image, reference)]
+        return float(network(*pair))
+
+    return distance
+
+
+def shown(facts: dict[str, Any]) -> dict[str, str]:
+    """A row of the readable table."""
+    if "seconds" not in facts:
+        shown_row = dict.fromkeys(_COLUMNS, "")
+        return {**shown_row, "contender": facts["contender"], "seconds": f"failed: {facts['failure']}"}
+    return {title: show(facts) for title, show in _COLUMNS.items()}
+
+
+def _graphs(facts: dict[str, Any]) -> str:
+    later = f", {facts['recompiled_graphs']} later" if facts["recompiled_graphs"] else ""
+    later += ", limit hit" if facts["hit_recompile_limit"] else ""
+    return f"{facts['graphs']} ({facts['graph_breaks']} breaks{later})" if facts["is_compiled"] else "-"
+
+
+def _optional(facts: dict[str, Any], key: str, format_: str) -> str:
+    return format(facts[key], format_) if facts.get(key) is not None else "-"
+
+
+def _decibels(psnr: float | None) -> str:
+    """Rounding of float32 alone gives well over 100 dB."""
+    return "-" if psnr is None else f"{psnr:.1f}" if psnr < 100 else "> 100"
+
+
+def _faster(facts: dict[str, Any], reference: str) -> str:
+    low, high = facts[f"speedup_over_{reference}_spread"]
+    return f"{facts[f'speedup_over_{reference}']:.2f}x ({low:.2f} to {high:.2f})"
+
+
+_COLUMNS: dict[str, Any] = {
+    "contender": lambda f: f["contender"],
+    "seconds": lambda f: f"{f['seconds']:.3f} ({f['seconds_spread'][0]:.3f} to {f['seconds_spread'][1]:.3f})",
+    "over eager": lambda f: _faster(f, "eager"),
+    "over compiled": lambda f: _faster(f, "compiled"),
+    "fewer blocks": lambda f: f"{f['fewer_block_evaluations']:.2f}x",
+    "efficiency": lambda f: f"{f['efficiency']:.2f}",
+    "of the transformer": lambda f: f"{f['transformer_efficiency']:.2f}",
+    "PSNR": lambda f: _decibels(f.get("psnr")),
+    "worst": lambda f: _decibels(f.get("psnr_worst")),
+    "SSIM": lambda f: _optional(f, "ssim", ".4f"),
+    "LPIPS": lambda f: _optional(f, "lpips", ".4f"),
+    "first call (s)": lambda f: f"{f['first_call_seconds']:.1f}",
+    "graphs": _graphs,
+    "peak MiB": lambda f: _optional(f, "peak_mib", ".0f"),
+}
+
+
+def notes(task: Task, images: int, *, is_quick: bool) -> list[str]:
+    """What a reader of the table must know."""
+    lines = [
+        f"{images} images per contender, seeds 3000 and up, each in a process of its own, in turns with the uncached pipeline "
+        "(eager and compiled), which lives through the whole run. Speed-ups are medians over the images of (time of the "
+        "uncached image taken in the same turn / time), seconds those of the whole pipeline; in brackets "
+        + ("quartiles." if images > 4 else "the lowest and the highest."),
+        "Efficiency: speed-up over the uncached pipeline of the same mode (compiled, or eager) divided by what the saved block "
+        "evaluations promise; beside it the same of the transformer alone. Block evaluations are counted by hooks in an eager "
+        "run; attention and MLP count half each.",
+        "First call: one image with a cold compiler"
+        + (", two contenders at a time." if is_quick else ".")
+        + " Graphs: those that Dynamo made for it, its graph breaks, and graphs made later.",
+    ]
+    if task.is_random:
+        told = {name for name in task.patterns or {} if name}
+        return [
+            *lines,
+            "Random weights and forced refreshes: what steps cost, never quality."
+            + (" Contenders refresh as on one image of a trained model, seed 3000." if told else ""),
+        ]
+    return [
+        *lines,
+        "PSNR (float64) and SSIM against the uncached, eager image of the same seed.",
+        f"MagCache's ratios are of its own calibration mode: {[round(ratio, 4) for ratio in task.mag_ratios]}.",
+    ]
+
+
+def draw_pictures(rows: list[dict[str, Any]], task: Task, path: Path) -> None:
+    """Speed against PSNR, one curve per family; and where each contender's time goes."""
+    measured = [facts for facts in rows if "seconds" in facts]
+    if not task.is_random:
+        _draw_quality(measured, path.with_name(f"{path.name}_quality.png"))
+    _draw_time(measured, path.with_name(f"{path.name}_time.png"))
+
+
+def _figure(width: float, height: float) -> Any:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _draw_quality(rows: list[dict[str, Any]], path: Path) -> None:
+    from matplotlib import colormaps
+
+    figure = _figure(9.5, 5.5)
+    axes = figure.subplots()
+    families = list(dict.fromkeys(facts["family"] for facts in rows if facts["kind"] != "reference"))
+    colors = colormaps["tab10"]
+    for index, family in enumerate(families):
+        for is_compiled in (True, False):
+            points = sorted(
+                (facts["speedup_over_eager"], facts["psnr"])
+                for facts in rows
+                if facts["family"] == family and facts["is_compiled"] == is_compiled and math.isfinite(facts["psnr"])
+            )
+            if not points:
+                continue
+            is_ours = family == "AFCache"
+            axes.plot(
+                *zip(*points, strict=True),
+                "o-" if is_compiled else "o:",
+                color="black" if is_ours else colors(index % 10),
+                linewidth=2.4 if is_ours else 1.2,
+                markerfacecolor=None if is_compiled else "white",
+                label=family + (", compiled" if is_compiled else ", eager"),
+                zorder=3 if is_ours else 2,
+            )
+    compiled = next(facts for facts in rows if facts["contender"] == "compiled")
+    axes.axvline(compiled["speedup_over_eager"], color="gray", linestyle="--", linewidth=1)
+    axes.text(compiled["speedup_over_eager"], axes.get_ylim()[1], " compiled, uncached", va="top", color="gray", fontsize=8)
+    axes.set(xlabel="times faster than the eager, uncached pipeline (wall clock)", ylabel="mean PSNR (dB)")
+    axes.grid(alpha=0.3)
+    figure.legend(*axes.get_legend_handles_labels(), fontsize=7, loc="outside right center")
+    figure.savefig(path, dpi=120)
+
+
+def _draw_time(rows: list[dict[str, Any]], path: Path) -> None:
+    """Milliseconds of one image: its first steps, steps that run all blocks, other steps, the rest of the pipeline."""
+    figure = _figure(10, 1.2 + 0.24 * len(rows))
+    axes = figure.subplots()
+    names = [facts["contender"] for facts in rows]
+    first, refresh, cached = (
+        np.array([1e3 * facts[f"{name}_seconds"] for facts in rows])
+        for name in ("first_two", "later_refreshes", "later_cached")
+    )
+    rest = np.array([1e3 * facts["rest_share"] * facts["seconds"] for facts in rows])
+    left = np.zeros(len(rows))
+    for label, values, color in (
+        ("the first two steps", first, "tab:green"),
+        ("later steps that run all blocks", refresh, "tab:blue"),
+        ("cached steps", cached, "tab:orange"),
+        ("text, decoder, sampling loop", rest, "lightgray"),
+    ):
+        axes.barh(names, values, left=left, color=color, label=label)
+        left = left + values
+    axes.invert_yaxis()
+    axes.tick_params(axis="y", labelsize=7)
+    axes.set(xlabel="milliseconds of one image")
+    figure.legend(*axes.get_legend_handles_labels(), fontsize=8, loc="outside upper center", ncols=4)
+    figure.savefig(path, dpi=120)

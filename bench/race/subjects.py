@@ -1,0 +1,89 @@
+"""What the comparison samples: mini-FLUX, somebody's FLUX, or random weights of a given size."""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from diffusers import FluxPipeline
+
+from bench.mini_flux import sampling
+from bench.models.random_flux import SIZES, default_dtype, draw_random, make_pipeline, make_transformer
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+DTYPES = tuple(_DTYPES)
+PROMPTS = (
+    "A lighthouse on a cliff at dusk, long exposure",
+    "A red fox asleep in fresh snow, close-up",
+    "A street market in the rain, neon signs reflected in puddles",
+    "A bowl of ramen on a wooden table, seen from above",
+    "An astronaut planting a sunflower on the moon",
+    "A handwritten letter, a fountain pen and a cup of coffee",
+    "A glass greenhouse full of ferns, morning light",
+    "A steam locomotive crossing a stone bridge in autumn",
+)
+
+
+class Task(NamedTuple):
+    """What every contender does.
+
+    Attributes:
+        model: "mini", "random:SIZE", or a folder or hub id.
+        steps: denoising steps.
+        resolution: pixels of a side; None: what the model is made for.
+        dtype: of the weights.
+        device: "cpu" or "cuda".
+        patterns: for random weights, "F" and "." for each step: by contender, or under "" for all of them.
+        mag_ratios: MagCache's calibration, of its own mode.
+        backend: of torch.compile.
+
+    """
+
+    model: str
+    steps: int
+    resolution: int | None = None
+    dtype: str = "float32"
+    device: str = "cpu"
+    patterns: dict[str, str] | None = None
+    mag_ratios: tuple[float, ...] = ()
+    backend: str = "inductor"
+
+    @property
+    def is_random(self) -> bool:
+        """Whether the weights are random, so that only costs can be compared."""
+        return self.model.startswith("random:")
+
+
+def load(task: Task) -> Any:
+    """A fresh pipeline on the task's device."""
+    if task.model == "mini":
+        pipe = sampling.load()
+        return pipe if (task.device, task.dtype) == ("cpu", "float32") else pipe.to(task.device, _DTYPES[task.dtype])
+    if task.is_random:
+        size = SIZES[task.model.removeprefix("random:")]
+        # Made in their own precision: in float32 the largest would need twice its memory for a moment.
+        with torch.device(task.device), default_dtype(_DTYPES[task.dtype]):
+            transformer = make_transformer(dim=size.dim, double=size.double, single=size.single)
+        return make_pipeline(transformer).to(task.device)
+    pipe = FluxPipeline.from_pretrained(task.model, dtype=_DTYPES[task.dtype]).to(task.device)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def draw(pipe: Any, task: Task, seed: int, *, steps: int | None = None) -> np.ndarray:
+    """One image `[height, width, 3]` in [0, 1]; of random weights its latents."""
+    steps = steps or task.steps
+    generator = torch.Generator(task.device).manual_seed(seed)
+    if task.model == "mini":
+        return sampling.draw(pipe, seed, steps=steps)
+    if task.is_random:
+        return draw_random(pipe, image_tokens(task), seed=seed, steps=steps)
+    size = {} if task.resolution is None else {"height": task.resolution, "width": task.resolution}
+    prompt = PROMPTS[seed % len(PROMPTS)]
+    return pipe(prompt, num_inference_steps=steps, generator=generator, output_type="np", **size).images[0]
+
+
+def image_tokens(task: Task) -> int:
+    """How many image tokens random weights see."""
+    if task.resolution is not None:
+        return (task.resolution // 16) ** 2
+    return SIZES[task.model.removeprefix("random:")].tokens

@@ -1,0 +1,1 @@
+"""FLUX.1-dev's real size, without its weights."""

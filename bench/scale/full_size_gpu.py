@@ -1,0 +1,348 @@
+"""`bench/full_size.py --gpu`: what FLUX.1-dev's steps cost on a device, with random weights of its exact shape.
+
+One process, one set of weights. Everything has a place in a time budget, and what no longer fits is named in its table.
+"""
+
+import argparse
+import dataclasses
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+import afcache
+from afcache.functional.model import scaled_dot_product_attention
+from afcache.functional.step import full_forward
+from afcache.models.flux1 import architecture as flux1
+from bench.models.random_flux import SIZES, Size
+from bench.record.recording import table, write_result
+from bench.scale.full_size_subject import CONFIG, INTERVAL, TEXT_TOKENS, Shape, Subject, cached, decide, force, plain, regional
+
+UNKNOWN = "not measured"
+# What a cached step costs does not depend on blocks that it does not run, so variants are compiled with few.
+FEW = Size(0, 1, 1, 0)
+# Steps of the images that are compared with diffusers'.
+_EQUAL_STEPS = 4
+# Estimates, until the first compilation has been timed: of a block; and of what a row takes beside its compilation.
+_SECONDS_A_BLOCK = {"cuda": 2.0, "cpu": 0.0}
+_SECONDS_A_ROW = {"cuda": 20.0, "cpu": 0.0}
+
+Row = dict[str, Any]
+_STEP: Row = {
+    "contender": "",
+    "decisions": "-",
+    **dict.fromkeys(("first call (s)", "of the plain model's", "plain step or refresh (ms)", "cached step (ms)"), "-"),
+    **dict.fromkeys(("cached / refresh (%)", "speed-up", "promised", "efficiency", "image (s)"), "-"),
+    "waits of a step": "-",
+    "MiB over plain": "-",
+    "pattern": "-",
+    "note": "",
+}
+_VARIANT: Row = {
+    **dict.fromkeys(("pixels", "batch", "mode", "decisions", "first call (s)", "plain step, all blocks (ms)"), "-"),
+    **dict.fromkeys(("cached step (ms)", "cached / plain (%)", "image (s)", "waits of a step", "pattern"), "-"),
+    "note": "",
+}
+_EQUALITY: Row = {"ours": "", "theirs": "", "largest difference": "-", "largest value": "-", "relative L2": "-", "note": ""}
+
+
+class Variant(NamedTuple):
+    """AFCache on few blocks.
+
+    Attributes:
+        shape: of the images.
+        mode: of torch.compile.
+        decisions: one or two of "forced" and "live", in one graph, or "ahead".
+
+    """
+
+    shape: Shape
+    mode: str | None
+    decisions: tuple[str, ...]
+
+
+class Bench:
+    """All there is to measure.
+
+    Args:
+        arguments: of the command line.
+
+    """
+
+    def __init__(self, arguments: argparse.Namespace) -> None:
+        self.started = time.monotonic()
+        self.arguments = arguments
+        self.size = SIZES[arguments.size]
+        self.shape = Shape(16 * int(self.size.tokens**0.5), 1)
+        self.row_seconds = _SECONDS_A_ROW[arguments.device]
+        self.compile_seconds = _SECONDS_A_BLOCK[arguments.device] * (self.size.double + self.size.single)
+        self.plain_first: float | None = None
+        self.plain_steps: list[float] = []
+        self.plain_peak: float | None = None
+        self.plain_latents: Tensor | None = None
+        self.eager_latents: Tensor | None = None
+        self.equalities: list[Row] = []
+        self.subject = Subject(self.size, arguments.device)
+        self.few: Subject | None = None
+
+    def attempt(self, row: Row, seconds: float, measure: Callable[[], Iterator[Row]]) -> list[Row]:
+        """Rows of a measurement; where it does not fit into the budget, or fails on its way, one that says so."""
+        left = 60 * self.arguments.minutes - (time.monotonic() - self.started)
+        rows: list[Row] = []
+        if left < seconds:
+            reason = f"{UNKNOWN}: {max(left, 0):.0f} s of the time budget left, about {seconds:.0f} s needed"
+            rows.append({**row, "note": reason})
+        else:
+            try:
+                for measured in measure():
+                    rows.append({**row, **measured})
+            except Exception as error:
+                reason = (str(error).strip() or "no message").splitlines()[0][:200]
+                rows.append({**row, "note": f"failed: {type(error).__name__}: {reason}"})
+        for shown in rows:
+            print({name: value for name, value in shown.items() if value not in ("-", "")}, flush=True)
+        return rows
+
+    def images(self, subject: Subject, shape: Shape) -> tuple[list[float], float]:
+        """Seconds of every call of several images, and of the median image with everything around the transformer."""
+        steps, whole = self.arguments.steps, []
+        subject.draw(shape, steps)
+        subject.seconds()
+        for _ in range(self.arguments.rounds):
+            subject.wait()
+            started = time.perf_counter()
+            subject.draw(shape, steps)
+            subject.wait()
+            whole.append(time.perf_counter() - started)
+        return subject.seconds(), statistics.median(whole)
+
+    @torch.no_grad()
+    def equal_forward(self) -> Iterator[Row]:
+        """One forward, nothing compiled: ours without a cache against diffusers'."""
+        transformer = self.subject.transformer
+        inputs = self.subject.inputs(self.shape)
+        theirs = transformer(**flux1.host_arguments(inputs), return_dict=False)[0]
+        self.subject.seconds()
+        ours = full_forward(transformer, inputs, architecture=flux1.FLUX, kernel=scaled_dot_product_attention)
+        yield {"ours": "one forward, eager", "theirs": "diffusers, eager", **difference(ours, theirs)}
+        self.eager_latents = self.subject.draw(self.shape, _EQUAL_STEPS)
+        self.subject.seconds()
+
+    def plain_rows(self) -> Iterator[Row]:
+        """The plain model, compiled whole: what everything else is compared with."""
+        subject, arguments = self.subject, self.arguments
+        with plain(subject, arguments.backend):
+            self.plain_first = self.compile_seconds = subject.first_call(self.shape)
+            self.plain_latents = subject.draw(self.shape, _EQUAL_STEPS)
+            self.plain_steps, seconds = self.images(subject, self.shape)
+            self.plain_peak = subject.peak(self.shape, arguments.steps)
+            waits = subject.waits(self.shape, arguments.profiled)
+        yield {
+            "first call (s)": self.plain_first,
+            "of the plain model's": 1.0,
+            "plain step or refresh (ms)": spread(self.plain_steps),
+            "image (s)": seconds,
+            "waits of a step": at_most(waits),
+        }
+
+    def regional_rows(self) -> Iterator[Row]:
+        """The plain model, compiled block by block."""
+        with regional(self.subject, self.arguments.backend):
+            first = self.subject.first_call(self.shape)
+            steps, seconds = self.images(self.subject, self.shape)
+        yield {"first call (s)": first, "plain step or refresh (ms)": spread(steps), "image (s)": seconds} | self._of_plain(
+            first
+        )
+
+    def cached_rows(self, *, ahead: bool = False) -> Iterator[Row]:
+        """AFCache with forced refreshes, and, in the same graph, with live decisions; or decisions made ahead."""
+        subject, arguments = self.subject, self.arguments
+        with cached(subject, arguments.backend, decide_ahead=ahead):
+            first = subject.first_call(self.shape)
+            if not ahead:
+                decide(subject, dataclasses.replace(CONFIG, tolerance=0.0))
+                self._compare("tolerance 0, compiled", subject.draw(self.shape, _EQUAL_STEPS))
+                force(subject, arguments.steps)
+                yield {"decisions": f"forced, every {INTERVAL}", **self._facts(first)}
+            decide(subject)
+            yield {"decisions": "ahead" if ahead else "live", **self._facts(first)}
+
+    def _compare(self, name: str, latents: Tensor) -> None:
+        """Against plain images of as many steps; what compiling alone changes is the yardstick."""
+        self.subject.seconds()
+        if self.plain_latents is None:
+            return
+        theirs = f"plain, compiled, {_EQUAL_STEPS} steps"
+        self.equalities.append({**_EQUALITY, "ours": name, "theirs": theirs, **difference(latents, self.plain_latents)})
+        if self.eager_latents is not None:
+            yardstick = {"ours": "plain, eager (the yardstick)", "theirs": theirs}
+            self.equalities.append({**_EQUALITY, **yardstick, **difference(self.eager_latents, self.plain_latents)})
+
+    def _facts(self, first: float) -> Row:
+        """A row of the steps' table, of the cached subject as it is set."""
+        subject, arguments = self.subject, self.arguments
+        steps, seconds = self.images(subject, self.shape)
+        pattern = afcache.report(subject.pipe).pattern()
+        refreshes, reused = by_kind(steps, pattern)
+        peak = subject.peak(self.shape, arguments.steps)
+        row = {
+            "first call (s)": first,
+            "plain step or refresh (ms)": spread(refreshes),
+            "cached step (ms)": spread(reused),
+            "image (s)": seconds,
+            "waits of a step": at_most(subject.waits(self.shape, arguments.profiled)),
+            "MiB over plain": UNKNOWN if peak is None or self.plain_peak is None else peak - self.plain_peak,
+            "pattern": pattern,
+        }
+        if reused:
+            row["cached / refresh (%)"] = 100 * statistics.median(reused) / statistics.median(refreshes)
+        if self.plain_steps:
+            row |= gain(self.plain_steps, refreshes, reused)
+        return row | self._of_plain(first)
+
+    def _of_plain(self, first: float) -> Row:
+        return {"of the plain model's": UNKNOWN if self.plain_first is None else first / self.plain_first}
+
+    def shape_seconds(self, shape: Shape) -> Iterator[Row]:
+        """A plain step of all blocks, compiled block by block, at one shape."""
+        with regional(self.subject, self.arguments.backend):
+            self.subject.first_call(shape)
+            self.subject.draw(shape, _EQUAL_STEPS)
+            self.subject.seconds()
+            self.subject.draw(shape, _EQUAL_STEPS)
+            seconds = self.subject.seconds()
+        yield {"plain step, all blocks (ms)": 1e3 * statistics.median(seconds)}
+
+    def variant_rows(self, variant: Variant, whole: float | None) -> Iterator[Row]:
+        """AFCache on few blocks: what a cached step costs at another shape, in another mode, decided in another way."""
+        arguments, shape = self.arguments, variant.shape
+        if self.few is None:
+            self.few = Subject(self.size._replace(double=FEW.double, single=FEW.single), arguments.device)
+        few = self.few
+        with cached(few, arguments.backend, mode=variant.mode, decide_ahead="ahead" in variant.decisions):
+            first = few.first_call(shape)
+            for decisions in variant.decisions:
+                if decisions == "forced":
+                    force(few, arguments.steps)
+                else:
+                    decide(few)
+                steps, seconds = self.images(few, shape)
+                pattern = afcache.report(few.pipe).pattern()
+                _, reused = by_kind(steps, pattern)
+                row = {
+                    "decisions": decisions,
+                    "first call (s)": first,
+                    "cached step (ms)": spread(reused),
+                    "image (s)": seconds,
+                }
+                if whole is not None and reused:
+                    row["cached / plain (%)"] = 1e5 * statistics.median(reused) / whole
+                yield row | {"pattern": pattern, "waits of a step": at_most(few.waits(shape, arguments.profiled))}
+
+    def steps_table(self) -> list[Row]:
+        """Rows of everything at the model's own shape."""
+        rows = self.attempt({**_STEP, "contender": "plain, compiled"}, self.compile_seconds + self.row_seconds, self.plain_rows)
+        row = {**_STEP, "contender": "plain, regional"}
+        rows += self.attempt(row, 2 * self.row_seconds, self.regional_rows)
+        seconds = 1.6 * self.compile_seconds + self.row_seconds
+        return rows + self.attempt({**_STEP, "contender": "AFCache"}, seconds, self.cached_rows)
+
+    def ahead_table(self) -> list[Row]:
+        """The row that may have to wait: decisions made ahead, all blocks compiled once more."""
+        seconds = 1.6 * self.compile_seconds + self.row_seconds
+        return self.attempt({**_STEP, "contender": "AFCache"}, seconds, lambda: self.cached_rows(ahead=True))
+
+    def variants_table(self) -> list[Row]:
+        """Rows of other shapes, modes and ways to decide."""
+        whole: dict[Shape, float] = {}
+        rows: list[Row] = []
+        for shape in (self.shape, *self.arguments.shapes):
+            row = {**_VARIANT, "pixels": shape.pixels, "batch": shape.batch}
+            (found,) = self.attempt(row, self.row_seconds, lambda shape=shape: self.shape_seconds(shape))
+            if found["note"]:
+                rows.append(found)
+            else:
+                whole[shape] = found["plain step, all blocks (ms)"]
+        variants = [Variant(self.shape, None, decisions) for decisions in (("forced", "live"), ("ahead",))]
+        variants += [Variant(shape, None, ("forced",)) for shape in self.arguments.shapes]
+        variants += [Variant(self.shape, mode, ("forced",)) for mode in self.arguments.modes]
+        for variant in variants:
+            plain_ms = whole.get(variant.shape)
+            row = {**_VARIANT, "pixels": variant.shape.pixels, "batch": variant.shape.batch, "mode": variant.mode or "default"}
+            row |= {"decisions": ", ".join(variant.decisions), "plain step, all blocks (ms)": plain_ms or UNKNOWN}
+            rows += self.attempt(row, self.row_seconds, lambda v=variant, ms=plain_ms: self.variant_rows(v, ms))
+        # What is measured next counts memory.
+        self.few = None
+        return rows
+
+
+def gain(plain_steps: list[float], refreshes: list[float], reused: list[float]) -> Row:
+    """Speed-up by the medians of steps, what the skipped blocks promise, and how much of that is kept."""
+    count = len(refreshes) + len(reused)
+    seconds = len(refreshes) * statistics.median(refreshes) + sum(reused and [len(reused) * statistics.median(reused)])
+    speed_up, promised = statistics.median(plain_steps) * count / seconds, count / len(refreshes)
+    return {"speed-up": speed_up, "promised": promised, "efficiency": speed_up / promised}
+
+
+def by_kind(seconds: list[float], pattern: str) -> tuple[list[float], list[float]]:
+    """Seconds of refreshes, and of cached steps, of several images of one pattern."""
+    both = list(zip(seconds, pattern * (len(seconds) // len(pattern)), strict=True))
+    return [s for s, kind in both if kind == "F"], [s for s, kind in both if kind == "."]
+
+
+def at_most(waits: list[int]) -> str:
+    """Of the first step, which reads the schedule, and of all others."""
+    return f"{max(waits[1:])} (first {waits[0]})"
+
+
+def spread(seconds: list[float]) -> str:
+    """Median and quartiles in milliseconds."""
+    if not seconds:
+        return "-"
+    values = [1e3 * value for value in seconds]
+    low, middle, high = statistics.quantiles(values, n=4) if len(values) > 1 else values * 3
+    return f"{middle:.4g} ({low:.4g} to {high:.4g})"
+
+
+def difference(ours: Tensor, theirs: Tensor) -> Row:
+    """How far two results are apart."""
+    gap, exact = ours.float() - theirs.float(), theirs.float()
+    return {
+        "largest difference": float(gap.abs().max()),
+        "largest value": float(exact.abs().max()),
+        "relative L2": float(gap.norm() / exact.norm()),
+    }
+
+
+def measure(arguments: argparse.Namespace) -> None:
+    """Run everything that fits, and write the tables."""
+    bench = Bench(arguments)
+    equality = bench.attempt(_EQUALITY, bench.row_seconds, bench.equal_forward)
+    steps = bench.steps_table()
+    variants = bench.variants_table()
+    steps += bench.ahead_table()
+    size, device = bench.size, "gpu" if arguments.device == "cuda" else "cpu"
+    of_what = (
+        f"Random weights, {size.double} + {size.single} blocks, hidden {size.dim}, bfloat16, {size.tokens} image and "
+        f"{TEXT_TOKENS} text tokens, {arguments.steps} steps, {arguments.rounds} images after one that warms up, backend "
+        f"{arguments.backend}. Median (quartiles). Costs, never quality."
+    )
+    notes = {
+        "steps": "First calls are cold: caches in a fresh folder. Efficiency: speed-up over the plain compiled model by the "
+        "medians of steps, over what the skipped blocks promise. Waits: how often the host waits for the device between the "
+        "starts of two calls, at most, by the profiler (on a CPU: values read, among them two checks of the timestep that "
+        "accelerators do without, and the host's own predicate where decisions are made ahead). Live: the default preset's "
+        "tolerance; decisions on random weights mean nothing.",
+        "variants": f"A cached step runs no block, so AFCache has {FEW.double} + {FEW.single} blocks here; the plain model has "
+        "all, compiled block by block. Live decisions are read at every step, those made ahead once a refresh.",
+        "equality": "Largest values are those of the right side. What compiling alone changes is the yardstick.",
+    }
+    tables = {"steps": steps, "variants": variants, "equality": equality + bench.equalities}
+    for name, rows in tables.items():
+        title = f"FLUX.1-dev at its real size, {name}" if arguments.size == "flux1" else f"A small FLUX, {name}"
+        result = f"full_size_{arguments.size}_{name}_{device}_202611"
+        write_result(result, title, rows, notes=[of_what, notes[name]], folder=arguments.output)
+        print(table(rows))

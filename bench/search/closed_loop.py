@@ -1,0 +1,193 @@
+"""Many seeds at once, each with its own decisions, and the block stack only for those that refresh.
+
+The steps are the library's own `cached_forward`; only the stack is told which samples count, because `torch.where` would
+throw the others away. Images and decisions are the pipeline's (tests/bench/test_bench.py), in a fraction of its time. Groups of
+blocks are computed for all samples; what is counted is what each of them alone would have run.
+"""
+
+import functools
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from afcache import CacheConfig
+from afcache.functional import forecast
+from afcache.functional.decision import decide, forecast_row, predict_error
+from afcache.functional.groups.group import divide
+from afcache.functional.initial import init_state, solo
+from afcache.functional.model import AttentionKernel, Embedded, Part, scaled_dot_product_attention
+from afcache.functional.plans import schedule_steps
+from afcache.functional.state import CacheState, Coupling, GroupRecord, StepRecord, StepSchedule
+from afcache.functional.step import cached_forward, look, prepare
+from afcache.functional.update import follow
+from afcache.models.flux1.architecture import FLUX, PARTS, num_blocks
+from bench.mini_flux.sampling import Prepared
+
+
+class Loop(NamedTuple):
+    """A batch at its end.
+
+    Attributes:
+        latents: `[batch, img_seq, channels]`.
+        refreshes: which sample refreshed at which step; bool `[steps, batch]`.
+        runs: block evaluations of each block in whole, summed over steps, branches and samples; `[blocks]`.
+        mlp_runs: evaluations of its MLPs alone; `[blocks]`.
+
+    """
+
+    latents: Tensor
+    refreshes: Tensor
+    runs: Tensor
+    mlp_runs: Tensor
+
+
+@torch.no_grad()
+def sample(transformer: Any, problem: Prepared, config: CacheConfig, *, use_surprise: bool = False) -> Loop:
+    """Sample a batch with a cache.
+
+    Args:
+        transformer: the model.
+        problem: inputs and schedule.
+        config: settings; `batch_decisions` must be "independent".
+        use_surprise: refresh on the larger of two estimates: the library's, and the error of forecasting block 0's
+            modulated input by the same row, times its ratio to e at the last refresh. One guidance branch only.
+
+    """
+    inputs = problem.branches[0]
+    latents = inputs.hidden_states
+    batch, img_seq, _ = latents.shape
+    states = [
+        init_state(
+            batch,
+            img_seq,
+            transformer.inner_dim,
+            config=config,
+            txt_seq=branch.encoder_hidden_states.shape[1],
+            num_blocks=num_blocks(transformer),
+        )
+        for branch in problem.branches
+    ]
+    signal = _Surprise(states[0]) if use_surprise else None
+    refreshes, runs = [], torch.zeros(2, num_blocks(transformer), dtype=torch.int64)
+    for schedule in schedule_steps(problem.sigmas, config):
+        placed = [FLUX.place(branch, latents, schedule.sigma) for branch in problem.branches]
+        coupling = solo(batch, groups=config.num_groups)
+        if len(states) == 2:
+            others = abs(1 - problem.cfg) * predict_error(states[1], schedule, config=config)
+            coupling = coupling._replace(weight=torch.full((batch,), abs(problem.cfg)), others_error=others)
+        if signal is not None:
+            coupling = coupling._replace(others_error=signal.excess(transformer, placed[0], states[0], schedule, config))
+        refresh = _decide(transformer, placed[0], states[0], schedule, coupling, config)
+        architecture = _sparse(refresh, num_blocks(transformer), config)
+        velocities = []
+        for index, branch in enumerate(placed):
+            velocity, states[index], record = cached_forward(
+                transformer,
+                branch,
+                states[index],
+                schedule,
+                coupling,
+                architecture=architecture,
+                kernel=scaled_dot_product_attention,
+                config=config,
+            )
+            coupling = follow(coupling, record) if index == 0 else coupling
+            velocities.append(velocity)
+            runs += _count(record, num_blocks(transformer), config)
+            if signal is not None:
+                signal.remember(record)
+            if index == 0:
+                refreshes.append(record.refresh)
+        velocity = velocities[0]
+        if len(velocities) == 2:
+            velocity = velocities[1] + problem.cfg * (velocities[0] - velocities[1])
+        latents = latents + (schedule.sigma_next - schedule.sigma) * velocity
+    return Loop(latents, torch.stack(refreshes), *runs)
+
+
+def _decide(
+    transformer: Any, inputs: Any, state: CacheState, schedule: StepSchedule, coupling: Coupling, config: CacheConfig
+) -> Tensor:
+    if not config.is_gated:
+        return decide(state, schedule, coupling, config=config)[0]
+    options = {"architecture": FLUX, "config": config}
+    made = prepare(transformer, inputs, state, schedule, kernel=scaled_dot_product_attention, **options)
+    (change,) = look(transformer, made, state, **options).change
+    return decide(state, schedule, coupling, change, config=config)[0]
+
+
+def _sparse(refresh: Tensor, blocks: int, config: CacheConfig) -> Any:
+    """FLUX with a stack that runs for the samples that refresh; groups, and blocks that always run, run for all."""
+    if config.layerwise is not None:
+        return FLUX
+    part = Part(config.first_blocks, blocks - config.last_blocks)
+    return FLUX._replace(
+        stack=functools.partial(_sparse_stack, refresh),
+        parts=PARTS._replace(run=functools.partial(_sparse_run, refresh, part)),
+    )
+
+
+def _sparse_stack(refresh: Tensor, transformer: Any, inputs: Any, embedded: Embedded, kernel: AttentionKernel) -> Tensor:
+    rows = refresh.nonzero().flatten()
+    some = inputs._replace(encoder_hidden_states=inputs.encoder_hidden_states[rows])
+    chosen = Embedded(embedded.hidden_states[rows], embedded.temb[rows])
+    return embedded.hidden_states.index_copy(0, rows, FLUX.stack(transformer, some, chosen, kernel))
+
+
+def _sparse_run(
+    refresh: Tensor,
+    cached: Part,
+    transformer: Any,
+    inputs: Any,
+    tokens: Tensor,
+    temb: Tensor,
+    kernel: AttentionKernel,
+    part: Part,
+    attention: Tensor | None,
+) -> tuple[Tensor, list[Tensor]]:
+    if part != cached:
+        return PARTS.run(transformer, inputs, tokens, temb, kernel, part, attention)
+    rows = refresh.nonzero().flatten()
+    after, outputs = PARTS.run(transformer, inputs, tokens[rows], temb[rows], kernel, part, attention)
+    return tokens.index_copy(0, rows, after), outputs
+
+
+def _count(record: StepRecord, blocks: int, config: CacheConfig) -> Tensor:
+    """Evaluations of each block, and of its MLPs alone, summed over samples; `[2, blocks]`."""
+    runs = torch.zeros(2, blocks, dtype=torch.int64)
+    if isinstance(record.groups, GroupRecord):
+        for part, choice in zip(divide(blocks, config.num_groups), record.groups.choice, strict=True):
+            runs[0, part.start : part.stop] = (choice == 0).sum()
+            runs[1, part.start : part.stop] = (choice == 3).sum()
+        return runs
+    runs[0] = record.refresh.sum()
+    runs[0, : config.first_blocks] = record.refresh.numel()
+    if config.last_blocks:
+        # They run on the forecast and, at a refresh, again.
+        runs[0, -config.last_blocks :] += record.refresh.numel()
+    return runs
+
+
+class _Surprise:
+    """The second signal: how well the row forecasts block 0's modulated input, which every step knows."""
+
+    def __init__(self, state: CacheState) -> None:
+        self.history = torch.zeros_like(state.history)
+        self.ratio = torch.zeros(state.num_nodes.shape[0])
+        self.modulated = self.error = torch.zeros(0)
+
+    def excess(self, transformer: Any, inputs: Any, state: CacheState, schedule: StepSchedule, config: CacheConfig) -> Tensor:
+        """How much more error the signal expects of this step than the library does; at least 0."""
+        embedded = FLUX.embed(transformer, inputs)
+        self.modulated = PARTS.observe(transformer, embedded.hidden_states, embedded.temb)
+        expected = forecast.apply_row(forecast_row(state, schedule, config=config), self.history)
+        self.error = (expected - self.modulated).norm(dim=(1, 2)) / self.modulated.norm(dim=(1, 2))
+        excess = self.ratio * self.error - predict_error(state, schedule, config=config)
+        return torch.where(excess > 0, excess, torch.zeros_like(excess))
+
+    def remember(self, record: StepRecord) -> None:
+        """Keep the ratio of the two errors where one was measured."""
+        self.history = forecast.push(self.history, self.modulated, record.refresh)
+        ratio = record.measured_error / self.error
+        self.ratio = torch.where(torch.isfinite(ratio), ratio, self.ratio)

@@ -1,0 +1,147 @@
+"""FLUX.1-dev at its real size by its shapes, and the measurement on a device, proven on a small one."""
+
+import json
+import subprocess
+import sys
+from argparse import ArgumentTypeError, Namespace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bench import full_size
+from bench.scale.full_size_gpu import Bench, by_kind, gain
+from bench.scale.full_size_subject import parse_shape
+
+ROOT = Path(__file__).parent.parent.parent
+DIM, TOKENS, IMAGE, BLOCKS = 3072, 4096 + 512, 4096, 19 + 38
+
+
+def rows_of(folder: Path, name: str) -> list[dict[str, Any]]:
+    return json.loads((folder / f"{name}.json").read_text())["rows"]
+
+
+def run_main(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
+    monkeypatch.setattr(sys, "argv", ["full_size", *arguments])
+    full_size.main()
+
+
+def test_flux1_at_its_real_size_is_one_graph_of_one_decision(monkeypatch, tmp_path: Path, capsys):
+    run_main(monkeypatch, "--fake", "--output", str(tmp_path))
+    refresh, cached, facts, *messages, h200, h100 = rows_of(tmp_path, "full_size_fake_flux1")
+    assert (facts["graphs"], facts["graph breaks"], facts["decisions"]) == (1, 0, 1)
+    # Attention and MLP of both kinds of blocks are 24 dim^2 FLOPs a token; attention between tokens, 4 seq^2 dim a block.
+    by_hand = BLOCKS * (24 * TOKENS * DIM**2 + 4 * TOKENS**2 * DIM)
+    assert refresh["TFLOP"] * 1e12 == pytest.approx(by_hand, rel=2e-3)
+    assert cached["% of a refresh"] < 1
+    # Embedding, head, and what makes the conditioning out of time, guidance and pooled text.
+    by_hand = 2 * IMAGE * DIM * (64 + 64) + 2 * DIM * (2 * 256 + 768 + 3 * DIM + 2 * DIM)
+    assert cached["TFLOP"] * 1e12 == pytest.approx(by_hand, rel=1e-2)
+    assert 2 <= facts["state (image tokens)"] <= 2.001
+    history = 2 * IMAGE * DIM * 2 / 2**20
+    assert facts["state (MiB)"] == pytest.approx(history, rel=1e-3)
+    # The history is read and returned.
+    assert history < cached["MiB written"] < history + 2
+    assert history < cached["MiB read"] < history + 100
+    # 11.9 billion parameters; a refresh reads all, and the history.
+    assert facts["weights (GiB)"] == pytest.approx(11.9e9 * 2 / 2**30, rel=1e-2)
+    assert refresh["MiB read"] == pytest.approx(1024 * facts["weights (GiB)"] + history, rel=1e-2)
+    assert (h200["TB/s"], h200["TFLOP/s"], h100["TB/s"], h100["TFLOP/s"]) == (4.3, 780, 3.35, 989)
+    # A refresh waits for its products, a cached step for its bytes.
+    assert refresh["H200, at least (ms)"] == pytest.approx(1e3 * refresh["TFLOP"] / 780)
+    assert cached["H200, at least (ms)"] == pytest.approx(1e3 * (cached["MiB read"] + cached["MiB written"]) * 2**20 / 4.3e12)
+    assert cached["H100, at least (ms)"] == pytest.approx(cached["H200, at least (ms)"] * 4.3 / 3.35)
+    assert [(row["ranks"], row["step"]) for row in messages] == [(n, k) for n in (2, 4, 8) for k in ("refresh", "cached step")]
+    for row in messages:
+        ranks = row["ranks"]
+        # Each rank sends its velocity to all others, and within a block three shares of its tokens' width, and one back.
+        velocity = (ranks - 1) * IMAGE // ranks * 64 * 2
+        exchanged = 4 * TOKENS // ranks * DIM * 2 * (ranks - 1) // ranks * BLOCKS
+        is_refresh = row["step"] == "refresh"
+        assert row["collectives"] == (2 * BLOCKS + 2 if is_refresh else 1)
+        assert row["MiB sent by a rank"] * 2**20 == pytest.approx(velocity + is_refresh * exchanged, rel=1e-4)
+    assert "FLUX.1-dev, a step by its shapes" in (tmp_path / "full_size_fake_flux1.md").read_text()
+    assert capsys.readouterr().out
+
+
+def test_it_starts_as_a_file_from_anywhere(tmp_path: Path):
+    command = [sys.executable, str(ROOT / "bench/full_size.py"), "--fake", "--size", "tiny", "--output", str(tmp_path)]
+    subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)
+    refresh, cached, facts, *_ = rows_of(tmp_path, "full_size_fake_tiny")
+    assert facts["decisions"] == 1
+    assert cached["TFLOP"] < refresh["TFLOP"]
+
+
+def test_without_a_gpu_it_says_what_can_be_run(monkeypatch, capsys):
+    monkeypatch.setattr(full_size.torch.cuda, "is_available", lambda: False)
+    with pytest.raises(SystemExit):
+        run_main(monkeypatch, "--gpu")
+    assert "torch finds no GPU here. Use --device cpu --size tiny" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("text", ["1024", "1000x1", "0x1", "512x0", "ax1"])
+def test_shapes_that_cannot_be_are_refused(text: str):
+    with pytest.raises(ArgumentTypeError, match=r"is no PIXELSxBATCH with a side that 16 divides"):
+        parse_shape(text)
+
+
+SMALL = ["--gpu", "--size", "tiny", "--device", "cpu", "--backend", "aot_eager", "--steps", "8", "--rounds", "1"]
+
+
+@pytest.mark.host
+def test_the_measurement_runs_from_end_to_end(monkeypatch, tmp_path: Path):
+    run_main(monkeypatch, *SMALL, "--output", str(tmp_path), "--shapes", "96x2", "--modes", "reduce-overhead")
+    steps = rows_of(tmp_path, "full_size_tiny_steps_cpu_202611")
+    assert [(row["contender"], row["decisions"], row["note"]) for row in steps] == [
+        ("plain, compiled", "-", ""),
+        ("plain, regional", "-", ""),
+        ("AFCache", "forced, every 4", ""),
+        ("AFCache", "live", ""),
+        ("AFCache", "ahead", ""),
+    ]
+    forced, live, ahead = steps[2:]
+    assert forced["pattern"] == "FF...F.."
+    assert forced["promised"] == pytest.approx(8 / 3)
+    assert live["pattern"] == ahead["pattern"]
+    assert all(row["MiB over plain"] == "not measured" for row in steps[2:])
+    # One decision, and two checks of the timestep that accelerators do without.
+    assert forced["waits of a step"].startswith("3 ")
+    variants = rows_of(tmp_path, "full_size_tiny_variants_cpu_202611")
+    assert [(row["pixels"], row["batch"], row["mode"], row["decisions"], row["note"]) for row in variants] == [
+        (64, 1, "default", "forced", ""),
+        (64, 1, "default", "live", ""),
+        (64, 1, "default", "ahead", ""),
+        (96, 2, "default", "forced", ""),
+        (64, 1, "reduce-overhead", "forced", ""),
+    ]
+    assert all(row["cached / plain (%)"] > 0 for row in variants if row["decisions"] == "forced")
+    forward, compiled, yardstick = rows_of(tmp_path, "full_size_tiny_equality_cpu_202611")
+    assert forward["relative L2"] < 1e-2
+    assert compiled["relative L2"] < max(1e-2, 2 * yardstick["relative L2"])
+
+
+def test_what_does_not_fit_into_the_time_is_named(monkeypatch, tmp_path: Path):
+    run_main(monkeypatch, *SMALL, "--output", str(tmp_path), "--minutes", "-1", "--shapes", "--modes")
+    for name in ("steps", "variants", "equality"):
+        rows = rows_of(tmp_path, f"full_size_tiny_{name}_cpu_202611")
+        assert rows
+        assert all(row["note"].startswith("not measured: 0 s of the time budget left") for row in rows)
+
+
+def test_a_measurement_that_fails_is_named():
+    bench = Bench(Namespace(device="cpu", size="tiny", minutes=1.0))
+
+    def fail():
+        yield {"pattern": "F."}
+        raise RuntimeError("out of memory\nand more")
+
+    measured, failed = bench.attempt({"contender": "one"}, 0.0, fail)
+    assert measured == {"contender": "one", "pattern": "F."}
+    assert failed == {"contender": "one", "note": "failed: RuntimeError: out of memory"}
+
+
+def test_gains_are_made_of_medians():
+    refreshes, reused = by_kind([9.0, 10.0, 1.0, 1.0, 11.0, 10.0, 1.0, 3.0], "FF..")
+    assert (refreshes, reused) == ([9.0, 10.0, 11.0, 10.0], [1.0, 1.0, 1.0, 3.0])
+    assert gain([10.0, 10.0], refreshes, reused) == pytest.approx({"speed-up": 80 / 44, "promised": 2, "efficiency": 40 / 44})
+    assert gain([10.0], [10.0], []) == {"speed-up": 1, "promised": 1, "efficiency": 1}

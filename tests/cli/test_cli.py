@@ -1,0 +1,221 @@
+"""The command line as a user meets it."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import afcache
+from afcache.cli.main import collect_info, main
+
+SHORT = ["generate", "--no-compile", "--steps", "8"]
+
+
+def fail(capsys, *arguments: str) -> str:
+    """Run a command that must fail with one line on stderr; return that line."""
+    try:
+        status = main(list(arguments))
+    except SystemExit as stop:
+        status = stop.code
+    output = capsys.readouterr()
+    assert status == 2
+    lines = output.err.strip().splitlines()
+    assert len(lines) == 1, output.err
+    assert lines[0].startswith("afcache: error: ")
+    return lines[0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "arguments are required: command"),
+        (["paint"], "invalid choice: 'paint'"),
+        (["generate", "--stepz", "3"], "unrecognized arguments: --stepz"),
+        (["generate", "--steps", "0"], "argument --steps: must be a whole number >= 1, got '0'"),
+        (["generate", "--steps", "many"], "must be a whole number >= 1, got 'many'"),
+        (["generate", "--seed", "-1"], "argument --seed: must be a whole number from 0"),
+        (["generate", "--preset", "best"], "invalid choice: 'best'"),
+        (["generate", "--preset", "fast", "--tolerance", "0.1"], "not allowed with argument --preset"),
+        (["generate", "--tolerance", "-1"], "tolerance must be finite and >= 0, got -1.0"),
+        (["generate", "--tolerance", "nan"], "tolerance must be finite and >= 0, got nan"),
+        (["generate", "--model", "/no/such/folder", "--prompt", "x"], "--model '/no/such/folder': no such folder"),
+        (["generate", "--model", "missing", "--prompt", "x"], "--model 'missing': no such folder"),
+        (["generate", "--model", "here"], "--prompt is needed with --model"),
+        (["generate", "--compare", "--no-cache"], "--compare needs the cache"),
+        (["generate", "--true-cfg-scale", "0.5"], "--true-cfg-scale must be finite and >= 1"),
+        (["generate", "--true-cfg-scale", "inf"], "--true-cfg-scale must be finite and >= 1"),
+        (["generate", "--negative-prompt", "x", "--true-cfg-scale", "1"], "--negative-prompt has no effect without guidance"),
+        (["generate", "--negative-prompt", "x", "--model", "m", "--prompt", "y"], "--negative-prompt has no effect"),
+        (["generate", "--steps", "100000"], "argument --steps: must be at most 1000"),
+        (["generate", "--height", "4000000"], "argument --height: must be at most 8192 pixels"),
+        (["generate", "--device", "meta"], "--device 'meta' is not supported; use cpu or cuda"),
+        (["generate", "--device", "cpu:7"], "--device 'cpu:7' is not here"),
+        (["generate", "--device", "abacus"], "--device 'abacus' is not a device"),
+        (["generate", "--device", "cuda:99"], "--device 'cuda:99' is not here"),
+        ([*SHORT, "--height", "33"], "--height must be a multiple of 4 for this model, got 33"),
+        (["generate", "--steps=--"], "argument --steps: expected one argument, got '--'"),
+        (["generate", "one\nline"], "unrecognized arguments: one line"),
+        (["generate", "--guidance-scale", "nan"], "--guidance-scale must be finite and >= 0, got nan"),
+        (["generate", "--max-sequence-length", "513"], "argument --max-sequence-length: must be at most 512"),
+        (["generate", "--num-images", "1000000"], "argument --num-images: must be at most 100000"),
+        (["generate", "--config", "missing.json"], "--config 'missing.json' must be a file of settings: No such file"),
+        (["generate", "--no-compile", "--output", __file__], "must be a folder or a place for one: File exists"),
+        ([*SHORT, "--guidance-scale", "3"], "--guidance-scale: this model has no guidance embedding"),
+    ],
+)
+def test_wrong_options_give_one_clear_line(capsys, tmp_path, monkeypatch, arguments: list[str], message: str):
+    monkeypatch.chdir(tmp_path)
+    assert message in fail(capsys, *arguments)
+
+
+def test_a_folder_without_a_pipeline_is_refused(capsys, tmp_path):
+    assert "has no model_index.json" in fail(capsys, "generate", "--model", str(tmp_path), "--prompt", "x")
+
+
+def test_a_model_that_is_not_flux_is_refused(capsys, tmp_path):
+    (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": "StableDiffusionPipeline"}))
+    line = fail(capsys, "generate", "--model", str(tmp_path), "--prompt", "x")
+    assert "is a StableDiffusionPipeline, not a FluxPipeline" in line
+
+
+def test_a_model_index_that_is_no_object_is_refused(capsys, tmp_path):
+    (tmp_path / "model_index.json").write_text("[]")
+    assert "not a FluxPipeline" in fail(capsys, "generate", "--model", str(tmp_path), "--prompt", "x")
+
+
+def test_an_unexpected_failure_is_one_line_with_the_way_to_its_traceback(capsys, monkeypatch, tmp_path):
+    def explode(*_: object) -> None:
+        raise RuntimeError("C++ compile error\nmany lines")
+
+    monkeypatch.setattr("afcache.cli.generate.run", explode)
+    line = fail(capsys, "generate", "--output", str(tmp_path))
+    assert "RuntimeError: C++ compile error (Is the compiler broken? --no-compile does without" in line
+    monkeypatch.setenv("AFCACHE_DEBUG", "1")
+    with pytest.raises(RuntimeError, match="many lines"):
+        main(["generate"])
+
+
+def test_prompts_that_look_alike_do_not_overwrite_each_other(tmp_path):
+    arguments = ["--prompt", "a two!", "--prompt", "A two?", "--no-cache", "--output", str(tmp_path)]
+    assert main(["generate", "--steps", "2", *arguments]) == 0
+    assert len(list(tmp_path.glob("*.png"))) == 2
+
+
+def test_a_compiler_behind_a_launcher_is_found(monkeypatch):
+    import torch
+
+    from afcache.cli.generate import missing_compiler
+
+    monkeypatch.setenv("CXX", f"{sys.executable} -m nothing")
+    assert missing_compiler(torch.device("cpu")) is None
+
+
+def test_a_missing_compiler_names_the_way_out(capsys, tmp_path, monkeypatch):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    line = fail(capsys, "generate", "--device", "cpu", "--output", str(tmp_path))
+    assert "no C++ compiler: 'no-such-compiler' is not on the PATH" in line
+    assert "--no-compile" in line
+
+
+def test_an_unreachable_hub_is_one_line(capsys, monkeypatch):
+    def refuse(*_, **__):
+        raise OSError("cannot reach the hub\nand a long story")
+
+    monkeypatch.setattr("afcache.cli.generate.DiffusionPipeline.load_config", refuse)
+    line = fail(capsys, "generate", "--no-compile", "--model", "someone/some-model", "--prompt", "x")
+    assert "could not be loaded from the Hugging Face hub: cannot reach the hub" in line
+
+
+def test_generate_writes_pictures_reports_and_plots(capsys, tmp_path):
+    arguments = ["--prompt", "a handwritten two on a palace", "--num-images", "2", "--seed", "4", "--output", str(tmp_path)]
+    assert main([*SHORT, *arguments]) == 0
+    stems = [f"a_handwritten_two_on_a_palace_seed{seed}" for seed in (4, 5)]
+    for stem in stems:
+        picture = np.asarray(Image.open(tmp_path / f"{stem}.png"))
+        assert picture.shape == (32, 32, 3)
+        assert picture.std() > 5
+        report = json.loads((tmp_path / f"{stem}.json").read_text())
+        assert report["num_steps"] == len(report["pattern"]) == 8
+        assert Image.open(tmp_path / f"{stem}_report.png").size[0] > 500
+    assert "block" in capsys.readouterr().out
+
+
+def test_another_policy_is_used_reported_and_excludes_the_presets(capsys, tmp_path):
+    arguments = ["--prompt", "a two", "--policy", "layerwise", "--output", str(tmp_path)]
+    assert main([*SHORT, *arguments]) == 0
+    assert "groups     F computed, t Taylor" in capsys.readouterr().out
+    report = json.loads((tmp_path / "a_two_seed0.json").read_text())
+    assert len(report["steps"][0]["groups"]) == 4
+    with pytest.raises(SystemExit):
+        main([*SHORT, *arguments, "--preset", "fast"])
+    assert "--preset: not allowed with argument --policy" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main([*SHORT, "--policy", "teacash"])
+    assert "invalid choice: 'teacash' (choose from" in capsys.readouterr().err
+
+
+def test_generate_draws_each_image_once(monkeypatch, tmp_path):
+    from afcache.cli.comparison import Draw
+
+    drawn = []
+    original = Draw.__call__
+    monkeypatch.setattr(Draw, "__call__", lambda self, job: drawn.append(job.seed) or original(self, job))
+    arguments = ["--prompt", "a two", "--num-images", "2", "--output", str(tmp_path)]
+    assert main(["generate", "--no-compile", "--steps", "2", *arguments]) == 0
+    assert drawn == [0, 1]
+
+
+def test_generate_draws_what_the_pipeline_draws(tmp_path):
+    import torch
+
+    arguments = ["--prompt", "a handwritten two on a palace", "--seed", "4", "--no-cache", "--output", str(tmp_path)]
+    assert main([*SHORT, *arguments]) == 0
+    pipe: Any = afcache.load_mini_flux()
+    expected = pipe(
+        "a handwritten two on a palace",
+        num_inference_steps=8,
+        max_sequence_length=16,
+        true_cfg_scale=2.0,
+        negative_prompt="",
+        generator=torch.Generator().manual_seed(4),
+    ).images[0]
+    drawn = Image.open(tmp_path / "a_handwritten_two_on_a_palace_seed4.png")
+    assert afcache.psnr(np.asarray(drawn), np.asarray(expected)) > 50
+
+
+def test_compare_prints_the_gain_and_writes_one_picture(capsys, tmp_path):
+    arguments = ["--compare", "--prompt", "a handwritten two on a palace", "--true-cfg-scale", "2", "--output", str(tmp_path)]
+    assert main(["generate", "--no-compile", "--steps", "12", *arguments]) == 0
+    output = capsys.readouterr().out
+    for word in ("block evaluations", "dB", "SSIM", "(nothing compiled)"):
+        assert word in output
+    # A third fewer evaluations; what the clock says of that depends on what else the machine does.
+    assert re.search(r"wall clock +\d+\.\d\dx (faster|slower): ", output)
+    assert Image.open(tmp_path / "compare.png").size[0] > 600
+    assert (tmp_path / "a_handwritten_two_on_a_palace_seed0_uncached.png").is_file()
+
+
+def test_info_names_versions_and_xfuser(capsys):
+    assert main(["info"]) == 0
+    output = capsys.readouterr().out
+    for word in ("afcache", "torch", "diffusers", "device", "xfuser usable"):
+        assert word in output
+    assert collect_info()["afcache"] == afcache.__version__
+
+
+@pytest.mark.parametrize("command", [["-m", "afcache"]])
+def test_module_runs_as_a_command(command: list[str]):
+    result = subprocess.run([sys.executable, *command, "--version"], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == f"afcache {afcache.__version__}"
+
+
+def test_installed_script_prints_its_version():
+    script = Path(sys.executable).parent / "afcache"
+    result = subprocess.run([script, "--version"], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == f"afcache {afcache.__version__}"

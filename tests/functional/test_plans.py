@@ -1,0 +1,64 @@
+import dataclasses
+import itertools
+
+import pytest
+import torch
+
+from afcache import POLICIES, CacheConfig, policy
+from afcache.functional.plans import forced_steps, growing_plan, magnitude_plan, resample_ratios, schedule_steps
+
+
+def pattern(config: CacheConfig, steps: int = 28) -> str:
+    return "".join("F" if forced else "." for forced in forced_steps(config, steps))
+
+
+def test_magcache_with_its_authors_ratios_gives_its_authors_schedule():
+    """The official code at 28 steps, K = 5, threshold 0.24 computes these 9."""
+    assert pattern(POLICIES["magcache"]) == "FFF..F...F.F.....F.....F..F."
+
+
+@pytest.mark.parametrize(("steps", "expected"), [(1, "F"), (2, "FF"), (4, "FFFF"), (5, "FFF..")])
+def test_few_steps_are_all_computed(steps: int, expected: str):
+    assert pattern(CacheConfig(tolerance=1e9), steps) == expected
+    assert pattern(policy("fixed", interval=100, warmup_steps=3), steps) == "FFF..."[:steps]
+
+
+def test_magcache_re_computed_by_hand():
+    ratios = [1.0, 1.0, 0.9, 0.9, 0.9, 1.0, 1.2, 1.0, 1.0, 1.0]
+    # From step 1 on: products 1, .9, .81 give errors 0, .1, .29; .24 is passed at step 3. Step 4 (of 10: 11 / 28) is forced.
+    # Then 1: 0; 1.2: .2; 1.2: .4 at step 7. Then two cached steps are the limit.
+    assert magnitude_plan(10, ratios, threshold=0.24, max_cached_steps=2) == [0, 3, 4, 7]
+
+
+def test_magcache_at_threshold_zero_computes_every_step():
+    assert magnitude_plan(10, [1.0] * 10, threshold=0.0) == list(range(10))
+
+
+def test_ratios_are_resampled_to_the_nearest_step():
+    assert resample_ratios([1.0, 2.0, 3.0, 4.0], 7) == [1.0, 1.0, 2.0, 3.0, 3.0, 3.0, 4.0]
+    assert resample_ratios([1.0, 2.0, 3.0], 3) == [1.0, 2.0, 3.0]
+    assert resample_ratios([1.0, 2.0, 3.0], 1) == [3.0]
+
+
+@pytest.mark.parametrize(("growth", "computed"), [(0.75, 14), (3.0, 10)])
+def test_spectrum_computes_as_many_of_50_steps_as_its_authors(growth: float, computed: int):
+    assert pattern(policy("spectrum", interval_growth=growth), 50).count("F") == computed
+
+
+def test_growing_plan_re_computed_by_hand():
+    # Distances floor(2), floor(2.75), floor(3.5), floor(4.25), ...
+    assert growing_plan(20, first=4, interval=2, growth=0.75) == [4, 6, 8, 11, 15]
+
+
+def test_planned_steps_come_on_top_of_the_warmup_and_later_ones_are_left_out():
+    config = CacheConfig(policy="planned", refresh_steps=(4, 6, 90), warmup_steps=2)
+    assert pattern(config, 9) == "FF..F.F.."
+    assert pattern(dataclasses.replace(config, refresh_last_step=True), 9) == "FF..F.F.F"
+
+
+def test_a_schedule_carries_the_plan_as_tensors():
+    config = CacheConfig(policy="fixed", interval=3, warmup_steps=1)
+    steps = schedule_steps(torch.linspace(1, 0, 8), config)
+    assert [bool(step.is_forced) for step in steps] == [True, False, False, True, False, False, True]
+    assert [int(step.step_index) for step in steps] == list(range(7))
+    assert all(a.sigma_next == b.sigma for a, b in itertools.pairwise(steps))

@@ -1,0 +1,60 @@
+import pytest
+import torch
+
+from afcache.functional.initial import check_state, init_state, solo, state_bytes
+from afcache.functional.plans import schedule_steps
+from afcache.settings.config import CacheConfig
+
+SHAPE = {"batch": 2, "img_seq": 5, "dim": 3, "config": CacheConfig()}
+
+
+def make_state(**options):
+    return init_state(2, 5, 3, config=CacheConfig(), **options)
+
+
+def test_init_state_is_empty_and_unmeasured():
+    state = make_state()
+    assert state.num_nodes.tolist() == [0, 0]
+    assert torch.isinf(state.error_rate).all()
+    check_state(state, **SHAPE)
+
+
+def test_init_state_keeps_statistics_in_float32():
+    state = make_state(dtype=torch.bfloat16)
+    assert state.history.dtype == torch.bfloat16
+    assert state.nodes.dtype == state.lag.dtype == torch.float32
+    check_state(state, **SHAPE)
+
+
+def test_check_state_names_the_field_with_the_wrong_shape():
+    with pytest.raises(ValueError, match=r"CacheState\.history has shape \(2, 2, 5, 3\), expected \(2, 2, 9, 3\)"):
+        check_state(make_state(), **{**SHAPE, "img_seq": 9})
+
+
+def test_check_state_names_the_field_with_the_wrong_dtype():
+    with pytest.raises(ValueError, match=r"CacheState\.nodes must be torch\.float32, got torch\.float64"):
+        check_state(make_state()._replace(nodes=torch.zeros(2, 2, dtype=torch.float64)), **SHAPE)
+
+
+def test_check_state_refuses_python_numbers():
+    with pytest.raises(TypeError, match=r"CacheState\.lag must be a tensor, got float"):
+        check_state(make_state()._replace(lag=0.0), **SHAPE)  # pyright: ignore[reportArgumentType]
+
+
+def test_state_bytes_counts_every_field():
+    # history 2*2*5*3*4, nodes and steps 2*2*4, two int64 and four float32 vectors of 2.
+    assert state_bytes(make_state()) == 240 + 2 * 16 + 2 * 16 + 4 * 8
+
+
+def test_a_scheduled_step_is_made_of_scalars_in_float32():
+    schedule = schedule_steps(torch.linspace(1, 0, 6, dtype=torch.float64), CacheConfig(warmup_steps=1))[-1]
+    assert all(value.ndim == 0 for value in schedule)
+    assert schedule.sigma.dtype == torch.float32
+    assert (int(schedule.step_index), bool(schedule.is_forced)) == (4, False)
+    assert float(schedule.sigma_next) == 0.0
+
+
+def test_solo_weighs_one_and_follows_nobody():
+    coupling = solo(3)
+    assert coupling.weight.tolist() == [1.0] * 3
+    assert not bool(coupling.is_follower)

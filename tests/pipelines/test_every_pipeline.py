@@ -1,0 +1,378 @@
+"""Every pipeline class that runs a FLUX.1 transformer: exact at tolerance 0, one graph with mixed decisions."""
+
+from typing import Any
+
+import pytest
+import torch
+from diffusers import FlowMatchEulerDiscreteScheduler, FluxControlNetPipeline
+from diffusers.models.controlnets.controlnet_flux import FluxMultiControlNetModel
+
+import afcache
+from afcache import CacheConfig, FluxInputs
+from afcache.models.flux1 import architecture as flux1
+from tests.support.pipelines import BY_NAME, KINDS, Kind, draw, load_ip_adapters, make, make_controlnet, make_prior, picture
+
+pytestmark = pytest.mark.host
+MIXED = CacheConfig(tolerance=0.02, warmup_steps=2)
+
+
+def counters() -> Any:
+    return torch._dynamo.utils.counters
+
+
+def assert_exact_and_one_graph(pipe: Any, kind: Kind, **changes: Any) -> None:
+    """At tolerance 0 what diffusers draws; with mixed decisions one graph, that draws what the eager step does."""
+    expected = draw(pipe, kind, **changes)
+    afcache.compile_pipeline(pipe, tolerance=0.0, compile=False)
+    exact = draw(pipe, kind, **changes)
+    assert exact.shape == expected.shape
+    assert (exact - expected).abs().max() < 1e-4
+    assert set(afcache.report(pipe).pattern()) == {"F"}
+    afcache.compile_pipeline(pipe, MIXED, compile=False)
+    eager = draw(pipe, kind, **changes)
+    counters().clear()
+    afcache.compile_pipeline(pipe, MIXED, backend="aot_eager")
+    compiled = draw(pipe, kind, **changes)
+    report = afcache.report(pipe)
+    assert {"F", "."} <= set(report.pattern())
+    assert counters()["stats"]["unique_graphs"] == 1
+    assert not counters()["graph_break"]
+    assert (compiled - eager).abs().max() < 1e-4
+    assert (compiled - expected).abs().max() > 1e-6
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
+def test_pipelines(kind: Kind):
+    assert_exact_and_one_graph(make(kind, single=1), kind)
+
+
+GUIDED = [kind for kind in KINDS if kind.guided]
+
+
+@pytest.mark.parametrize("kind", GUIDED, ids=lambda kind: kind.name)
+def test_pipelines_with_true_cfg(kind: Kind):
+    pipe = make(kind, single=1)
+    assert_exact_and_one_graph(pipe, kind, true_cfg_scale=2.0, negative_prompt="")
+    assert {step.branch for step in afcache.report(pipe).steps} == {0, 1}
+
+
+@pytest.mark.parametrize(
+    ("name", "policy"),
+    [("FluxControlNetPipeline", "dbcache"), ("FluxControlNetPipeline", "layerwise"), ("FluxKontextPipeline", "dbcache")],
+)
+def test_other_ways_through_the_blocks_are_exact_too(name: str, policy: str):
+    """Policies that run the stack part by part; a threshold of 0 computes every step."""
+    kind = BY_NAME[name]
+    pipe = make(kind)
+    expected = draw(pipe, kind)
+    of_ends = {"threshold": 0.0, "first_blocks": 1, "last_blocks": 1}
+    changes: dict[str, Any] = of_ends if policy == "dbcache" else {"tolerance": 0.0}
+    afcache.compile_pipeline(pipe, afcache.policy(policy, **changes), compile=False)
+    assert (draw(pipe, kind) - expected).abs().max() < 1e-4
+    assert set(afcache.report(pipe).pattern()) == {"F"}
+
+
+def test_reference_images_are_context_and_no_part_of_the_state():
+    kind = BY_NAME["FluxKontextPipeline"]
+    pipe = make(kind)
+    afcache.compile_pipeline(pipe, MIXED, compile=False)
+    draw(pipe, kind)
+    with_reference = afcache.report(pipe)
+    draw(pipe, kind, image=None)
+    without = afcache.report(pipe)
+    assert with_reference.state_bytes == without.state_bytes
+    assert set(with_reference.pattern()) == {"F", "."}
+    # A second reference image of another size is another context, and the image is drawn anew.
+    assert not torch.equal(draw(pipe, kind, image=picture(5)), draw(pipe, kind))
+
+
+@pytest.mark.parametrize("name", ["FluxFillPipeline", "FluxControlPipeline", "FluxKontextPipeline"])
+def test_the_functional_step_draws_what_pipelines_draw(name: str):
+    """Without a pipeline, what stands beside the latents has fields of its own: channels a condition, tokens a context."""
+    kind = BY_NAME[name]
+    pipe = make(kind, single=1)
+    calls: list[dict[str, Any]] = []
+    hook = pipe.transformer.register_forward_pre_hook(lambda *call: calls.append(call[2]), with_kwargs=True)
+    expected = draw(pipe, kind)
+    hook.remove()
+    first = {name: calls[0][name] for name in FluxInputs._fields if name in calls[0]}
+    inputs = flux1.split_context(FluxInputs(**first), 64 if name == "FluxKontextPipeline" else 0)
+    if name != "FluxKontextPipeline":
+        shown = inputs.hidden_states
+        inputs = inputs._replace(hidden_states=shown[..., :32].contiguous(), condition=shown[..., 32:].contiguous())
+    step = torch.compile(afcache.denoising_step, fullgraph=True, backend="aot_eager")
+    mixed = afcache.denoise(pipe.transformer, inputs, pipe.scheduler.sigmas, config=MIXED, step=step)
+    assert set(mixed.pattern()) == {"F", "."}
+    assert counters()["stats"]["unique_graphs"] == 1
+    exact = afcache.denoise(pipe.transformer, inputs, pipe.scheduler.sigmas, config=CacheConfig(tolerance=0.0))
+    assert (exact.latents - expected).abs().max() < 1e-4
+
+
+def test_what_the_functional_step_cannot_keep_from_step_to_step_is_refused():
+    fill, control = (make(BY_NAME[name]).transformer for name in ("FluxFillPipeline", "FluxControlNetPipeline"))
+    sigmas, ids = torch.linspace(1, 0, 6), torch.zeros(4, 3)
+    wide = FluxInputs(
+        torch.zeros(1, 4, 80), torch.zeros(1, 2, 64), torch.zeros(1, 64), torch.ones(1), ids, ids[:2], torch.ones(1)
+    )
+    with pytest.raises(ValueError, match=r"latents' 32 channels and inputs\.condition the other 48 .* got 80 and 0"):
+        afcache.denoise(fill, wide, sigmas)
+    narrow = wide._replace(hidden_states=torch.zeros(1, 4, 32), guidance=None)
+    with pytest.raises(ValueError, match=r"inputs\.condition must be None for this transformer, got 32 and 32"):
+        afcache.denoise(control, narrow._replace(condition=narrow.hidden_states), sigmas)
+    with pytest.raises(ValueError, match="a ControlNet's residuals are others at every step"):
+        afcache.denoise(control, narrow._replace(controlnet_block_samples=(torch.zeros(1, 4, 64),)), sigmas)
+    reference = narrow._replace(context=narrow.hidden_states, context_ids=ids)
+    with pytest.raises(NotImplementedError, match=r"groups of blocks \(Layerwise\)"):
+        afcache.denoise(control, reference, sigmas, config=afcache.policy("layerwise", groups=2))
+
+
+def test_groups_of_blocks_refuse_reference_images():
+    kind = BY_NAME["FluxKontextPipeline"]
+    pipe = afcache.compile_pipeline(make(kind), afcache.policy("layerwise", groups=2), compile=False)
+    with pytest.raises(NotImplementedError, match=r"groups of blocks \(Layerwise\) do not know reference images"):
+        draw(pipe, kind)
+
+
+@pytest.mark.parametrize("limits", [{"control_guidance_end": 0.5}, {"control_guidance_start": 0.5}])
+def test_a_step_at_which_a_controlnet_is_switched_is_computed(limits: dict[str, Any]):
+    kind = BY_NAME["FluxControlNetPipeline"]
+    pipe = make(kind)
+    expected = draw(pipe, kind, **limits)
+    always = afcache.policy("fixed", interval=100, warmup_steps=2)
+    afcache.compile_pipeline(pipe, always, compile=False)
+    draw(pipe, kind)
+    assert afcache.report(pipe).pattern() == "FF.........."
+    draw(pipe, kind, **limits)
+    assert afcache.report(pipe).pattern() == "FF....F....."
+    afcache.compile_pipeline(pipe, tolerance=0.0, compile=False)
+    assert (draw(pipe, kind, **limits) - expected).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("comes", ["late", "early"])
+def test_a_controlnet_that_is_not_always_called(comes: str):
+    """Pipelines of one's own: residuals at some steps, none at others. Guards are left out from the third step on."""
+    kind = BY_NAME["FluxControlNetPipeline"]
+    pipe = make(kind, double=1, single=1)
+
+    def switch(transformer: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        is_late = bool(kwargs["timestep"][0] < 0.6)
+        none = {"controlnet_block_samples": None, "controlnet_single_block_samples": None}
+        return args, (kwargs if is_late == (comes == "late") else {**kwargs, **none})
+
+    pipe.transformer.register_forward_pre_hook(switch, with_kwargs=True)
+    expected = draw(pipe, kind)
+    afcache.compile_pipeline(pipe, tolerance=0.0, backend="aot_eager")
+    assert (draw(pipe, kind) - expected).abs().max() < 1e-4
+    # Once with residuals and once without.
+    assert counters()["stats"]["unique_graphs"] == 2
+    afcache.compile_pipeline(pipe, MIXED, compile=False)
+    assert (draw(pipe, kind) - expected).norm() < 0.2 * expected.norm()
+
+
+@pytest.mark.parametrize("limits", [{"control_guidance_end": 0.5}, {"control_guidance_start": 0.5}])
+@pytest.mark.parametrize("correction", [True, False])
+def test_the_jump_of_a_switched_controlnet_is_no_error_to_catch_up_with(limits: dict[str, Any], correction: bool):
+    """With the history of the other velocity this was off by 0.09 to 0.12, and by 0.06 to 0.08."""
+    kind = BY_NAME["FluxControlNetPipeline"]
+    pipe = make(kind)
+    expected = draw(pipe, kind, **limits)
+    afcache.compile_pipeline(pipe, afcache.policy("taylorseer", interval=3, correction=correction), compile=False)
+    assert (draw(pipe, kind, **limits) - expected).norm() < 0.07 * expected.norm()
+    assert afcache.report(pipe).pattern()[6] == "F"
+
+
+def test_several_controlnets_and_their_scales():
+    kind = BY_NAME["FluxControlNetPipeline"]
+    pipe = make(kind, single=1)
+    second = make_controlnet(afcache.load_mini_flux().transformer, double=2, single=0)
+    pipe.controlnet = FluxMultiControlNetModel([pipe.controlnet, second])
+    changes: dict[str, Any] = {
+        "control_image": [picture(), picture(1)],
+        "controlnet_conditioning_scale": [0.7, 0.4],
+        "control_mode": [None, None],
+    }
+    assert_exact_and_one_graph(pipe, kind, **changes)
+
+
+def test_residuals_for_reference_images():
+    """No pipeline of diffusers has both; its transformer adds residuals to all tokens, reference images last."""
+    kind = BY_NAME["FluxKontextPipeline"]
+    pipe = make(kind)
+
+    def control(transformer: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        generator, seq = torch.Generator().manual_seed(0), kwargs["hidden_states"].shape[1]
+        double, single = (0.3 * torch.randn(2, 1, seq, transformer.inner_dim, generator=generator)).unbind()
+        return args, {**kwargs, "controlnet_block_samples": [double], "controlnet_single_block_samples": [single]}
+
+    pipe.transformer.register_forward_pre_hook(control, with_kwargs=True)
+    expected = draw(pipe, kind)
+    afcache.compile_pipeline(pipe, tolerance=0.0, compile=False)
+    assert (draw(pipe, kind) - expected).abs().max() < 1e-4
+
+
+def test_a_controlnet_whose_residuals_go_round():
+    """Xlabs' kind: the transformer is told to repeat them over its blocks."""
+    kind = BY_NAME["FluxControlNetPipeline"]
+    pipe = make(kind, double=3, single=1)
+    pipe.controlnet = make_controlnet(afcache.load_mini_flux().transformer, double=2, single=0)
+    repeats: list[bool] = []
+
+    def repeat(transformer: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        repeats.append(True)
+        return args, {**kwargs, "controlnet_blocks_repeat": True}
+
+    spread_out = draw(pipe, kind)
+    pipe.transformer.register_forward_pre_hook(repeat, with_kwargs=True)
+    assert_exact_and_one_graph(pipe, kind)
+    assert (draw(pipe, kind) - spread_out).abs().max() > 1e-3
+    assert repeats
+
+
+@pytest.mark.parametrize(("adapters", "cfg"), [(1, 1.0), (2, 2.0)])
+def test_image_prompts(adapters: int, cfg: float):
+    kind = BY_NAME["FluxPipeline"]
+    pipe = make(kind, single=1)
+    without = draw(pipe, kind)
+    load_ip_adapters(pipe, adapters)
+    prompts = [torch.randn(1, 1, 16, generator=torch.Generator().manual_seed(i)) for i in range(adapters)]
+    # diffusers encodes a black picture for the negative branch if it is not told its embedding.
+    negative = [torch.zeros_like(prompt) for prompt in prompts]
+    changes: dict[str, Any] = {"ip_adapter_image_embeds": prompts, "negative_ip_adapter_image_embeds": negative}
+    if cfg > 1:
+        changes |= {"true_cfg_scale": cfg, "negative_prompt": ""}
+    assert_exact_and_one_graph(pipe, kind, **changes)
+    # Rescaled and unloaded after compile_pipeline.
+    pipe.set_ip_adapter_scale(0.2)
+    rescaled = draw(pipe, kind, **changes)
+    with afcache.uncached(pipe):
+        expected = draw(pipe, kind, **changes)
+    afcache.compile_pipeline(pipe, tolerance=0.0, compile=False)
+    assert (draw(pipe, kind, **changes) - expected).abs().max() < 1e-4
+    assert (rescaled - expected).abs().max() < 0.2
+    pipe.unload_ip_adapter()
+    assert (draw(pipe, kind) - without).abs().max() < 1e-4
+
+
+def test_image_prompts_rescaled_at_every_step_are_one_graph():
+    """A scale is an input of the graph, and another scale is another velocity, of which nothing is known yet."""
+    kind = BY_NAME["FluxPipeline"]
+    pipe = make(kind, double=1, single=1)
+    load_ip_adapters(pipe, 1)
+
+    def fade(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        pipe.set_ip_adapter_scale(0.5 if step < 2 or step > 8 else 0.5 - 0.05 * step)
+        return {}
+
+    names = ("callback_on_step_end", "ip_adapter_image_embeds", "negative_ip_adapter_image_embeds")
+    changes: dict[str, Any] = dict(zip(names, (fade, [torch.ones(1, 1, 16)], [torch.ones(1, 1, 16)]), strict=True))
+    expected = draw(pipe, kind, **changes)
+    afcache.compile_pipeline(pipe, tolerance=0.0, backend="aot_eager")
+    assert (draw(pipe, kind, **changes) - expected).abs().max() < 1e-4
+    assert counters()["stats"]["unique_graphs"] == 1
+    afcache.compile_pipeline(pipe, afcache.policy("fixed", interval=100, warmup_steps=2), compile=False)
+    draw(pipe, kind, **changes)
+    assert afcache.report(pipe).pattern() == "FF.FFFFFFFF."
+
+
+def test_a_prompt_exchanged_by_a_callback_starts_the_cache_again():
+    kind = BY_NAME["FluxPipeline"]
+    pipe = make(kind)
+    other = pipe.encode_prompt("a handwritten seven on a flower", None, max_sequence_length=16)[0]
+
+    def exchange(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        return {"prompt_embeds": other} if step == 4 else {"prompt_embeds": tensors["prompt_embeds"].clone()}
+
+    afcache.compile_pipeline(pipe, afcache.policy("fixed", interval=100, warmup_steps=2), compile=False)
+    draw(pipe, kind, callback_on_step_end=exchange, callback_on_step_end_tensor_inputs=["prompt_embeds"])
+    # At step 5, and nowhere else: clones are the same prompt.
+    assert afcache.report(pipe).pattern() == "FF...F......"
+
+
+def test_image_prompts_of_groups_that_reuse_attention():
+    kind = BY_NAME["FluxPipeline"]
+    pipe = make(kind)
+    load_ip_adapters(pipe, 1)
+    changes: dict[str, Any] = {
+        name: [torch.ones(1, 1, 16)] for name in ("ip_adapter_image_embeds", "negative_ip_adapter_image_embeds")
+    }
+    expected = draw(pipe, kind, **changes)
+    settings = afcache.policy("attention", threshold=1.0)
+    afcache.compile_pipeline(pipe, settings, compile=False)
+    cached = draw(pipe, kind, **changes)
+    report = afcache.report(pipe)
+    assert report.mlp_evaluations > 0
+    assert 1e-6 < (cached - expected).abs().max() < 1.0
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"sigmas": [1.0, 0.9, 0.8, 0.7, 0.6, 0.45, 0.3, 0.2, 0.1]},
+        {"max_sequence_length": 7},
+        {"num_images_per_prompt": 2},
+    ],
+    ids=lambda changes: next(iter(changes)),
+)
+def test_arguments_of_a_call(changes: dict[str, Any]):
+    kind = BY_NAME["FluxPipeline"]
+    assert_exact_and_one_graph(make(kind, single=1), kind, **changes)
+
+
+def test_prompt_embeddings_of_redux():
+    """A picture as the prompt: its tokens follow the text's, which Redux makes 512."""
+    kind = BY_NAME["FluxPipeline"]
+    pipe = make(kind, single=1)
+    prior = make_prior(pipe)
+    with pytest.raises(NotImplementedError, match="pipe is a FluxPriorReduxPipeline; supported pipelines are FluxPipeline"):
+        afcache.compile_pipeline(prior)
+    embeddings = prior(picture(), prompt="a two")
+    assert embeddings.prompt_embeds.shape == (1, 512 + 4, 64)
+    assert_exact_and_one_graph(pipe, kind, prompt=None, **embeddings)
+
+
+def test_a_pipeline_made_from_a_cached_one_is_cached():
+    kind = BY_NAME["FluxControlNetPipeline"]
+    pipe = make(BY_NAME["FluxPipeline"])
+    afcache.compile_pipeline(pipe, tolerance=0.0, compile=False)
+    other = FluxControlNetPipeline.from_pipe(pipe, controlnet=make_controlnet(pipe.transformer))
+    with afcache.uncached(other):
+        expected = draw(other, kind)
+    assert (draw(other, kind) - expected).abs().max() < 1e-4
+    assert afcache.report(other).num_steps == 12
+
+
+@pytest.mark.parametrize("name", ["FluxPipeline", "FluxFillPipeline", "FluxControlNetPipeline", "FluxKontextPipeline"])
+def test_callbacks_and_interrupts_are_the_pipelines_own(name: str):
+    kind = BY_NAME[name]
+    pipe = make(kind)
+    seen: list[int] = []
+
+    def interrupt(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        seen.append(step)
+        pipe._interrupt = step == 4
+        return {"latents": tensors["latents"] * 1.01}
+
+    changes: dict[str, Any] = {"callback_on_step_end": interrupt, "callback_on_step_end_tensor_inputs": ["latents"]}
+    whole, expected = draw(pipe, kind), draw(pipe, kind, **changes)
+    afcache.compile_pipeline(pipe, tolerance=0.0, compile=False)
+    assert (draw(pipe, kind, **changes) - expected).abs().max() < 1e-4
+    assert afcache.report(pipe).num_steps == 5
+    assert seen == 2 * [0, 1, 2, 3, 4]
+    # The next image is whole again.
+    assert (draw(pipe, kind) - whole).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 4])
+def test_few_step_models_lose_nothing(steps: int):
+    """schnell: no shift of the schedule, no distilled guidance, 1 to 4 steps."""
+    kind = BY_NAME["FluxPipeline"]
+    pipe = make(kind)
+    pipe.scheduler = FlowMatchEulerDiscreteScheduler(shift=1.0)
+    expected = draw(pipe, kind, steps=steps)
+    choices: list[dict[str, Any]] = [{"preset": "quality"}, {"preset": "fast"}, {"tolerance": 1e9}]
+    for choice in choices:
+        afcache.compile_pipeline(pipe, **choice, compile=False)
+        assert (draw(pipe, kind, steps=steps) - expected).abs().max() < 1e-4
+        report = afcache.report(pipe)
+        assert report.pattern() == "F" * steps
+        assert "Nothing was saved" in str(report)

@@ -1,0 +1,117 @@
+from typing import Any
+
+import pytest
+import torch
+from diffusers import (
+    DPMSolverMultistepScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    FlowMatchLCMScheduler,
+    UniPCMultistepScheduler,
+)
+
+from afcache._typing import HostModule
+from afcache.runtime.scheduler import check_scheduler, check_sigmas, correction_holds, read_step
+
+
+def make_scheduler(steps: int = 10) -> HostModule:
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0)
+    scheduler.set_timesteps(steps)
+    return scheduler
+
+
+def timestep(scheduler: HostModule, index: int, dtype=torch.float32) -> torch.Tensor:
+    return (scheduler.timesteps[index] / 1000).to(dtype).expand(2)
+
+
+def test_read_step_prefers_step_index_then_begin_index_then_the_timestep():
+    scheduler = make_scheduler()
+    found = read_step(scheduler, timestep(scheduler, 4), verify=True)
+    assert found is not None
+    assert found.index == 4
+    scheduler.set_begin_index(3)
+    assert read_step(scheduler, timestep(scheduler, 4), verify=True) is None
+    found = read_step(scheduler, timestep(scheduler, 3), verify=True)
+    assert found is not None
+    assert found.index == 3
+    scheduler._step_index = 6
+    found = read_step(scheduler, timestep(scheduler, 6), verify=True)
+    assert found is not None
+    assert found.index == 6
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("steps", [4, 28, 50])
+def test_read_step_returns_float32_sigmas_whatever_the_timesteps_dtype(dtype: torch.dtype, steps: int):
+    scheduler = make_scheduler(steps)
+    for index in range(steps):
+        scheduler._step_index = index
+        found = read_step(scheduler, timestep(scheduler, index, dtype), verify=True)
+        assert found is not None
+        assert found.sigmas.dtype == torch.float32
+        assert float(found.sigmas[found.index]) == float(scheduler.sigmas[index])
+
+
+def test_read_step_at_the_end_of_a_schedule_is_none():
+    scheduler = make_scheduler()
+    scheduler._step_index = 10
+    assert read_step(scheduler, timestep(scheduler, 9), verify=True) is None
+
+
+def test_check_sigmas_names_the_repetition():
+    check_sigmas(torch.tensor([1.0, 0.5, 0.0]))
+    with pytest.raises(ValueError, match=r"scheduler\.sigmas repeats 0\.5 at steps 1 and 2"):
+        check_sigmas(torch.tensor([1.0, 0.5, 0.5, 0.0]))
+
+
+FLOW: dict[str, Any] = {"use_flow_sigmas": True, "prediction_type": "flow_prediction"}
+
+
+@pytest.mark.parametrize(
+    "scheduler",
+    [
+        FlowMatchEulerDiscreteScheduler(),
+        FlowMatchEulerDiscreteScheduler(stochastic_sampling=True),
+        FlowMatchLCMScheduler(),
+        DPMSolverMultistepScheduler(**FLOW),
+        UniPCMultistepScheduler(**FLOW),
+    ],
+    ids=["euler", "stochastic", "lcm", "dpm", "unipc"],
+)
+def test_correction_holds_exactly_where_the_step_is_eulers(scheduler):
+    scheduler.set_timesteps(6)
+    x, is_euler = torch.randn(1, 4, 3), []
+    for index, step in enumerate(scheduler.timesteps):
+        velocity = torch.randn(1, 4, 3)
+        after = scheduler.step(velocity, step, x).prev_sample
+        length = scheduler.sigmas[index + 1] - scheduler.sigmas[index]
+        is_euler.append(torch.allclose(after, x + length * velocity, atol=1e-5))
+        x = after
+    assert all(is_euler) == correction_holds(scheduler)
+
+
+@pytest.mark.parametrize(
+    "scheduler",
+    [
+        FlowMatchEulerDiscreteScheduler(stochastic_sampling=True),
+        FlowMatchLCMScheduler(),
+        DPMSolverMultistepScheduler(**FLOW, algorithm_type="sde-dpmsolver++"),
+    ],
+    ids=["stochastic", "lcm", "sde"],
+)
+def test_new_noise_at_every_step_is_refused_unless_every_step_is_computed(scheduler):
+    with pytest.raises(NotImplementedError, match=f"scheduler {type(scheduler).__name__} as configured draws new noise"):
+        check_scheduler(scheduler)
+    check_scheduler(scheduler, forecasts=False)
+
+
+@pytest.mark.parametrize("setting", ["use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "use_lu_lambdas"])
+def test_sigmas_of_another_process_are_refused(setting: str):
+    scheduler: Any = DPMSolverMultistepScheduler.from_config(FLOW, **{setting: True})
+    scheduler.set_timesteps(10)
+    with pytest.raises(ValueError, match=r"scheduler\.sigmas must lie in \[0, 1\], as flow matching has them, got 0 to"):
+        check_sigmas(scheduler.sigmas)
+
+
+def test_check_scheduler_refuses_multistep_without_flow_sigmas():
+    with pytest.raises(NotImplementedError, match="scheduler DPMSolverMultistepScheduler is not supported; caching knows"):
+        check_scheduler(DPMSolverMultistepScheduler())

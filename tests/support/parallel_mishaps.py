@@ -1,0 +1,144 @@
+"""One rank of runs that go wrong, or go their own way; what it met goes to a file."""
+
+import argparse
+import dataclasses
+import json
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import afcache
+from afcache import CacheConfig, ParallelConfig
+from afcache.functional.ranks import step as parallel_step
+from tests.support.parallel_cases import ADAPTIVE, Case, draw, make_pipeline
+
+RANK = int(os.environ.get("RANK", "0"))
+PAIR = ParallelConfig(ulysses_degree=2, backend="gloo", timeout=10)
+SIZES = [(32, 32), (28, 20), (32, 32)]
+SMALL = Case(backend=None, steps=8, cfg=2.0)
+# What rank 1 does otherwise than rank 0, and what the error should call it.
+DIFFERENCES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "prompts": ({}, {"prompt": "a three"}),
+    "seeds": ({}, {"seed": 1}),
+    "step counts": ({"steps": 9}, {}),
+    "image sizes": ({"height": 36, "width": 28}, {}),
+    "true_cfg_scale, callbacks": ({"cfg": 3.0}, {}),
+    "numbers of guidance branches": ({"cfg": 1.0}, {}),
+    "ControlNets": ({"steered_by": "controlnet"}, {}),
+    "adapters": ({"steered_by": "adapter"}, {}),
+    "settings": ({"config": CacheConfig(tolerance=0.03, warmup_steps=2)}, {}),
+}
+
+
+def draw_otherwise() -> dict[str, Any]:
+    """Ranks of one group that are given different work; then the same."""
+    met = {}
+    for name, (changes, arguments) in DIFFERENCES.items():
+        case = SMALL._replace(**changes) if RANK else SMALL
+        try:
+            draw(make_pipeline(case.steered_by), case, PAIR, **arguments if RANK else {})
+            met[name] = "nothing"
+        except RuntimeError as error:
+            met[name] = str(error)
+    return {"errors": met, "latents": draw(make_pipeline(), SMALL, PAIR).latents.tolist()}
+
+
+def draw_sizes() -> dict[str, Any]:
+    """Several sizes with one compiled pipeline."""
+    pipe = make_pipeline()
+    afcache.compile_pipeline(pipe, ADAPTIVE, parallel=PAIR, backend="aot_eager")
+    torch._dynamo.utils.counters.clear()
+    latents = [draw_size(pipe, height, width).tolist() for height, width in SIZES]
+    return {"latents": latents, "graphs": torch._dynamo.utils.counters["stats"]["unique_graphs"]}
+
+
+def draw_size(pipe: Any, height: int, width: int) -> torch.Tensor:
+    """One image of eight steps."""
+    size = {"height": height, "width": width, "max_sequence_length": 5, "num_inference_steps": 8}
+    return pipe("a two", **size, generator=torch.Generator().manual_seed(0), output_type="latent").images
+
+
+def draw_replicas() -> dict[str, Any]:
+    """Replicas with images, lengths and decisions of their own."""
+    parallel = ParallelConfig(data_degree=2, backend="gloo")
+    pipe = make_pipeline()
+    tolerance = 0.02 if RANK == 0 else 0.1
+    config = CacheConfig(tolerance=tolerance, warmup_steps=2)
+    drawn = draw(pipe, Case(steps=20 + 4 * RANK, config=config), parallel, seed=RANK)
+    context = pipe.transformer.__dict__["_afcache"].parallel
+    shared = context.share(["a", "b", "c"])
+    return {"latents": drawn.latents.tolist(), "decisions": drawn.decisions, "graphs": drawn.graphs, "share": shared}
+
+
+def divide_otherwise() -> dict[str, Any]:
+    """Ranks that would make groups of different degrees."""
+    degrees: dict[str, Any] = {"ulysses_degree": 2} if RANK else {"ring_degree": 2}
+    try:
+        draw(make_pipeline(), SMALL, ParallelConfig(**degrees, backend="gloo", timeout=10))
+    except RuntimeError as error:
+        return {"error": str(error)}
+    return {"error": "nothing"}
+
+
+def disagree() -> dict[str, Any]:
+    """Rank 1 votes to compute every step, whatever the sums say."""
+    exchange_of = parallel_step.exchange_of
+
+    def contrary(layout: Any, lengths: Any) -> Any:
+        exchange = exchange_of(layout, lengths)
+        return exchange._replace(agree=lambda choice: exchange.agree(torch.zeros_like(choice) if RANK else choice))
+
+    parallel_step.exchange_of = contrary
+    try:
+        draw(make_pipeline(), SMALL, dataclasses.replace(PAIR, check_decisions=True))
+    except RuntimeError as error:
+        return {"error": str(error)}
+    return {"error": "nothing"}
+
+
+def lose_a_rank(how: signal.Signals) -> dict[str, Any]:
+    """Rank 1 is killed, or stopped, within an image."""
+    pipe = make_pipeline()
+    afcache.compile_pipeline(pipe, ADAPTIVE, parallel=PAIR, compile=False)
+
+    def strike(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        if RANK == 1 and step == 3:
+            os.kill(os.getpid(), how)
+        return tensors
+
+    try:
+        pipe("a two", num_inference_steps=8, max_sequence_length=8, output_type="latent", callback_on_step_end=strike)
+    except RuntimeError as error:
+        return {"error": str(error)}
+    return {"error": "nothing"}
+
+
+SCENARIOS: dict[str, Callable[[], dict[str, Any]]] = {
+    "otherwise": draw_otherwise,
+    "replicas": draw_replicas,
+    "sizes": draw_sizes,
+    "divide otherwise": divide_otherwise,
+    "disagree": disagree,
+    "killed": lambda: lose_a_rank(signal.SIGKILL),
+    "stopped": lambda: lose_a_rank(signal.SIGSTOP),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("scenario", choices=SCENARIOS)
+    parser.add_argument("output", type=Path)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    met = SCENARIOS[arguments.scenario]()
+    (arguments.output / f"rank{RANK}.json").write_text(json.dumps(met))
+    # Nothing more is owed to ranks that are gone.
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,57 @@
+"""How the tests sample mini-FLUX."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import FluxPipeline
+from peft import LoraConfig, get_peft_model_state_dict
+
+import afcache
+from afcache import CacheConfig
+
+PROMPT = "a handwritten seven on a flower"
+ADAPTIVE = CacheConfig(tolerance=0.02, warmup_steps=2)
+
+
+def compiled(pipe: Any, config: CacheConfig = ADAPTIVE, **options: Any) -> Any:
+    """The pipeline, cached, run eagerly."""
+    return afcache.compile_pipeline(pipe, config, compile=False, **options)
+
+
+def sample(
+    pipe: Any, seed: int | list[int] = 0, *, steps: int = 28, cfg: float = 1.0, prompt: str | list[str] = PROMPT, **options: Any
+) -> np.ndarray:
+    """Draw with the recommended settings; float pixels `[batch, height, width, 3]`, or latents."""
+    generators = (
+        [torch.Generator().manual_seed(s) for s in seed] if isinstance(seed, list) else torch.Generator().manual_seed(seed)
+    )
+    options = {"height": 32, "width": 32, "max_sequence_length": 16, "output_type": "np", **options}
+    if cfg > 1:
+        empty = "" if isinstance(prompt, str) else [""] * len(prompt)
+        options.update(true_cfg_scale=cfg, negative_prompt=empty)
+    images = pipe(prompt, num_inference_steps=steps, generator=generators, **options).images
+    return images.numpy() if isinstance(images, torch.Tensor) else images
+
+
+def largest_difference(first: np.ndarray, second: np.ndarray) -> float:
+    return float(np.abs(first.astype(np.float64) - second).max())
+
+
+def readme_example(call: str) -> str:
+    """README's one example that makes this call."""
+    readme = (Path(__file__).parent.parent.parent / "README.md").read_text()
+    (example,) = (block for block in re.findall(r"```python\n(.*?)```", readme, re.DOTALL) if call in block)
+    return example
+
+
+def make_lora(folder: Any) -> None:
+    """Save a LoRA over a copy of the transformer that changes its images visibly."""
+    pipe = afcache.load_mini_flux()
+    pipe.transformer.add_adapter(
+        LoraConfig(r=4, lora_alpha=8, target_modules=["to_q", "to_v", "proj_mlp"], init_lora_weights=False)
+    )
+    layers: Any = get_peft_model_state_dict(pipe.transformer)
+    FluxPipeline.save_lora_weights(folder, transformer_lora_layers=layers)
