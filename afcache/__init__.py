@@ -18,40 +18,41 @@ if TYPE_CHECKING:
     from afcache.calibration.magnitudes import calibrate_magnitudes, measure_noise
     from afcache.calibration.metrics import psnr, ssim
     from afcache.calibration.tolerance import calibrate
-    from afcache.functional.initial import check_state, init_state
     from afcache.functional.state import CacheState
-    from afcache.functional.step import cached_forward, denoising_step
-    from afcache.models.flux1.architecture import FluxInputs
-    from afcache.parallel.groups import ParallelConfig
+    from afcache.models.flux1.inputs import FluxInputs
+    from afcache.parallel.config import ParallelConfig
     from afcache.pipeline import compile_pipeline, restore_pipeline, uncached
     from afcache.reports.records import report
     from afcache.reports.summary import Report
     from afcache.sampling.checkpoint import load_checkpoint, save_checkpoint
     from afcache.sampling.export import export_step
-    from afcache.sampling.loop import Denoised, denoise
-    from afcache.settings.config import PRESETS, CacheConfig, Layerwise
+    from afcache.sampling.loop import denoise
+    from afcache.sampling.primitives import cached_forward, check_state, denoising_step, init_state
+    from afcache.sampling.result import Denoised
+    from afcache.settings.config import CacheConfig, Layerwise
     from afcache.settings.policies import POLICIES, policy
+    from afcache.settings.presets import PRESETS
 
 # Imported on first use: diffusers takes seconds to import, and `afcache --help` needs none of it.
 _HOMES = {
     "POLICIES": "settings.policies",
-    "PRESETS": "settings.config",
+    "PRESETS": "settings.presets",
     "CacheConfig": "settings.config",
     "CacheState": "functional.state",
-    "Denoised": "sampling.loop",
-    "FluxInputs": "models.flux1.architecture",
+    "Denoised": "sampling.result",
+    "FluxInputs": "models.flux1.inputs",
     "Layerwise": "settings.config",
-    "ParallelConfig": "parallel.groups",
+    "ParallelConfig": "parallel.config",
     "Report": "reports.summary",
     "calibrate": "calibration.tolerance",
     "calibrate_magnitudes": "calibration.magnitudes",
-    "cached_forward": "functional.step",
-    "check_state": "functional.initial",
+    "cached_forward": "sampling.primitives",
+    "check_state": "sampling.primitives",
     "compile_pipeline": "pipeline",
     "denoise": "sampling.loop",
-    "denoising_step": "functional.step",
+    "denoising_step": "sampling.primitives",
     "export_step": "sampling.export",
-    "init_state": "functional.initial",
+    "init_state": "sampling.primitives",
     "load_checkpoint": "sampling.checkpoint",
     "load_mini_flux": "assets",
     "measure_noise": "calibration.magnitudes",

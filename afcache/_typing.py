@@ -3,7 +3,7 @@
 | axis | meaning |
 |---|---|
 | `batch` | samples of one transformer call |
-| `img_seq`, `txt_seq`, `seq` | image tokens, text tokens, both (text first, as in FLUX) |
+| `img_seq`, `txt_seq`, `seq` | image tokens, text tokens, both (text first) |
 | `heads`, `head_dim`, `dim` | attention heads, their width, the model's width |
 | `channels` | width of a latent token: what the transformer takes and returns |
 | `nodes` | refreshes that the history remembers, newest first |
@@ -51,6 +51,12 @@ PerGroup = Float[Tensor, "groups batch"]
 GroupCounts = Int[Tensor, "groups batch"]
 GroupFlags = Bool[Tensor, "groups batch"]
 GroupHistory = Float[Tensor, "groups batch img_seq dim"]
+GroupHistories = Float[Tensor, "groups nodes batch seq dim"]
+GroupNodes = Float[Tensor, "groups nodes batch"]
+Summaries = Float[Tensor, "groups batch coarse dim"]
+AttentionMaps = Float[Tensor, "groups batch coarse coarse"]
+BlockOutputs = Float[Tensor, "blocks batch seq dim"]
+Votes = Int[Tensor, "ranks batch"]
 Heads = Float[Tensor, "batch heads seq head_dim"]
 
 

@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 import afcache
 from afcache import CacheConfig, policy
-from afcache.settings.config import resolve_config
+from afcache.settings.presets import resolve_config
 from bench.mini_flux import sampling
 from bench.record.recording import RESULTS, table, write_result
 from bench.search.curves import Point, speed_at, worst_at

@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 
 import afcache
-from afcache.settings.config import CacheConfig, tuned
+from afcache.settings.config import CacheConfig
+from afcache.settings.presets import tuned
 from bench.mini_flux import sampling
 from bench.record.recording import table, write_result
 

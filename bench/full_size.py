@@ -29,16 +29,17 @@ from torch.utils import _pytree as pytree
 from torch.utils.flop_counter import FlopCounterMode
 
 from afcache import CacheConfig
-from afcache.functional.initial import init_state, solo, state_bytes
+from afcache.functional.initial import solo, state_bytes
 from afcache.functional.model import Lengths, scaled_dot_product_attention
 from afcache.functional.plans import schedule_steps
 from afcache.functional.ranks.attention import SequenceRanks
 from afcache.functional.ranks.collectives import Ranks
 from afcache.functional.ranks.step import Layout
-from afcache.functional.ranks.traffic import Sizes, Traffic, step_traffic
-from afcache.functional.step import cached_forward
+from afcache.functional.ranks.traffic import Call, Traffic, step_traffic
 from afcache.models.flux1 import architecture as flux1
-from afcache.settings.config import resolve_config
+from afcache.models.flux1 import inputs as flux1_inputs
+from afcache.sampling.primitives import cached_forward, init_state
+from afcache.settings.presets import resolve_config
 from bench.models.random_flux import SIZES, Size, make_flux1
 from bench.record.recording import RESULTS, table, write_result
 from bench.scale import full_size_gpu
@@ -125,10 +126,10 @@ def _stop() -> Any:
     raise StoppedError
 
 
-def make_inputs(size: Size, transformer: Any) -> flux1.FluxInputs:
+def make_inputs(size: Size, transformer: Any) -> flux1_inputs.FluxInputs:
     """One sample at a noise level."""
     config, dtype = transformer.config, torch.bfloat16
-    return flux1.FluxInputs(
+    return flux1_inputs.FluxInputs(
         hidden_states=torch.randn(1, size.tokens, config.in_channels, dtype=dtype),
         encoder_hidden_states=torch.randn(1, TEXT_TOKENS, config.joint_attention_dim, dtype=dtype),
         pooled_projections=torch.randn(1, config.pooled_projection_dim, dtype=dtype),
@@ -213,16 +214,15 @@ def _bytes(value: Any) -> int:
 
 def message_rows(size: Size, config: CacheConfig, transformer: Any) -> list[dict[str, Any]]:
     """Collectives and bytes of one rank at 2, 4 and 8 ranks that share the tokens by Ulysses."""
-    heads, head_dim = transformer.config.num_attention_heads, transformer.config.attention_head_dim
-    sizes = Sizes(1, Lengths(TEXT_TOKENS, size.tokens), heads, head_dim, transformer.config.in_channels, element=2)
+    call = Call(1, Lengths(TEXT_TOKENS, size.tokens), element=2, sizes=flux1.sizes(transformer))
     rows = []
     for count in (2, 4, 8):
         ranks = Ranks("", 0, count)
         layout = Layout(SequenceRanks(ranks, ranks, Ranks()), Ranks(), ranks)
         blocks = size.double + size.single
         kinds: dict[str, Traffic] = {
-            "refresh": step_traffic(layout, sizes, config, is_computed=True, evaluations=blocks),
-            "cached step": step_traffic(layout, sizes, config, is_computed=False, evaluations=0),
+            "refresh": step_traffic(layout, call, config, is_computed=True, evaluations=blocks),
+            "cached step": step_traffic(layout, call, config, is_computed=False, evaluations=0),
         }
         for name, traffic in kinds.items():
             rows.append(

@@ -22,13 +22,14 @@ import afcache
 from afcache import CacheConfig
 from afcache.functional import forecast
 from afcache.functional.decision import forecast_row
-from afcache.functional.initial import init_state, solo
+from afcache.functional.initial import solo
 from afcache.functional.model import Architecture, Embedded, scaled_dot_product_attention
 from afcache.functional.plans import schedule_steps
-from afcache.functional.step import cached_forward
 from afcache.models.flux1 import architecture as flux1
+from afcache.models.flux1 import inputs as flux1_inputs
 from afcache.runtime.compiled import CompiledStep, CompileOptions
-from afcache.runtime.history import write_newest
+from afcache.runtime.steps import write_newest
+from afcache.sampling.primitives import cached_forward, init_state
 from bench.models.random_flux import TEXT_TOKENS, draw_random, make_pipeline, make_transformer
 from bench.record.recording import table, write_result
 
@@ -140,8 +141,9 @@ def measure_parts(tokens: int, repeats: int) -> list[dict[str, Any]]:
     velocity = flux1.head(transformer, embedded.hidden_states, embedded.temb)
     # The machinery of a step around a model that costs nothing.
     empty = Architecture(
+        sizes=flux1.sizes,
         embed=lambda transformer, inputs: Embedded(inputs.hidden_states.clone(), inputs.temb.clone()),
-        stack=lambda transformer, inputs, embedded, kernel: embedded.hidden_states + 1,
+        stack=lambda model, inputs, embedded: embedded.hidden_states + 1,
         head=lambda transformer, hidden_states, temb: hidden_states[..., :64].clone(),
         place=flux1.place,
     )
@@ -175,7 +177,7 @@ def measure_parts(tokens: int, repeats: int) -> list[dict[str, Any]]:
     forward = torch.compile(transformer.forward, fullgraph=True, **CompileOptions().tuning())
     _, state, _ = compiled(inputs, state, schedules[0])
     cached = schedules[3]
-    arguments = flux1.host_arguments(inputs)
+    arguments = flux1_inputs.host_arguments(inputs)
     parts: dict[str, Callable[[], Any]] = {
         "uncached step": lambda: forward(**arguments, return_dict=False),
         "refresh": alone(compiled, inputs, state, schedules[0]),
@@ -293,7 +295,7 @@ def first_call(contender: str, double: int, single: int, backend: str) -> float:
     started = time.perf_counter()
     with torch.no_grad():
         timestep = pipe.scheduler.timesteps[:1] / 1000
-        transformer(**flux1.host_arguments(inputs._replace(timestep=timestep)), return_dict=False)
+        transformer(**flux1_inputs.host_arguments(inputs._replace(timestep=timestep)), return_dict=False)
     return time.perf_counter() - started
 
 

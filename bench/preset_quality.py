@@ -10,7 +10,7 @@ import statistics
 from typing import Any
 
 import afcache
-from afcache.settings.config import PRESETS
+from afcache.settings.presets import PRESETS
 from bench.mini_flux import sampling
 from bench.record.recording import table, write_result
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from afcache import CacheConfig
-from afcache.settings.config import PRESETS, tuned
+from afcache.settings.presets import PRESETS, tuned
 from bench.record.recording import RESULTS, table, write_result
 from bench.search.curves import Point, speed_at, worst_at
 from bench.search.laboratory import Laboratory, Setting

@@ -5,8 +5,9 @@ from typing import Any
 
 import torch
 
-from afcache.models.flux1.checks import check_transformer
-from afcache.pipeline import bound_runtime, compile_pipeline, require_runtime, restore_pipeline
+from afcache.models.families import family_of
+from afcache.pipeline import compile_pipeline, restore_pipeline
+from afcache.runtime.binding import bound_runtime, require_runtime
 from afcache.runtime.noise_floor import measure_noise_floor
 from afcache.settings.config import CacheConfig
 
@@ -66,7 +67,7 @@ def measure_noise(pipe: Any) -> float:
     """Measure how much two evaluations of the transformer differ by rounding alone: a `CacheConfig(noise_floor=...)`.
 
     For quantised weights `compile_pipeline` does this by itself. Weights in int8 or float8 that compute in a higher precision
-    add no noise; activations in int8 added 0.5 % on mini-FLUX, bfloat16 0.8 %.
+    add no noise; activations in int8 added 0.5 % on the model that ships, bfloat16 0.8 %.
 
     Args:
         pipe: a pipeline that `compile_pipeline` would take, cached or not.
@@ -79,5 +80,6 @@ def measure_noise(pipe: Any) -> float:
 
     """
     transformer = pipe.transformer
-    check_transformer(transformer)
-    return measure_noise_floor(transformer, dtype=transformer.dtype, device=transformer.device)
+    family = family_of(transformer)
+    family.checks.transformer(transformer)
+    return measure_noise_floor(transformer, family, dtype=transformer.dtype, device=transformer.device)

@@ -12,10 +12,12 @@ from tqdm.auto import tqdm
 
 from afcache._checks import check_flag, check_integer, check_number
 from afcache.calibration.metrics import psnr
-from afcache.pipeline import bound_runtime, compile_pipeline, restore_pipeline
+from afcache.pipeline import compile_pipeline, restore_pipeline
 from afcache.reports.records import report
-from afcache.settings.config import CacheConfig, tuned
+from afcache.runtime.binding import bound_runtime
+from afcache.settings.config import CacheConfig
 from afcache.settings.curve import Calibration, CurvePoint
+from afcache.settings.presets import tuned
 
 SMALLEST, FIRST, LARGEST = 2.0**-14, 2.0**-6, 4.0
 _MOST_POINTS = 12
@@ -41,9 +43,9 @@ def calibrate(
     import afcache
 
     config = afcache.calibrate(pipe, prompts, target_psnr=40, num_inference_steps=28)
-    config.to_json("flux_40dB.json")
+    config.to_json("at_40_dB.json")
     pipe = afcache.compile_pipeline(pipe, config)
-    pipe = afcache.compile_pipeline(pipe, afcache.CacheConfig.from_json("flux_40dB.json"))
+    pipe = afcache.compile_pipeline(pipe, afcache.CacheConfig.from_json("at_40_dB.json"))
 
     Every prompt is drawn uncached, and then at one tolerance after another, until the target lies between two neighbours. What
     is found holds for prompts, sizes and step counts like these: 16 prompts or more give a mean that carries over.

@@ -12,7 +12,7 @@ from diffusers import FluxPipeline
 from PIL import Image
 
 from afcache.calibration.metrics import psnr, ssim
-from afcache.parallel.groups import ParallelConfig
+from afcache.parallel.config import ParallelConfig
 from afcache.pipeline import compile_pipeline, uncached
 from afcache.reports.records import report
 from afcache.reports.summary import Report

@@ -15,12 +15,13 @@ from afcache.assets import mini_flux_folder, recommended_settings
 from afcache.calibration.tolerance import calibrate, check_targets
 from afcache.cli import processes
 from afcache.cli.comparison import Draw, Job, compare, save, timed, write_report
-from afcache.models.flux1.architecture import num_blocks
-from afcache.parallel.groups import ParallelConfig
+from afcache.models.flux1.architecture import sizes
+from afcache.parallel.config import ParallelConfig
 from afcache.pipeline import compile_pipeline
 from afcache.reports.records import report
-from afcache.settings.config import CacheConfig, resolve_config
+from afcache.settings.config import CacheConfig
 from afcache.settings.policies import policy
+from afcache.settings.presets import resolve_config
 
 _MINI_PROMPTS = (
     "a handwritten seven on a flower",
@@ -162,7 +163,7 @@ def _announce(pipe: FluxPipeline, parallel: ParallelConfig | None, compiles: boo
         print(processes.describe(parallel))
     if not compiles:
         return
-    seconds = _COMPILE_SECONDS_PER_BLOCK.get(device.type, 2.0) * num_blocks(pipe.transformer)
+    seconds = _COMPILE_SECONDS_PER_BLOCK.get(device.type, 2.0) * sizes(pipe.transformer).num_blocks
     print(f"compiling, about {seconds:.0f} s (once per process; --no-compile starts at once)", flush=True)
 
 

@@ -7,7 +7,7 @@ import sys
 
 import torch
 
-from afcache.parallel.groups import ParallelConfig
+from afcache.parallel.config import ParallelConfig
 
 
 def count() -> int:

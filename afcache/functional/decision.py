@@ -1,14 +1,35 @@
 """What is known of a step before it is taken: which row forecasts it, its expected error, and whether to refresh."""
 
-import torch
+import itertools
+from typing import NamedTuple
 
-from afcache._typing import Counts, Flags, Nodes, PerSample, Row, Scalar, typed
+import torch
+from torch import Tensor
+
+from afcache._typing import Counts, Flags, Nodes, PerSample, Row, Scalar, Votes, typed
 from afcache.functional import error_control, forecast
-from afcache.functional.gates import gate
+from afcache.functional.gates.gate import Observation, is_changed
 from afcache.functional.groups.proposal import Memory
 from afcache.functional.ranks.exchange import ALONE, Exchange
-from afcache.functional.state import CacheState, Coupling, GateState, StepSchedule
+from afcache.functional.state import CacheState, Coupling, StepSchedule
 from afcache.settings.config import CacheConfig
+
+
+class Decision(NamedTuple):
+    """What is decided at a step, and the estimates that it rests on.
+
+    Attributes:
+        refresh: which samples are computed in full.
+        predicted_error: relative velocity error that the branch's own forecast is expected to have.
+        accumulated_error: the estimate after the step, if it is forecast.
+        votes: every rank's decision, under the debug option of parallel runs alone; see `StepRecord`.
+
+    """
+
+    refresh: Flags
+    predicted_error: PerSample
+    accumulated_error: PerSample
+    votes: tuple[Votes, ...] = ()
 
 
 @typed
@@ -61,37 +82,88 @@ def decide(
     state: CacheState,
     schedule: StepSchedule,
     coupling: Coupling,
-    change: PerSample | None = None,
+    seen: Observation | None = None,
     *,
     config: CacheConfig,
     exchange: Exchange = ALONE,
-) -> tuple[Flags, PerSample, PerSample]:
+) -> Decision:
     """Decide which samples refresh at this step.
 
     Args:
         state: what the branch remembers.
         schedule: where the step stands.
         coupling: decisions shared with other guidance branches.
-        change: the statistic of the policy's gate; None without one.
+        seen: by the policy's gate; None without one.
         config: settings; static.
         exchange: what ranks that take the step together tell each other.
-
-    Returns:
-        the decision; the branch's own predicted error; the accumulated estimate if the step is forecast.
 
     """
     predicted = predict_error(state, schedule, config=config)
     step_error = exchange.over_branches(coupling.weight * predicted + coupling.others_error)
     accumulated = state.accumulated_error + error_control.contribution(step_error, schedule.sigma, schedule.sigma_next)
-    if config.policy == "adaptive":
+    if config.rule.is_error_controlled:
         refresh = would_exceed(state, schedule, accumulated, config=config)
-    elif isinstance(state.extras, GateState):
-        assert change is not None
-        refresh = gate.is_changed(state.extras, change, schedule.is_forced, config=config) | (state.num_nodes == 0)
+    elif seen is not None:
+        assert state.gate is not None
+        refresh = is_changed(state.gate, seen.change, schedule.is_forced, config=config) | (state.num_nodes == 0)
     else:
         refresh = schedule.is_forced | (state.num_nodes == 0)
     # A follower without a history (guidance switched on late) computes, whatever the leader does.
     refresh = torch.where(coupling.is_follower, coupling.leader_refresh | (state.num_nodes == 0), refresh)
     if config.batch_decisions == "shared":
         refresh = refresh.any().expand_as(refresh)
-    return refresh, predicted, accumulated
+    return Decision(refresh, predicted, accumulated)
+
+
+@typed
+def compute_without_history(decision: Decision, others: list[CacheState]) -> Decision:
+    """The decision, and a refresh where another branch of the call (guidance switched on late) has nothing to forecast from."""
+    refresh = decision.refresh
+    for state in others:
+        refresh = refresh | (state.num_nodes == 0)
+    return decision._replace(refresh=refresh)
+
+
+@typed
+def foresee(
+    state: CacheState,
+    others: tuple[CacheState, ...],
+    schedule: StepSchedule,
+    weight: PerSample,
+    others_weight: PerSample,
+    *,
+    config: CacheConfig,
+) -> Tensor:
+    """Whether each sample would refresh at each of several steps, if all steps before it were forecast.
+
+    A forecast measures nothing, so that until the next refresh the estimate depends on the schedule alone:
+
+        accumulated_i = accumulated + sum_{j <= i} (w e_j + w' sum_others e_j) |sigma_{j+1} - sigma_j|
+
+    Args:
+        state: what the leading guidance branch remembers.
+        others: what the other branches remember.
+        schedule: of the steps, the next one first; every field has a leading axis of steps.
+        weight: w, of the leading branch's predicted error.
+        others_weight: w', of the others'.
+        config: settings of policy "adaptive"; static.
+
+    Returns:
+        bool `[steps, batch]`; rows after a sample's first refresh say nothing of it.
+
+    """
+
+    def contribution(step: StepSchedule) -> Tensor:
+        error = weight * predict_error(state, step, config=config)
+        for other in others:
+            error = error + others_weight * predict_error(other, step, config=config)
+        return error_control.contribution(error, step.sigma, step.sigma_next)
+
+    # One addition a step, in the order of the steps: the sums that the steps themselves will make.
+    contributions = torch.vmap(contribution)(schedule).unbind()
+    _, *sums = itertools.accumulate(contributions, initial=state.accumulated_error)
+    accumulated = torch.stack(sums)
+    refresh = torch.vmap(lambda step, error: would_exceed(state, step, error, config=config))(schedule, accumulated)
+    if config.batch_decisions == "shared":
+        refresh = refresh.any(dim=1, keepdim=True).expand_as(refresh)
+    return refresh

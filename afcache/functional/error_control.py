@@ -126,28 +126,3 @@ def catch_up(
     difference = velocity.to(torch.float32) - forecast.to(torch.float32)
     corrected = (velocity.to(torch.float32) + factor * difference).to(velocity.dtype)
     return torch.where((lag != 0)[:, None, None] & torch.isfinite(corrected), corrected, velocity)
-
-
-@typed
-def infer_guidance(step: Velocity, first: Velocity, second: Velocity, *, rounding: PerSample) -> PerSample:
-    """The guidance scale s that turned two branch velocities into the step that was taken.
-
-    step = second + s (first - second), solved by least squares: s = <step - second, first - second> / ||first - second||^2.
-
-    Args:
-        step: (x_{i+1} - x_i) / (sigma_{i+1} - sigma_i), the velocity that the scheduler integrated.
-        first: velocity of the branch called first (the prompt's, in diffusers' pipelines).
-        second: velocity of the branch called second.
-        rounding: norm that the rounding of the latents may add to `step`.
-
-    Returns:
-        float32; NaN where no scale explains the step: the fit is off by more than 2 % and rounding (the scheduler added noise,
-        or a callback changed the latents), or the branches do not differ.
-
-    """
-    step, second = step.to(torch.float32), second.to(torch.float32)
-    direction = first.to(torch.float32) - second
-    scale = ((step - second) * direction).sum((1, 2)) / direction.square().sum((1, 2))
-    misfit = (second + scale[:, None, None] * direction - step).square().sum((1, 2))
-    allowed = (0.02**2) * step.square().sum((1, 2)) + rounding.square()
-    return torch.where(misfit <= allowed, scale, torch.full_like(scale, float("nan")))

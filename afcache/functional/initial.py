@@ -1,46 +1,43 @@
 """Empty states of the right shapes, and what checks them."""
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from afcache.functional.shapes import coarse_length, shard_length
 from afcache.functional.state import CacheState, Coupling, GateState, GroupState
 from afcache.settings.config import CacheConfig
 
-# Image tokens of a group's summaries.
-COARSE_TOKENS = 64
+
+class StateShape(NamedTuple):
+    """What a guidance branch's state is made for; static.
+
+    Attributes:
+        batch, img_seq, dim: shape of the image tokens inside the transformer.
+        txt_seq: text tokens; asked for by groups, and by blocks that run at every step.
+        num_blocks: of the transformer; asked for by groups.
+        shards: ranks that share the tokens; the state holds one rank's.
+
+    """
+
+    batch: int
+    img_seq: int
+    dim: int
+    txt_seq: int = 0
+    num_blocks: int = 1
+    shards: int = 1
 
 
-def shard_length(length: int, shards: int) -> int:
-    """Tokens of each of several equal shards, padding included."""
-    return -(-length // shards)
-
-
-def coarse_length(img_seq: int, shards: int = 1) -> int:
-    """Image tokens of a summary of a shard of `img_seq` tokens: 64 over all shards, at most one for each token."""
-    return min(shard_length(COARSE_TOKENS, shards), img_seq)
-
-
-def init_state(
-    batch: int,
-    img_seq: int,
-    dim: int,
-    *,
-    config: CacheConfig,
-    txt_seq: int = 0,
-    num_blocks: int = 1,
-    shards: int = 1,
-    dtype: torch.dtype = torch.float32,
-    device: torch.device | str = "cpu",
+def empty_state(
+    shape: StateShape, *, config: CacheConfig, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
 ) -> CacheState:
     """Make the empty state of one guidance branch.
 
     Args:
-        batch, img_seq, dim: shape of the image tokens inside the transformer.
+        shape: what it is made for.
         config: settings.
-        txt_seq: text tokens; asked for by groups, and by blocks that run at every step.
-        num_blocks: of the transformer; asked for by groups.
-        shards: ranks that share the tokens; the state holds one rank's.
         dtype: of the residuals; statistics are float32.
         device: where everything lives.
     Cost:
@@ -48,17 +45,13 @@ def init_state(
         strategy holds one `[batch, seq, dim]` for every block.
 
     """
-    nodes, whole_txt_seq = config.num_nodes, txt_seq
-    img_seq, txt_seq = shard_length(img_seq, shards), shard_length(txt_seq, shards)
-    tokens = img_seq
-    if config.first_blocks or config.last_blocks:
-        tokens = txt_seq + img_seq
-    if config.layerwise is not None:
-        tokens = 0
+    nodes, batch = config.num_nodes, shape.batch
+    img_seq, txt_seq = shard_length(shape.img_seq, shape.shards), shard_length(shape.txt_seq, shape.shards)
+    tokens = txt_seq + img_seq if config.runs_sections else img_seq
     zeros = torch.zeros(batch, dtype=torch.float32, device=device)
     counts = torch.zeros(batch, dtype=torch.int64, device=device)
     return CacheState(
-        history=torch.zeros(nodes, batch, tokens, dim, dtype=dtype, device=device),
+        history=torch.zeros(nodes, batch, 0 if config.layerwise else tokens, shape.dim, dtype=dtype, device=device),
         nodes=torch.zeros(nodes, batch, dtype=torch.float32, device=device),
         steps=torch.zeros(nodes, batch, dtype=torch.float32, device=device),
         num_nodes=counts,
@@ -67,56 +60,44 @@ def init_state(
         accumulated_error=zeros,
         last_gap=zeros.clone(),
         lag=zeros.clone(),
-        extras=_init_extras(
-            batch,
-            img_seq,
-            txt_seq,
-            dim,
-            num_blocks,
-            mapped=whole_txt_seq + shards * coarse_length(img_seq, shards),
-            coarse=txt_seq + coarse_length(img_seq, shards),
-            config=config,
-            dtype=dtype,
-            device=device,
-        ),
+        gate=_empty_gate(shape, device=device) if config.rule.is_gated else None,
+        groups=_empty_groups(shape, config=config, dtype=dtype, device=device),
     )
 
 
-def _init_extras(
-    batch: int,
-    img_seq: int,
-    txt_seq: int,
-    dim: int,
-    num_blocks: int,
-    *,
-    mapped: int,
-    coarse: int,
-    config: CacheConfig,
-    dtype: torch.dtype,
-    device: torch.device | str,
-) -> tuple[Tensor, ...]:
-    """State of gates and groups; `mapped` tokens have a place in attention maps, `coarse` of them in a rank's summaries."""
+def _empty_gate(shape: StateShape, *, device: torch.device | str) -> GateState:
+    img_seq = shard_length(shape.img_seq, shape.shards)
+    return GateState(
+        reference=torch.zeros(shape.batch, img_seq, shape.dim, dtype=torch.float32, device=device),
+        accumulated=torch.zeros(shape.batch, dtype=torch.float32, device=device),
+        num_cached=torch.zeros(shape.batch, dtype=torch.int64, device=device),
+    )
 
-    def zeros(*shape: int, kind: torch.dtype = torch.float32) -> Tensor:
-        return torch.zeros(*shape, dtype=kind, device=device)
 
-    if config.is_gated:
-        reference = zeros(batch, img_seq, dim)
-        return GateState(reference=reference, accumulated=zeros(batch), num_cached=zeros(batch, kind=torch.int64))
-    if config.layerwise is None:
-        return ()
-    groups, nodes, strategy = config.layerwise.groups, config.num_nodes, config.layerwise.strategy
-    seq = txt_seq + img_seq
-    needs = {name: strategy in (name, "by_stability") for name in ("similarity", "difference", "attention")}
+def _empty_groups(
+    shape: StateShape, *, config: CacheConfig, dtype: torch.dtype, device: torch.device | str
+) -> GroupState | None:
+    settings = config.layerwise
+    if settings is None:
+        return None
+
+    def zeros(*sizes: int, kind: torch.dtype = torch.float32) -> Tensor:
+        return torch.zeros(*sizes, dtype=kind, device=device)
+
+    groups, nodes, batch, dim = settings.groups, config.num_nodes, shape.batch, shape.dim
+    img_seq, txt_seq = shard_length(shape.img_seq, shape.shards), shard_length(shape.txt_seq, shape.shards)
+    seq, pooled = txt_seq + img_seq, coarse_length(img_seq, shape.shards)
+    # A rank's summaries hold its share; attention maps have a place for everybody's.
+    coarse, mapped = txt_seq + pooled, shape.txt_seq + shape.shards * pooled
     return GroupState(
         history=zeros(groups, nodes, batch, seq, dim, kind=dtype),
         nodes=zeros(groups, nodes, batch),
         steps=zeros(groups, nodes, batch),
         num_nodes=zeros(groups, batch, kind=torch.int64),
-        inputs=zeros(groups, batch, coarse * needs["similarity"], dim, kind=dtype),
-        modulated=zeros(groups, batch, coarse * needs["difference"], dim, kind=dtype),
-        attention_map=zeros(groups, batch, mapped * needs["attention"], mapped),
-        attention=zeros(num_blocks, batch, seq * needs["attention"], dim, kind=dtype),
+        inputs=zeros(groups, batch, coarse * settings.uses("similarity"), dim, kind=dtype),
+        modulated=zeros(groups, batch, coarse * settings.uses("difference"), dim, kind=dtype),
+        attention_map=zeros(groups, batch, mapped * settings.uses("attention"), mapped),
+        attention=zeros(shape.num_blocks, batch, seq * settings.uses("attention"), dim, kind=dtype),
         stability=zeros(groups, batch),
         # The least stable class until something is known.
         stability_class=zeros(groups, batch, kind=torch.int64) + 3,
@@ -125,27 +106,32 @@ def _init_extras(
     )
 
 
-def check_state(
-    state: CacheState, *, batch: int, img_seq: int, dim: int, config: CacheConfig, txt_seq: int = 0, num_blocks: int = 1
-) -> None:
+def check_fit(state: CacheState, shape: StateShape, *, config: CacheConfig) -> None:
     """Raise unless every field has the shape and dtype that the step expects.
 
     Raises:
-        TypeError: a field is not a tensor.
+        TypeError: a field is not a tensor, or a part that the settings ask for is missing.
         ValueError: a field has the wrong shape or dtype; the message names it.
 
     """
-    expected = init_state(batch, img_seq, dim, config=config, txt_seq=txt_seq, num_blocks=num_blocks, device="meta")
-    where = f"batch={batch}, img_seq={img_seq}, txt_seq={txt_seq}, dim={dim}"
-    for name in CacheState._fields[:-1]:
-        _check_field(f"CacheState.{name}", getattr(state, name), getattr(expected, name), where)
-    if type(state.extras) is not type(expected.extras):
-        raise TypeError(
-            f"CacheState.extras must be {type(expected.extras).__name__} under these settings, got "
-            f"{type(state.extras).__name__}. Start from init_state with the same config."
-        )
-    for name, value, model in zip(getattr(expected.extras, "_fields", ()), state.extras, expected.extras, strict=True):
-        _check_field(f"{type(expected.extras).__name__}.{name}", value, model, where)
+    expected = empty_state(shape, config=config, device="meta")
+    where = f"batch={shape.batch}, img_seq={shape.img_seq}, txt_seq={shape.txt_seq}, dim={shape.dim}"
+    for name, model in expected._asdict().items():
+        value = getattr(state, name)
+        if isinstance(model, Tensor):
+            _check_field(f"CacheState.{name}", value, model, where)
+        elif type(value) is not type(model):
+            raise TypeError(
+                f"CacheState.{name} must be {_kind_of(model)} under these settings, got {_kind_of(value)}. Start from "
+                "init_state with the same config."
+            )
+        elif model is not None:
+            for inner, each in model._asdict().items():
+                _check_field(f"{_kind_of(model)}.{inner}", getattr(value, inner), each, where)
+
+
+def _kind_of(value: object) -> str:
+    return "None" if value is None else type(value).__name__
 
 
 def _check_field(name: str, value: object, model: Tensor, where: str) -> None:
@@ -163,7 +149,8 @@ def _check_field(name: str, value: object, model: Tensor, where: str) -> None:
 
 def state_bytes(state: CacheState) -> int:
     """The memory that a state holds, in bytes."""
-    return sum(tensor.numel() * tensor.element_size() for tensor in pytree.tree_leaves(state))
+    tensors = (leaf for leaf in pytree.tree_leaves(state) if isinstance(leaf, Tensor))
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
 def solo(batch: int, *, groups: int = 0, device: torch.device | str = "cpu") -> Coupling:
@@ -174,5 +161,5 @@ def solo(batch: int, *, groups: int = 0, device: torch.device | str = "cpu") -> 
         leader_refresh=torch.zeros(batch, dtype=torch.bool, device=device),
         weight=torch.ones_like(zeros),
         others_error=zeros,
-        leader_choice=torch.zeros(groups, batch, dtype=torch.int64, device=device),
+        leader_choice=torch.zeros(groups, batch, dtype=torch.int64, device=device) if groups else None,
     )

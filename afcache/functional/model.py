@@ -39,14 +39,31 @@ class Part(NamedTuple):
     stop: int
 
 
+class Sizes(NamedTuple):
+    """What is fixed of a model; static.
+
+    Attributes:
+        num_blocks: that one full forward evaluates.
+        dim: width of the tokens that the blocks see.
+        heads: attention heads; each is dim / heads wide.
+        channels: width of a velocity's tokens.
+
+    """
+
+    num_blocks: int
+    dim: int
+    heads: int
+    channels: int
+
+
 class Parts(NamedTuple):
     """How to run the stack part by part. Tokens are text and image together, text first.
 
     Attributes:
-        num_blocks: `(transformer) -> int`.
+        prefix_length: `(inputs) -> int`: tokens that the blocks see before the image's.
         open: `(transformer, inputs, embedded) -> tokens [batch, seq, dim]` before the first block.
-        run: `(transformer, inputs, tokens, temb, kernel, part, attention) -> tokens, [attention output of each block]`;
-            `attention` holds outputs to reuse, `[blocks, batch, seq, dim]`, or None.
+        run: `(model, inputs, tokens, temb, part, attention) -> tokens, [attention output of each block]`; `attention` holds
+            outputs to reuse, `[blocks, batch, seq, dim]`, or None.
         observe: `(transformer, hidden_states, temb) -> [batch, img_seq, dim]`: image tokens as the first block's attention
             would see them.
         modulate: `(transformer, tokens, temb, index, txt_seq) -> tokens` as the attention of block `index` would see them.
@@ -54,12 +71,9 @@ class Parts(NamedTuple):
 
     """
 
-    num_blocks: Callable[[HostModule], int]
+    prefix_length: Callable[[Any], int]
     open: Callable[[HostModule, Any, Embedded], Tokens]
-    run: Callable[
-        [HostModule, Any, Tokens, Tensor, AttentionKernel, Part, Tensor | None],
-        tuple[Tokens, list[Tokens]],
-    ]
+    run: Callable[[Any, Any, Tokens, Tensor, Part, Tensor | None], tuple[Tokens, list[Tokens]]]
     observe: Callable[[HostModule, Features, Tensor], Features]
     modulate: Callable[[HostModule, Tokens, Tensor, int, int], Tokens]
     attention_map: Callable[[HostModule, Tokens, int, int], Tensor]
@@ -92,23 +106,53 @@ class TokenAxes(NamedTuple):
 
 
 class Architecture(NamedTuple):
-    """What a cached step asks of a model.
+    """What a cached step asks of a kind of model.
 
     Attributes:
+        sizes: `(transformer) -> Sizes`.
         embed: `(transformer, inputs) -> Embedded`.
-        stack: `(transformer, inputs, embedded, kernel) -> hidden_states [batch, img_seq, dim]`.
+        stack: `(model, inputs, embedded) -> hidden_states [batch, img_seq, dim]`.
         head: `(transformer, hidden_states, temb) -> velocity [batch, img_seq, channels]`.
         place: `(inputs, latents, sigma) -> inputs` of the same sample at another point of its trajectory.
         parts: asked for by gates, by groups, and by blocks that run at every step; None where a model has none.
         axes: asked for by ranks that share a sequence; None where a model cannot be shared.
-        exchange: what ranks tell each other when they take a step together.
 
     """
 
+    sizes: Callable[[HostModule], Sizes]
     embed: Callable[[HostModule, Any], Embedded]
-    stack: Callable[[HostModule, Any, Embedded, AttentionKernel], Tensor]
+    stack: Callable[[Any, Any, Embedded], Tensor]
     head: Callable[[HostModule, Tensor, Tensor], Tensor]
     place: Callable[[Any, Tensor, Tensor], Any]
     parts: Parts | None = None
     axes: TokenAxes | None = None
+
+
+class Model(NamedTuple):
+    """A transformer, and how a step runs on it; all but the weights' values is static.
+
+    Attributes:
+        transformer: owner of the weights.
+        architecture: its parts.
+        kernel: the attention kernel.
+        sizes: what is fixed of it.
+        exchange: what ranks tell each other when they take a step together.
+
+    """
+
+    transformer: HostModule
+    architecture: Architecture
+    kernel: AttentionKernel
+    sizes: Sizes
     exchange: Exchange = ALONE
+
+
+def model_of(transformer: HostModule, architecture: Architecture, kernel: AttentionKernel) -> Model:
+    """A model of one process."""
+    return Model(transformer, architecture, kernel, architecture.sizes(transformer))
+
+
+def parts_of(model: Model) -> Parts:
+    """How to run the stack part by part; the settings were checked against it."""
+    assert model.architecture.parts is not None
+    return model.architecture.parts

@@ -3,13 +3,14 @@
 They depend on no feature, so all samples share them, and ranks agree for free. A plan enters the step as one 0-d tensor.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 from afcache.functional.state import StepSchedule
 from afcache.settings.config import CacheConfig
+from afcache.settings.rules import PolicyName
 
 # The calibrated step that MagCache's authors always compute, of 28.
 _MAGCACHE_FORCED = 11 / 28
@@ -41,28 +42,15 @@ def forced_steps(config: CacheConfig, num_steps: int) -> list[bool]:
 
     "adaptive" computes all of four steps or fewer: after two to learn from, there is nothing left that is worth an error.
     """
-    is_short = config.policy == "adaptive" and num_steps <= _FEW_STEPS
+    is_short = config.rule.is_error_controlled and num_steps <= _FEW_STEPS
     forced = [is_short or step < config.warmup_steps for step in range(num_steps)]
-    for step in _planned(config, num_steps):
+    plan = _PLANS.get(config.policy)
+    for step in () if plan is None else plan(config, num_steps):
         if step < num_steps:
             forced[step] = True
     if config.refresh_last_step:
         forced[-1] = True
     return forced
-
-
-def _planned(config: CacheConfig, num_steps: int) -> Sequence[int]:
-    if config.policy == "fixed":
-        return range(config.warmup_steps - 1, num_steps, config.interval)
-    if config.policy == "growing":
-        return growing_plan(num_steps, first=config.warmup_steps - 1, interval=config.interval, growth=config.interval_growth)
-    if config.policy == "magcache":
-        return magnitude_plan(
-            num_steps, config.magnitude_ratios, threshold=config.threshold, max_cached_steps=config.max_cached_steps
-        )
-    if config.policy == "none":
-        return range(num_steps)
-    return config.refresh_steps if config.policy == "planned" else ()
 
 
 def growing_plan(num_steps: int, *, first: int, interval: int, growth: float) -> list[int]:
@@ -131,3 +119,17 @@ def resample_ratios(ratios: Sequence[float], num_steps: int) -> list[float]:
         return [ratios[-1]]
     scale = (len(ratios) - 1) / (num_steps - 1)
     return [ratios[round(step * scale)] for step in range(num_steps)]
+
+
+# The refreshes of every policy that is a plan, `(config, num_steps) -> steps`.
+_PLANS: dict[PolicyName, Callable[[CacheConfig, int], Sequence[int]]] = {
+    "fixed": lambda config, num_steps: range(config.warmup_steps - 1, num_steps, config.interval),
+    "growing": lambda config, num_steps: growing_plan(
+        num_steps, first=config.warmup_steps - 1, interval=config.interval, growth=config.interval_growth
+    ),
+    "magcache": lambda config, num_steps: magnitude_plan(
+        num_steps, config.magnitude_ratios, threshold=config.threshold, max_cached_steps=config.max_cached_steps
+    ),
+    "planned": lambda config, num_steps: config.refresh_steps,
+    "none": lambda config, num_steps: range(num_steps),
+}

@@ -2,41 +2,28 @@
 
 from typing import NamedTuple
 
+from jaxtyping import Bool
 from torch import Tensor
 
-
-class CacheState(NamedTuple):
-    """What one guidance branch remembers between steps. A value: each step returns a new one.
-
-    Only a step that was given a `writer` ends the life of the state that it read (see `cached_forward`).
-
-    Attributes:
-        history: residuals (stack output - stack input) of the image tokens at the last refreshes, newest first; not
-            corrected; `[nodes, batch, img_seq, dim]` in the model's dtype. With blocks that run at every step it is the
-            residual of the others, text tokens first; with groups it has no tokens.
-        nodes: their sigmas, newest first; float32 `[nodes, batch]`.
-        steps: their step indices, newest first; float32 `[nodes, batch]`.
-        num_nodes: how many of them are filled; int64 `[batch]`.
-        error_rate: c = e / g of the last measurement; infinite until there is one; float32 `[batch]`.
-        error_order: order of the row that was measured; int64 `[batch]`.
-        accumulated_error: predicted contributions since the last refresh; relative velocity error times sigma; float32
-            `[batch]`.
-        last_gap: distance in sigma between the last two refreshes; 0 until there are two; float32 `[batch]`.
-        lag: sum of (sigma_{j+1} - sigma_j) g(sigma_j) over the forecast steps since the last refresh; float32 `[batch]`.
-        extras: `GateState` or `GroupState` where the policy needs one, else empty.
-
-    """
-
-    history: Tensor
-    nodes: Tensor
-    steps: Tensor
-    num_nodes: Tensor
-    error_rate: Tensor
-    error_order: Tensor
-    accumulated_error: Tensor
-    last_gap: Tensor
-    lag: Tensor
-    extras: tuple[Tensor, ...] = ()
+from afcache._typing import (
+    AttentionMaps,
+    BlockOutputs,
+    Counts,
+    Flag,
+    Flags,
+    GroupCounts,
+    GroupHistories,
+    GroupNodes,
+    History,
+    Index,
+    Nodes,
+    PerGroup,
+    PerSample,
+    Scalar,
+    Summaries,
+    Tokens,
+    Votes,
+)
 
 
 class GateState(NamedTuple):
@@ -50,9 +37,9 @@ class GateState(NamedTuple):
 
     """
 
-    reference: Tensor
-    accumulated: Tensor
-    num_cached: Tensor
+    reference: Tokens
+    accumulated: PerSample
+    num_cached: Counts
 
 
 class GroupState(NamedTuple):
@@ -77,18 +64,54 @@ class GroupState(NamedTuple):
 
     """
 
-    history: Tensor
-    nodes: Tensor
-    steps: Tensor
-    num_nodes: Tensor
-    inputs: Tensor
-    modulated: Tensor
-    attention_map: Tensor
-    attention: Tensor
-    stability: Tensor
-    stability_class: Tensor
-    num_measured: Tensor
-    gain: Tensor
+    history: GroupHistories
+    nodes: GroupNodes
+    steps: GroupNodes
+    num_nodes: GroupCounts
+    inputs: Summaries
+    modulated: Summaries
+    attention_map: AttentionMaps
+    attention: BlockOutputs
+    stability: PerGroup
+    stability_class: GroupCounts
+    num_measured: GroupCounts
+    gain: PerSample
+
+
+class CacheState(NamedTuple):
+    """What one guidance branch remembers between steps. A value: each step returns a new one.
+
+    Only a step that was given a `writer` ends the life of the state that it read (see `cached_forward`).
+
+    Attributes:
+        history: residuals (stack output - stack input) of the image tokens at the last refreshes, newest first; not
+            corrected; `[nodes, batch, img_seq, dim]` in the model's dtype. With blocks that run at every step it is the
+            residual of the others, text tokens first; with groups it has no tokens.
+        nodes: their sigmas, newest first; float32 `[nodes, batch]`.
+        steps: their step indices, newest first; float32 `[nodes, batch]`.
+        num_nodes: how many of them are filled; int64 `[batch]`.
+        error_rate: c = e / g of the last measurement; infinite until there is one; float32 `[batch]`.
+        error_order: order of the row that was measured; int64 `[batch]`.
+        accumulated_error: predicted contributions since the last refresh; relative velocity error times sigma; float32
+            `[batch]`.
+        last_gap: distance in sigma between the last two refreshes; 0 until there are two; float32 `[batch]`.
+        lag: sum of (sigma_{j+1} - sigma_j) g(sigma_j) over the forecast steps since the last refresh; float32 `[batch]`.
+        gate: under policies with a gate.
+        groups: with groups of blocks.
+
+    """
+
+    history: History
+    nodes: Nodes
+    steps: Nodes
+    num_nodes: Counts
+    error_rate: PerSample
+    error_order: Counts
+    accumulated_error: PerSample
+    last_gap: PerSample
+    lag: PerSample
+    gate: GateState | None = None
+    groups: GroupState | None = None
 
 
 class StepSchedule(NamedTuple):
@@ -104,12 +127,12 @@ class StepSchedule(NamedTuple):
 
     """
 
-    sigma: Tensor
-    sigma_next: Tensor
-    step_index: Tensor
-    is_forced: Tensor
-    tolerance: Tensor
-    noise_floor: Tensor
+    sigma: Scalar
+    sigma_next: Scalar
+    step_index: Index
+    is_forced: Flag
+    tolerance: Scalar
+    noise_floor: Scalar
 
 
 class Coupling(NamedTuple):
@@ -122,44 +145,18 @@ class Coupling(NamedTuple):
         leader_refresh: the leader's decision; bool `[batch]`; unused by the leader.
         weight: factor of the leader's own predicted error, |s| under guidance scale s, else 1; float32 `[batch]`.
         others_error: weighted sum of the other branches' predicted errors; float32 `[batch]`.
-        leader_choice: what each group did in the leader (see `GroupRecord`); int64 `[groups, batch]`; no groups unless
-            the policy has them.
-        known: `(is_computed,)` where the host knows before the step whether the blocks run: bool, 0-d, on the CPU; the flags
-            that the step decides by must not ask for more. Empty where the step's own decision is read.
+        leader_choice: what each group did in the leader (see `GroupRecord`); int64 `[groups, batch]`; with groups alone.
+        known: whether the blocks run, where the host knows that before the step: bool, 0-d, on the CPU; the flags that the
+            step decides by must not ask for more. None where the step's own decision is read.
 
     """
 
-    is_follower: Tensor
-    leader_refresh: Tensor
-    weight: Tensor
-    others_error: Tensor
-    leader_choice: Tensor
-    known: tuple[Tensor, ...] = ()
-
-
-class StepRecord(NamedTuple):
-    """What a step did, for the report; read by the host at the end only.
-
-    Attributes:
-        refresh: the decision per sample; bool `[batch]`.
-        is_computed: the block stack ran; bool, 0-d.
-        predicted_error: relative velocity error expected of this step's forecast; float32 `[batch]`.
-        measured_error: the error that a refresh found; NaN on other steps and before the first forecast; float32 `[batch]`.
-        accumulated_error: the estimate after this step, 0 after a refresh; the leading branch's is the guided velocity's, the
-            others' are their own; float32 `[batch]`.
-        groups: `GroupRecord` of a layerwise step, else empty.
-        votes: what every rank decided by itself, 0 to compute, under the debug option of parallel runs alone; int64
-            `[ranks, batch]`, one for each group where there are groups.
-
-    """
-
-    refresh: Tensor
-    is_computed: Tensor
-    predicted_error: Tensor
-    measured_error: Tensor
-    accumulated_error: Tensor
-    groups: tuple[Tensor, ...] = ()
-    votes: tuple[Tensor, ...] = ()
+    is_follower: Flag
+    leader_refresh: Flags
+    weight: PerSample
+    others_error: PerSample
+    leader_choice: GroupCounts | None = None
+    known: Flag | None = None
 
 
 class GroupRecord(NamedTuple):
@@ -179,11 +176,36 @@ class GroupRecord(NamedTuple):
 
     """
 
-    choice: Tensor
-    is_computed: Tensor
-    is_partial: Tensor
-    distance: Tensor
-    threshold: Tensor
-    stability: Tensor
-    stability_class: Tensor
-    gain: Tensor
+    choice: GroupCounts
+    is_computed: Bool[Tensor, " groups"]
+    is_partial: Bool[Tensor, " groups"]
+    distance: PerGroup
+    threshold: PerGroup
+    stability: PerGroup
+    stability_class: GroupCounts
+    gain: PerSample
+
+
+class StepRecord(NamedTuple):
+    """What a step did, for the report; read by the host at the end only.
+
+    Attributes:
+        refresh: the decision per sample; bool `[batch]`.
+        is_computed: the block stack ran; bool, 0-d.
+        predicted_error: relative velocity error expected of this step's forecast; float32 `[batch]`.
+        measured_error: the error that a refresh found; NaN on other steps and before the first forecast; float32 `[batch]`.
+        accumulated_error: the estimate after this step, 0 after a refresh; the leading branch's is the guided velocity's, the
+            others' are their own; float32 `[batch]`.
+        groups: what each group of blocks did, where there are groups.
+        votes: what every rank decided by itself, 0 to compute, under the debug option of parallel runs alone; int64
+            `[ranks, batch]`, one for each group where there are groups.
+
+    """
+
+    refresh: Flags
+    is_computed: Flag
+    predicted_error: PerSample
+    measured_error: PerSample
+    accumulated_error: PerSample
+    groups: GroupRecord | None = None
+    votes: tuple[Votes, ...] = ()

@@ -1,137 +1,155 @@
-"""What is known of a step once it is taken: the corrected velocity, the next state, the record."""
+"""What is known of a guidance branch as a step goes on: before it, before the decision, after either side of it, at the end."""
 
 from typing import Any, NamedTuple
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
-from afcache._typing import Flag, Flags, PerSample, Velocity, typed
+from afcache._typing import Counts, Flag, Flags, History, PerSample, Tokens, Velocity, typed
 from afcache.functional import error_control, forecast
+from afcache.functional.decision import Decision
+from afcache.functional.gates.gate import Observation, remember
 from afcache.functional.model import Embedded
 from afcache.functional.rounding import above_floor
-from afcache.functional.state import CacheState, Coupling, GroupRecord, GroupState, StepRecord, StepSchedule
+from afcache.functional.state import CacheState, GroupState, StepRecord, StepSchedule
 from afcache.settings.config import CacheConfig
 
 
-class Forecast(NamedTuple):
-    """A branch before the decision: its inputs to the blocks and what they are expected to return.
+class Branch(NamedTuple):
+    """A guidance branch before its step.
 
     Attributes:
-        inputs: of the transformer.
-        embedded: image tokens and conditioning.
-        start: what the cached blocks would start from.
-        velocity: v_hat, `[batch, img_seq, channels]`.
-        orders: order of the row that made it; int64 `[batch]`.
-        growth: g at this step by the law of that order; float32 `[batch]`.
+        inputs: what the architecture's `embed` takes.
+        state: what the branch remembers.
 
     """
 
     inputs: Any
-    embedded: Embedded
-    start: Tensor
-    velocity: Tensor
-    orders: Tensor
-    growth: Tensor
+    state: CacheState
 
 
-class Sight(NamedTuple):
-    """What a gate sees of a step; both empty under policies without one.
+class Prepared(NamedTuple):
+    """A guidance branch before the decision, with what its blocks are expected to return.
 
     Attributes:
-        features: what it compares, float32 `[batch, img_seq, dim]`.
-        change: its statistic, float32 `[batch]`.
+        inputs, state: as in `Branch`.
+        embedded: image tokens and conditioning.
+        start: what the cached blocks would start from.
+        velocity: v_hat.
+        orders: order of the row that made it.
+        growth: g at this step by the law of that order.
+        seen: by the policy's gate; None under policies without one.
 
     """
 
-    features: tuple[Tensor, ...]
-    change: tuple[Tensor, ...]
+    inputs: Any
+    state: CacheState
+    embedded: Embedded
+    start: Tokens
+    velocity: Velocity
+    orders: Counts
+    growth: PerSample
+    seen: Observation | None = None
 
 
 class Outcome(NamedTuple):
     """What either side of the decision returns for a branch, all fresh.
 
     Attributes:
-        velocity: to step with, `[batch, img_seq, channels]`.
-        measured_error: e of the samples, relative; NaN where nothing was measured; float32 `[batch]`.
-        history: the next state's, `[nodes, batch, img_seq, dim]`; empty when it was written in place.
+        velocity: to step with.
+        measured_error: e of the samples, relative; NaN where nothing was measured.
+        history: the next state's; without elements where it was written in place.
 
     """
 
-    velocity: Tensor
-    measured_error: Tensor
-    history: tuple[Tensor, ...]
+    velocity: Velocity
+    measured_error: PerSample
+    history: History | Float[Tensor, " none"]
+
+
+class Taken(NamedTuple):
+    """A guidance branch after its step; all tensors fresh.
+
+    Attributes:
+        velocity: to step with.
+        state: the next one.
+        record: what the step did.
+
+    """
+
+    velocity: Velocity
+    state: CacheState
+    record: StepRecord
+
+
+def written_in_place(history: History) -> Tensor:
+    """What stands for a history that a writer has updated."""
+    return history.new_zeros(0)
 
 
 @typed
-def correct(velocity: Velocity, made: Forecast, state: CacheState, schedule: StepSchedule) -> Velocity:
+def correct(velocity: Velocity, prepared: Prepared, schedule: StepSchedule) -> Velocity:
     """The computed velocity, with what earlier forecasts left out returned within it."""
     return error_control.catch_up(
         velocity,
-        made.velocity,
-        lag=state.lag,
-        growth=made.growth,
+        prepared.velocity,
+        lag=prepared.state.lag,
+        growth=prepared.growth,
         sigma=schedule.sigma,
         sigma_next=schedule.sigma_next,
     )
 
 
 @typed
-def record_step(
-    refresh: Flags, is_computed: Flag, predicted: PerSample, measured: PerSample, next_state: CacheState
-) -> StepRecord:
-    """What the report will read; fresh."""
-    return StepRecord(
-        refresh=refresh.clone(),
-        is_computed=is_computed.clone(),
-        predicted_error=predicted,
-        measured_error=measured,
-        accumulated_error=next_state.accumulated_error.clone(),
-    )
-
-
-@typed
-def follow(coupling: Coupling, record: StepRecord) -> Coupling:
-    """The coupling of the guidance branches after the one that led: they do what it did."""
-    choice = record.groups.choice if isinstance(record.groups, GroupRecord) else coupling.leader_choice
-    return coupling._replace(
-        is_follower=torch.ones_like(coupling.is_follower),
-        leader_refresh=record.refresh,
-        weight=torch.ones_like(coupling.weight),
-        others_error=torch.zeros_like(coupling.others_error),
-        leader_choice=choice,
-    )
+def measure(prepared: Prepared, outcome: Outcome, refresh: Flags) -> Outcome:
+    """The outcome with e where a sample refreshed and had a forecast, NaN elsewhere."""
+    nothing = torch.full_like(outcome.measured_error, float("nan"))
+    is_measured = refresh & (prepared.state.num_nodes > 0)
+    return outcome._replace(measured_error=torch.where(is_measured, outcome.measured_error, nothing))
 
 
 @typed
 def advance(
-    state: CacheState,
-    schedule: StepSchedule,
-    config: CacheConfig,
-    refresh: Flags,
-    made: Forecast,
+    prepared: Prepared,
     outcome: Outcome,
-    accumulated: PerSample,
-) -> tuple[CacheState, PerSample]:
-    """The state after the step (refreshed samples start a new segment, the others extend theirs), and e where measured."""
+    decision: Decision,
+    schedule: StepSchedule,
+    *,
+    config: CacheConfig,
+    groups: GroupState | None = None,
+) -> CacheState:
+    """The state after the step: refreshed samples start a new segment, the others extend theirs.
+
+    Args:
+        prepared: the branch before the decision.
+        outcome: the branch after it; see `measure`.
+        decision: that was taken.
+        schedule: where the step stands.
+        config: settings; static.
+        groups: what groups of blocks remember after the step.
+
+    """
+    state, refresh = prepared.state, decision.refresh
     has_node = state.num_nodes > 0
-    zeros = torch.zeros_like(accumulated)
-    measured = torch.where(refresh & has_node, outcome.measured_error, torch.full_like(zeros, float("nan")))
-    signal = above_floor(measured, schedule.noise_floor)
-    rate = torch.where(has_node, error_control.error_rate(signal, made.growth), torch.full_like(zeros, float("inf")))
+    zeros = torch.zeros_like(decision.accumulated_error)
+    signal = above_floor(outcome.measured_error, schedule.noise_floor)
+    rate = torch.where(has_node, error_control.error_rate(signal, prepared.growth), torch.full_like(zeros, float("inf")))
     gap = torch.where(has_node, forecast.gap_to(state.nodes, schedule.sigma), zeros)
-    lag = error_control.extend_lag(state.lag, made.growth, schedule.sigma, schedule.sigma_next)
-    next_state = CacheState(
-        history=outcome.history[0] if outcome.history else state.history,
+    lag = error_control.extend_lag(state.lag, prepared.growth, schedule.sigma, schedule.sigma_next)
+    return CacheState(
+        history=outcome.history if outcome.history.ndim == state.history.ndim else state.history,
         nodes=forecast.push(state.nodes, schedule.sigma.expand_as(zeros), refresh),
         steps=forecast.push(state.steps, schedule.step_index.expand_as(zeros), refresh),
         num_nodes=torch.where(refresh, (state.num_nodes + 1).clamp(max=config.num_nodes), state.num_nodes),
         error_rate=torch.where(refresh, rate, state.error_rate),
-        error_order=torch.where(refresh, made.orders, state.error_order),
-        accumulated_error=torch.where(refresh, zeros, accumulated),
+        error_order=torch.where(refresh, prepared.orders, state.error_order),
+        accumulated_error=torch.where(refresh, zeros, decision.accumulated_error),
         last_gap=torch.where(refresh, gap, state.last_gap),
         lag=torch.where(refresh, zeros, lag),
+        gate=remember(state.gate, prepared.seen, refresh, config=config),
+        groups=groups,
     )
-    return next_state, measured
 
 
 @typed
@@ -150,14 +168,12 @@ def restart(state: CacheState, is_other: Flag) -> CacheState:
     def cleared(value: Tensor, empty: float = 0.0) -> Tensor:
         return torch.where(is_other, torch.full_like(value, empty), value)
 
-    extras = state.extras
-    if isinstance(extras, GroupState):
-        extras = extras._replace(num_nodes=cleared(extras.num_nodes))
+    groups = state.groups
     return state._replace(
         num_nodes=cleared(state.num_nodes),
         error_rate=cleared(state.error_rate, float("inf")),
         error_order=cleared(state.error_order),
         last_gap=cleared(state.last_gap),
         lag=cleared(state.lag),
-        extras=extras,
+        groups=None if groups is None else groups._replace(num_nodes=cleared(groups.num_nodes)),
     )

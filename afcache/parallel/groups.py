@@ -1,6 +1,6 @@
-"""Several processes that draw one image: which groups they form, and the checks that keep them together.
+"""Several processes that draw one image: which groups they form.
 
-xfuser owns processes and groups. Its FLUX wrapper is not used: it mutates state at run time and disables the compiler inside
+xfuser owns processes and groups. Its model wrappers are not used: they mutate state at run time and disable the compiler inside
 attention, so only the mathematics that is traced is written again (`afcache.functional.ranks.attention`).
 """
 
@@ -15,13 +15,11 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
 
-from afcache._checks import check_flag, check_integer, check_number
 from afcache.functional.ranks.attention import SequenceRanks
 from afcache.functional.ranks.collectives import Ranks
 from afcache.functional.ranks.step import Layout
-from afcache.functional.state import StepRecord
+from afcache.parallel.config import ParallelConfig
 from afcache.parallel.xfuser_on_cpu import import_on_cpu
 
 T = TypeVar("T")
@@ -30,55 +28,6 @@ _DEGREES = "afcache/degrees"
 _READING = 10.0
 _COMMAND = "torchrun --nproc-per-node {count} your_script.py"
 _ENVIRONMENT = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-
-
-@dataclass(frozen=True)
-class ParallelConfig:
-    """How many processes share the work, and how; the product is the number of processes that torchrun starts.
-
-    Attributes:
-        ulysses_degree: ranks that share a sequence and exchange attention heads; divides the number of heads.
-        ring_degree: ranks that share a sequence and pass keys and values on.
-        cfg_degree: 2: the two branches of true CFG are computed by different ranks.
-        data_degree: groups of ranks that draw images of their own, and never wait for each other.
-        backend: of torch.distributed; None is xfuser's choice for this machine (NCCL on GPUs). "gloo" runs on CPU processes.
-        check_decisions: let all ranks vote on every decision, and raise naming rank and step if they differ; waits for the
-            device at every step.
-        timeout: seconds that a rank waits for others before it gives up; None is torch's choice, 10 minutes with NCCL and 30
-            with gloo.
-
-    Raises:
-        ValueError, TypeError: a value is out of its range.
-
-    """
-
-    ulysses_degree: int = 1
-    ring_degree: int = 1
-    cfg_degree: int = 1
-    data_degree: int = 1
-    backend: str | None = None
-    check_decisions: bool = False
-    timeout: float | None = None
-
-    def __post_init__(self) -> None:
-        for name in ("ulysses_degree", "ring_degree", "data_degree"):
-            check_integer(name, getattr(self, name), 1, None)
-        check_integer("cfg_degree", self.cfg_degree, 1, 2)
-        check_flag("check_decisions", self.check_decisions)
-        if self.timeout is not None:
-            check_number("timeout", self.timeout, 1, 86400)
-        if self.backend not in (None, "gloo", "nccl"):
-            raise ValueError(f"backend must be None, 'nccl' or 'gloo', got {self.backend!r}.")
-
-    @property
-    def shares_sequence(self) -> bool:
-        """Whether ranks share the tokens of an image."""
-        return self.ulysses_degree * self.ring_degree > 1
-
-    @property
-    def processes(self) -> int:
-        """How many processes there must be."""
-        return self.ulysses_degree * self.ring_degree * self.cfg_degree * self.data_degree
 
 
 @dataclass(frozen=True)
@@ -276,75 +225,3 @@ def check_device(device: torch.device) -> None:
             f"transformer must be on cuda:{own}, the GPU of this process (LOCAL_RANK {own}), got {device}. Call "
             "pipe.to(f\"cuda:{os.environ['LOCAL_RANK']}\") before compile_pipeline."
         )
-
-
-def check_same_task(context: ParallelContext, task: dict[str, Tensor | int | float]) -> None:
-    """Compare what the ranks of one image are about to draw, before the first collective of the step could hang.
-
-    Args:
-        context: who takes part.
-        task: what must be equal, by the name that the user knows it by; tensors are compared by shape and content.
-
-    Raises:
-        RuntimeError: naming what differs, and the ranks.
-
-    """
-    mine = torch.tensor([_fingerprint(value) for value in task.values()], dtype=torch.float64)
-    names: Any = dist.distributed_c10d
-    group = names._resolve_process_group(context.control)
-    everybody = [torch.empty_like(mine) for _ in range(dist.get_world_size(group))]
-    try:
-        dist.all_gather(everybody, mine, group=group)
-    except RuntimeError as error:
-        raise lost_rank(context, "at the start of an image") from error
-    first = dist.get_global_rank(group, 0)
-    for rank, theirs in enumerate(everybody):
-        names = [name for name, a, b in zip(task, everybody[0], theirs, strict=True) if a != b]
-        if names:
-            # Ranks at different calls differ in everything else, too.
-            names = names[:1] if names[0] == next(iter(task)) and len(names) > 1 else names
-            other = dist.get_global_rank(group, rank)
-            raise RuntimeError(
-                f"ranks {first} and {other} were given different {', '.join(names)}, but draw one image together. Call the "
-                "pipeline with the same arguments and generator seeds on all ranks, or use data_degree for images of their own."
-            )
-
-
-def _fingerprint(value: Tensor | int | float) -> float:
-    """A number that tells tensors apart; NaN would differ from itself."""
-    if not isinstance(value, Tensor):
-        return float(value)
-    x = torch.nan_to_num(value.detach().to(torch.float64)).flatten()
-    weights = torch.linspace(1, 2, max(x.numel(), 1), dtype=torch.float64, device=x.device)[: x.numel()]
-    shape = sum(length * 1e-3**axis for axis, length in enumerate(value.shape, start=1))
-    return float((x * weights).sum().cpu()) + shape
-
-
-def check_votes(context: ParallelContext, record: StepRecord | None, step: int) -> None:
-    """Raise if the ranks decided differently at a step (`ParallelConfig.check_decisions`).
-
-    Raises:
-        RuntimeError: naming the step and the ranks.
-
-    """
-    for vote in () if record is None else record.votes:
-        others = [rank for rank in range(vote.shape[0]) if not torch.equal(vote[rank], vote[0])]
-        if others:
-            raise RuntimeError(
-                f"ranks decided differently at step {step}: rank 0 of the replica chose {vote[0].tolist()} (0 computes), "
-                + ", ".join(f"rank {rank} {vote[rank].tolist()}" for rank in others)
-                + ". The step was computed wherever any rank wanted it. Please report this."
-            )
-
-
-def is_lost_connection(error: BaseException) -> bool:
-    """Whether a collective failed, rather than the step."""
-    return isinstance(error, dist.DistError) or any(word in str(error) for word in ("gloo", "NCCL", "Connection closed"))
-
-
-def lost_rank(context: ParallelContext, where: str) -> RuntimeError:
-    """What to raise when a collective failed."""
-    return RuntimeError(
-        f"rank {context.rank} of {context.world_size} lost another rank {where}: a process has ended, failed or is stuck. The "
-        "first error among the ranks' outputs tells why; start all of them again."
-    )

@@ -6,13 +6,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from afcache.functional.groups.group import STRATEGIES, divide
+from afcache.functional.groups.group import divide
+from afcache.functional.groups.strategies.table import STRATEGIES
 from afcache.functional.ranks.step import Layout
 from afcache.functional.ranks.traffic import Traffic, step_traffic
 from afcache.functional.state import GroupRecord, StepRecord
-from afcache.pipeline import require_runtime
 from afcache.reports.summary import GroupReport, Report, StepReport
-from afcache.runtime.trajectory import Call, Trajectory
+from afcache.runtime.binding import require_runtime
+from afcache.runtime.clock import TimedCall
+from afcache.runtime.trajectory import Trajectory
 from afcache.settings.config import CacheConfig
 
 
@@ -37,23 +39,23 @@ def report(pipe: Any) -> Report:
         config=config,
         steps=tuple(_read_call(call, trajectory, settings, layout) for call in trajectory.calls),
         num_steps=len({call.step for call in trajectory.calls}),
-        num_blocks=trajectory.num_blocks,
+        num_blocks=runtime.steps.sizes.num_blocks,
         state_bytes=trajectory.bytes,
         guidance_scale=() if scale is None else _floats(scale),
     )
 
 
-def _read_call(call: Call, trajectory: Trajectory, config: CacheConfig, layout: Layout | None) -> StepReport:
+def _read_call(call: TimedCall, trajectory: Trajectory, config: CacheConfig, layout: Layout | None) -> StepReport:
     batch = trajectory.shape[0]
     record = call.record
     unknown = (math.nan,) * batch
     # The leading branch's estimate is the step's: it is made for all branches together.
     leader = next(other.record for other in trajectory.calls if other.step == call.step and other.branch == 0)
     is_computed = True if record is None else bool(record.is_computed)
-    evaluations, mlp_evaluations = _count(record, is_computed, trajectory.num_blocks, config)
+    evaluations, mlp_evaluations = _count(record, is_computed, trajectory.bound.steps.sizes.num_blocks, config)
     traffic = Traffic()
-    if layout is not None and trajectory.sizes is not None:
-        traffic = step_traffic(layout, trajectory.sizes, config, is_computed=is_computed, evaluations=evaluations)
+    if layout is not None and trajectory.messages is not None:
+        traffic = step_traffic(layout, trajectory.messages, config, is_computed=is_computed, evaluations=evaluations)
     return StepReport(
         step=call.step,
         branch=call.branch,
@@ -92,7 +94,7 @@ def _read_groups(record: StepRecord | None, config: CacheConfig) -> tuple[GroupR
     for index in range(config.num_groups):
         groups.append(
             GroupReport(
-                choice=tuple("computed" if c == 0 else STRATEGIES[c - 1] for c in found.choice[index].tolist()),
+                choice=tuple("computed" if c == 0 else STRATEGIES[c - 1].name for c in found.choice[index].tolist()),
                 distance=_floats(found.distance[index]),
                 threshold=_floats(found.threshold[index]),
                 stability=_floats(found.stability[index]),

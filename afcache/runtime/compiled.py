@@ -1,4 +1,4 @@
-"""How a step is compiled, and how it is called once it is: checked twice an image instead of at every step.
+"""The step as a function of tensors, how it is compiled, and how it is called then: checked twice an image, not at every step.
 
 Compiled, the checks are Dynamo's guards; in eager mode they are the shape annotations of every function.
 """
@@ -16,7 +16,12 @@ from torch._dynamo.exc import FailOnRecompileLimitHit
 from torch.utils import _pytree as pytree
 
 from afcache._typing import unchecked
+from afcache.functional.model import Model
+from afcache.functional.ranks.step import Layout, gather, share
+from afcache.functional.step import HistoryWriter, full_forward, take
+from afcache.functional.update import Branch
 from afcache.runtime.subclasses import opening
+from afcache.settings.config import CacheConfig
 
 
 @dataclass(frozen=True)
@@ -143,3 +148,33 @@ def _with_code(function: types.FunctionType, code: types.CodeType) -> types.Func
     copy = types.FunctionType(code, function.__globals__, function.__name__, function.__defaults__, function.__closure__)
     copy.__kwdefaults__ = function.__kwdefaults__
     return copy
+
+
+def cached_step(model: Model, layout: Layout | None, config: CacheConfig, writer: HistoryWriter | None) -> Any:
+    """One guidance branch's step as a function of tensors; on several ranks velocities are of all branches."""
+
+    def alone(inputs: Any, state: Any, schedule: Any, coupling: Any) -> Any:
+        (taken,) = take(model, (Branch(inputs, state),), schedule, coupling, config=config, writer=writer)
+        return taken.velocity, taken.state, taken.record
+
+    def together(inputs: Any, state: Any, schedule: Any, coupling: Any) -> Any:
+        assert layout is not None
+        local, mine = share(model, inputs, layout)
+        (taken,) = take(local, (Branch(mine, state),), schedule, coupling, config=config, writer=writer)
+        return gather(taken.velocity, model, inputs, layout), taken.state, taken.record
+
+    return alone if layout is None else together
+
+
+def full_step(model: Model, layout: Layout | None) -> Any:
+    """The forward without a cache."""
+
+    def alone(inputs: Any) -> Tensor:
+        return full_forward(model, inputs)
+
+    def together(inputs: Any) -> Tensor:
+        assert layout is not None
+        local, mine = share(model, inputs, layout)
+        return gather(full_forward(local, mine), model, inputs, layout)
+
+    return alone if layout is None else together

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from afcache._typing import unchecked
-from afcache.functional.lookahead import foresee
+from afcache.functional.decision import foresee
 from afcache.functional.plans import forced_steps
 from afcache.functional.state import CacheState, Coupling, StepSchedule
 from afcache.settings.config import CacheConfig
@@ -39,7 +39,7 @@ class Foresight:
         states: list[CacheState],
         weights: tuple[Tensor, Tensor],
         *,
-        is_known: bool,
+        has_history: bool,
     ) -> Coupling:
         """The leading branch's coupling with what the host knows of its decision.
 
@@ -48,28 +48,28 @@ class Foresight:
             coupling: without that.
             states: of all guidance branches, the leader's first.
             weights: of the leader's and of any other branch's predicted error.
-            is_known: whether the leader certainly has a history; if not, the step is computed, whatever the device decides.
+            has_history: whether the leader certainly has a history; if not, the step is computed, whatever the device decides.
 
         """
-        if self._forced[position] or not is_known:
-            return self._tell(coupling, is_computed=True)
-        if self._config.policy != "adaptive":
-            return self._tell(coupling, is_computed=False)
+        if self._forced[position] or not has_history:
+            return self._foretell(coupling, is_computed=True)
+        if not self._config.rule.is_error_controlled:
+            return self._foretell(coupling, is_computed=False)
         if position not in self._rows:
             self._rows = self._foresee(position, states, weights)
         refresh, is_computed = self._rows[position]
         adopted = coupling._replace(is_follower=torch.ones_like(coupling.is_follower), leader_refresh=refresh)
-        return self._tell(adopted, is_computed=is_computed)
+        return self._foretell(adopted, is_computed=is_computed)
 
-    def follow(self, coupling: Coupling, *, is_known: bool) -> Coupling:
+    def follow(self, coupling: Coupling, *, has_history: bool) -> Coupling:
         """The coupling of a branch that does what the leader did; without a history it computes."""
-        return self._tell(coupling, is_computed=not is_known or bool(coupling.known[0]))
+        return self._foretell(coupling, is_computed=not has_history or bool(coupling.known))
 
-    def _tell(self, coupling: Coupling, *, is_computed: bool) -> Coupling:
+    def _foretell(self, coupling: Coupling, *, is_computed: bool) -> Coupling:
         """Put a decision into a coupling. A computed step ends what was foreseen."""
         if is_computed:
             self._rows = {}
-        return coupling._replace(known=(torch.tensor(is_computed, device="cpu"),))
+        return coupling._replace(known=torch.tensor(is_computed, device="cpu"))
 
     def _foresee(
         self, position: int, states: list[CacheState], weights: tuple[Tensor, Tensor]

@@ -4,7 +4,6 @@ The `timestep` argument of the transformer cannot be used: pipelines cast it to 
 in sigma are then wrong by up to 22 % at 28 steps and 75 % at 50.
 """
 
-import weakref
 from typing import Any, NamedTuple
 
 import torch
@@ -35,36 +34,14 @@ class ScheduledStep(NamedTuple):
     index: int
 
 
-class Served:
-    """A pipeline whose scheduler is read at every call; when the pipeline is gone, its last scheduler still counts."""
-
-    def __init__(self, pipe: Any) -> None:
-        self._reference = weakref.ref(pipe)
-        # A pipeline that is being deep-copied has no scheduler yet.
-        self._scheduler = getattr(pipe, "scheduler", None)
-
-    @property
-    def pipe(self) -> Any:
-        """The pipeline, or None."""
-        return self._reference()
-
-    @property
-    def scheduler(self) -> Any:
-        """The pipeline's present scheduler."""
-        pipe = self._reference()
-        if pipe is not None:
-            self._scheduler = pipe.scheduler
-        return self._scheduler
-
-
 def check_scheduler(scheduler: Any, *, forecasts: bool = True) -> None:
     """Raise unless we know what the scheduler's step does, and a forecast is worth something under it.
 
     Where every step draws new noise n (stochastic sampling, LCM), x_{i+1} = (1 - sigma_{i+1}) (x_i - sigma_i v_i) +
     sigma_{i+1} n. The velocity n - x_0 follows that noise, and whatever is remembered of earlier steps holds earlier noise: on
-    mini-FLUX the relative error of a forecast is 0.8 to 1.2 however near the last refresh is, and images fall to 15 dB. What
-    does carry over is the prediction of x_0; but to reuse it at a step is the same as leaving that step out of the schedule.
-    So there is no error model to switch to: fewer steps are the cache.
+    the model that ships the relative error of a forecast is 0.8 to 1.2 however near the last refresh is, and images fall to
+    15 dB. What does carry over is the prediction of x_0; but to reuse it at a step is the same as leaving that step out of
+    the schedule. So there is no error model to switch to: fewer steps are the cache.
 
     Args:
         scheduler: of a pipeline.

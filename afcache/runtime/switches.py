@@ -10,10 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from afcache.models.flux1.architecture import FluxInputs
 from afcache.runtime.controls import Controls
-
-_NONE = Controls()
 
 
 class Steering(NamedTuple):
@@ -28,21 +25,27 @@ class Steering(NamedTuple):
 
     """
 
-    structure: tuple[Any, ...]
+    structure: Any
     conditions: tuple[Tensor, ...]
     versions: tuple[int | None, ...]
     scales: tuple[float, ...]
     is_controlled: Tensor | None
 
 
-def steering(inputs: FluxInputs, controls: Controls = _NONE) -> Steering:
-    """Read the steering of a step off its inputs, and off what ControlNets were called with for it."""
-    optional = (inputs.guidance, inputs.image_prompt_scales)
-    given = (tensor for tensor in optional if tensor is not None)
-    conditions = (inputs.encoder_hidden_states, inputs.pooled_projections, *inputs.image_prompts, *given, *controls.images)
-    versions = tuple(None if tensor.is_inference() else tensor._version for tensor in conditions)
-    structure = _structure((inputs, controls.images))
-    return Steering(structure, conditions, versions, controls.scales, _is_controlled(inputs))
+def steering_of(structure: Any, conditions: tuple[Tensor, ...], is_controlled: Tensor | None, controls: Controls) -> Steering:
+    """The steering of a step.
+
+    Args:
+        structure: shapes of its inputs.
+        conditions: of the call.
+        is_controlled: whether a ControlNet says anything, 0-d; None without one.
+        controls: what ControlNets were called with for it.
+
+    """
+    everything = (*conditions, *controls.images)
+    versions = tuple(None if tensor.is_inference() else tensor._version for tensor in everything)
+    shapes = (structure, tuple(image.shape for image in controls.images))
+    return Steering(shapes, everything, versions, controls.scales, is_controlled)
 
 
 def is_switched(before: Steering, now: Steering) -> Tensor | None:
@@ -62,15 +65,3 @@ def _is_edited(before: Steering, now: Steering) -> bool:
     tensors = zip(before.conditions, now.conditions, strict=True)
     versions = zip(before.versions, now.versions, strict=True)
     return any(then is present and old != new for (then, present), (old, new) in zip(tensors, versions, strict=True))
-
-
-def _structure(value: Any) -> Any:
-    if isinstance(value, tuple):
-        return tuple(map(_structure, value))
-    return value.shape if isinstance(value, Tensor) else value
-
-
-def _is_controlled(inputs: FluxInputs) -> Tensor | None:
-    """Whether the sum of ControlNets' residuals is other than 0, for loops whose ControlNets are not watched."""
-    first = [*inputs.controlnet_block_samples[:1], *inputs.controlnet_single_block_samples[:1]]
-    return torch.stack([sample.any() for sample in first]).any() if first else None

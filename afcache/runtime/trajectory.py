@@ -1,6 +1,5 @@
-"""One image's way through a schedule, as the runtime holds it between calls."""
+"""One image's way through a schedule: every call of the transformer, from its inputs to its velocity."""
 
-import time
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -10,67 +9,25 @@ import torch
 from torch import Tensor
 
 from afcache.functional.decision import predict_error
-from afcache.functional.error_control import infer_guidance
-from afcache.functional.initial import state_bytes
-from afcache.functional.model import Lengths
-from afcache.functional.ranks.traffic import Sizes
+from afcache.functional.guidance import follow, infer_guidance
+from afcache.functional.initial import StateShape, empty_state, state_bytes
+from afcache.functional.ranks.traffic import Call as Messages
 from afcache.functional.state import CacheState, Coupling, StepRecord, StepSchedule
-from afcache.functional.update import restart
-from afcache.models.flux1.architecture import FluxInputs
-from afcache.runtime.controls import Controls
+from afcache.models.family import Call
+from afcache.parallel.agreement import check_same_task, check_votes
+from afcache.parallel.groups import ParallelContext
+from afcache.runtime.branches import BRANCHES, BranchCalls, check_conditioning, weigh
+from afcache.runtime.clock import TimedCall
+from afcache.runtime.compiled import CompiledStep
 from afcache.runtime.foresight import Foresight
 from afcache.runtime.scheduler import ScheduledStep
-from afcache.runtime.switches import Steering, is_switched, steering
-from afcache.settings.config import CacheConfig
+from afcache.runtime.steps import Bound
+from afcache.runtime.switches import steering_of
 
-# What ranks have in common if they have the same guidance branches.
-BRANCHES = "numbers of guidance branches (true_cfg_scale, negative prompts)"
-# Inputs in which guidance branches differ.
-CONDITIONING = ("encoder_hidden_states", "pooled_projections", "txt_ids", "image_prompts")
-
-
-@dataclass
-class Call:
-    """One transformer call of a trajectory, as the report sees it.
-
-    Attributes:
-        step: position in the schedule.
-        branch: 0 for the leader, 1 and up for other guidance branches.
-        record: what the step did, or None under policy "none".
-        elapsed: returns seconds; on CUDA it waits for the call's events.
-
-    """
-
-    step: int
-    branch: int
-    record: StepRecord | None
-    elapsed: Callable[[], float]
-
-
-@dataclass
-class Branch:
-    """What one guidance branch holds.
-
-    Attributes:
-        state: the present value.
-        velocity: its velocity at the trajectory's first step; dropped once the guidance scale is known.
-        calls: how many there were.
-        settled: the compiled step without guards, once they have been checked often enough.
-        steering: what steered its last call.
-        is_known: whether it certainly has a history.
-
-    """
-
-    state: CacheState
-    velocity: Tensor | None = None
-    calls: int = 0
-    settled: Callable[..., Any] | None = None
-    steering: Steering | None = None
-    is_known: bool = False
-
-    def forget(self, state: CacheState) -> None:
-        """Start again with another state, whose next calls check all guards."""
-        self.state, self.calls, self.settled, self.is_known = state, 0, None, False
+# Diffusers' pipelines have two; a runaway count means that the scheduler is not driven.
+_MAX_BRANCHES = 4
+# Of each branch of an image; the guards of later ones could only repeat themselves.
+_GUARDED_CALLS = 2
 
 
 @dataclass
@@ -78,15 +35,18 @@ class Trajectory:
     """One image's (or batch's) way through a schedule.
 
     Attributes:
+        bound: what all images share.
         timesteps: the scheduler's tensor, whose identity names the trajectory.
         sigmas: noise levels on the model's device; float32.
         schedule: the steps from `first_index` on.
         alone: the leading branch's coupling where there are no others.
         first_index: where in the schedule it started.
-        shape: of the transformer's hidden_states.
+        shape: of the latents.
         corrects: whether the catch-up correction is on.
         kernel_name: attention backend that the trajectory started with.
         adapted: what adapters did to the model at the last step.
+        messages: what ranks exchange; None alone.
+        foresight: the decisions that the host knows beforehand; None where each step's is read.
         index: the present step.
         calls_at_index: transformer calls at this step so far.
         branches: guidance branches in order of their first call.
@@ -96,12 +56,10 @@ class Trajectory:
         conditioning: in what the first step's inputs of every branch differ, where other ranks compute some of them.
         velocities: of all branches at this step, where one call computed them for all.
         calls: every call, for the report.
-        num_blocks: blocks that one full call evaluates.
-        sizes: of the messages that ranks exchange; None alone.
-        foresight: the decisions that the host knows beforehand; None where each step's is read.
 
     """
 
+    bound: Bound
     timesteps: Tensor
     sigmas: Tensor
     schedule: list[StepSchedule]
@@ -111,188 +69,217 @@ class Trajectory:
     corrects: bool
     kernel_name: Any = None
     adapted: tuple[Any, ...] = ()
+    messages: Messages | None = None
+    foresight: Foresight | None = None
     index: int = -1
     calls_at_index: int = 0
-    branches: list[Branch] = field(default_factory=list)
+    branches: list[BranchCalls] = field(default_factory=list)
     coupling: Coupling | None = None
     guidance_scale: Tensor | None = None
     first_latents: Tensor | None = None
     conditioning: list[dict[str, Any]] = field(default_factory=list)
     velocities: Tensor | None = None
-    calls: list[Call] = field(default_factory=list)
-    num_blocks: int = 0
-    sizes: Sizes | None = None
-    foresight: Foresight | None = None
+    calls: list[TimedCall] = field(default_factory=list)
 
     @property
     def bytes(self) -> int:
         """Memory of all branches' states."""
         return sum(state_bytes(branch.state) for branch in self.branches)
 
+    def is_left(self, step: ScheduledStep, shape: torch.Size) -> bool:
+        """A schedule made anew, or one that is walked again from an earlier step, or begun again in another shape."""
+        is_restarted = step.index < self.index or (step.index == self.first_index and shape != self.shape)
+        return step.timesteps is not self.timesteps or is_restarted
 
-def is_new(trajectory: Trajectory, step: ScheduledStep, shape: torch.Size) -> bool:
-    """A schedule made anew, or one that is walked again from an earlier step, or begun again in another shape."""
-    is_restarted = step.index < trajectory.index or (step.index == trajectory.first_index and shape != trajectory.shape)
-    return step.timesteps is not trajectory.timesteps or is_restarted
+    def enter(self, call: Call, index: int) -> None:
+        """Come to a step of the schedule.
 
+        Raises:
+            RuntimeError: with latents of another shape, or once more than guidance has branches.
 
-def steer(branch: Branch, inputs: FluxInputs, controls: Controls) -> None:
-    """Start a branch again where it is steered otherwise than at its last call: its history is another field's."""
-    before, branch.steering = branch.steering, steering(inputs, controls)
-    if before is None:
-        return
-    if before.structure != branch.steering.structure:
-        branch.calls, branch.settled = 0, None
-    switched = is_switched(before, branch.steering)
-    if switched is not None:
-        branch.state, branch.is_known = restart(branch.state, switched), False
-
-
-def learn_guidance(trajectory: Trajectory, latents: Tensor) -> None:
-    """At the second step: infer the guidance scale from the first step that the scheduler took."""
-    if trajectory.first_latents is None or trajectory.index == trajectory.first_index:
-        return
-    if len(trajectory.branches) == 2:
-        first, second = (branch.velocity for branch in trajectory.branches)
-        assert first is not None
-        assert second is not None
-        channels = first.shape[-1]
-        before = trajectory.first_latents[..., :channels].to(torch.float32)
-        sigma, sigma_next = trajectory.sigmas[trajectory.first_index], trajectory.sigmas[trajectory.first_index + 1]
-        length = (sigma_next - sigma).abs()
-        step = (latents[..., :channels].to(torch.float32) - before) / (sigma_next - sigma)
-        rounding = torch.finfo(latents.dtype).eps * before.square().sum((1, 2)).sqrt() / length
-        trajectory.guidance_scale = infer_guidance(step, first, second, rounding=rounding)
-    trajectory.first_latents = None
-    for branch in trajectory.branches:
-        branch.velocity = None
-
-
-def weights(trajectory: Trajectory) -> tuple[Tensor, Tensor]:
-    """How much the error of the first and of any other guidance branch counts: |s| and |1 - s|; in full where s is unknown."""
-    ones = trajectory.alone.weight
-    scale = trajectory.guidance_scale
-    if scale is None:
-        return ones, ones
-    is_known = torch.isfinite(scale)
-    return torch.where(is_known, scale.abs(), ones), torch.where(is_known, (1 - scale).abs(), ones)
-
-
-def couple(trajectory: Trajectory, branch_index: int, config: CacheConfig) -> Coupling:
-    """How a branch decides: the first one for all, the others as it did."""
-    if branch_index == 0:
-        return _lead(trajectory, config)
-    coupling = trajectory.coupling
-    assert coupling is not None
-    if trajectory.foresight is None:
-        return coupling
-    return trajectory.foresight.follow(coupling, is_known=trajectory.branches[branch_index].is_known)
-
-
-def _lead(trajectory: Trajectory, config: CacheConfig) -> Coupling:
-    """Gather what the leading branch needs to decide for all."""
-    position = trajectory.index - trajectory.first_index
-    leader, *followers = trajectory.branches
-    coupling = trajectory.alone
-    if followers:
-        schedule = trajectory.schedule[position]
-        others = sum(predict_error(branch.state, schedule, config=config) for branch in followers)
-        weight, others_weight = weights(trajectory)
-        coupling = coupling._replace(weight=weight, others_error=others_weight * others)
-    if trajectory.foresight is None:
-        return coupling
-    states = [branch.state for branch in trajectory.branches]
-    return trajectory.foresight.lead(position, coupling, states, weights(trajectory), is_known=leader.is_known)
-
-
-def describe(inputs: FluxInputs, trajectory: Trajectory, config: CacheConfig, branch_index: int) -> dict[str, Any]:
-    """What must be equal on all ranks that draw one image, by the names that a user knows; the same names for all inputs.
-
-    A rank that has a guidance branch more than another is at its second branch while that one is at its second step.
-    """
-    is_later = trajectory.index > trajectory.first_index
-    latents = "true_cfg_scale, callbacks or scheduler options" if is_later else "latents or seeds"
-    residuals = [*inputs.controlnet_block_samples, *inputs.controlnet_single_block_samples]
-    return {
-        BRANCHES: 10 * (trajectory.index - trajectory.first_index) + branch_index,
-        "prompts (encoder_hidden_states)": inputs.encoder_hidden_states,
-        "prompts (pooled_projections)": inputs.pooled_projections,
-        f"{latents} (hidden_states)": inputs.hidden_states,
-        "image sizes (img_ids)": inputs.img_ids,
-        "reference images (context)": 0.0 if inputs.context is None else inputs.context,
-        "image prompts (IP-Adapters)": torch.cat([p.flatten() for p in inputs.image_prompts]) if inputs.image_prompts else 0.0,
-        "image prompts (scales)": 0.0 if inputs.image_prompt_scales is None else inputs.image_prompt_scales,
-        "ControlNets (their number of residuals)": len(residuals),
-        "ControlNets (controlnet_block_samples)": residuals[0] if residuals and not is_later else 0.0,
-        "guidance scales": 0.0 if inputs.guidance is None else inputs.guidance,
-        "step counts (scheduler.sigmas)": trajectory.sigmas,
-        "settings (CacheConfig)": zlib.crc32(repr(config).encode()),
-        "adapters (LoRA, their scales)": zlib.crc32(repr(trajectory.adapted).encode()),
-    }
-
-
-def check_conditioning(trajectory: Trajectory, inputs: FluxInputs, branch_index: int) -> None:
-    """Raise unless a guidance branch is conditioned on what it was at the first step.
-
-    Raises:
-        RuntimeError: there are fewer or more branches than at the first step, or one has another prompt.
-
-    """
-    branches = len(trajectory.conditioning)
-    if branches != 2 or branch_index >= branches:
-        raise RuntimeError(
-            f"cfg_degree=2 shares out the two branches of true CFG, but the pipeline called the transformer {branches} times "
-            "at its first step. Pass true_cfg_scale above 1 and a negative_prompt, or use cfg_degree=1."
-        )
-    before = trajectory.conditioning[branch_index]
-    for name in CONDITIONING:
-        now, then = getattr(inputs, name), before[name]
-        if not _is_equal(now, then):
+        """
+        if call.latents.shape != self.shape:
             raise RuntimeError(
-                f"{name} of guidance branch {branch_index} changed at step {trajectory.index}, which cfg_degree=2 does not "
-                "support: another rank computes the branch. Leave prompts alone in callbacks, or use cfg_degree=1."
+                f"hidden_states changed from {tuple(self.shape)} to {tuple(call.latents.shape)} within one trajectory. Call "
+                "scheduler.set_timesteps before sampling another shape."
+            )
+        if index != self.index:
+            self.index, self.calls_at_index = index, 0
+            self._forget_other_weights(call)
+        if self.calls_at_index == _MAX_BRANCHES:
+            raise RuntimeError(
+                f"transformer was called {self.calls_at_index + 1} times at step {index}, more than guidance has branches "
+                f"({_MAX_BRANCHES}). Call scheduler.step after each prediction, or use afcache.restore_pipeline(pipe)."
             )
 
+    def take(self, call: Call) -> tuple[Tensor, StepRecord | None]:
+        """The velocity of one call, alone or together with other ranks."""
+        return self._take_alone(call) if self.bound.parallel is None else self._take_together(call, self.bound.parallel)
 
-def message_sizes(transformer: Any, inputs: FluxInputs) -> Sizes:
-    """What the messages of ranks that take this call together are made of."""
-    settings = transformer.config
-    return Sizes(
-        batch=inputs.hidden_states.shape[0],
-        lengths=Lengths(inputs.encoder_hidden_states.shape[1], inputs.hidden_states.shape[1]),
-        heads=settings.num_attention_heads,
-        head_dim=settings.attention_head_dim,
-        channels=transformer.proj_out.out_features,
-        element=inputs.hidden_states.element_size(),
-    )
+    def note(self, record: StepRecord | None, elapsed: Callable[[], float]) -> None:
+        """Keep what a call did for the report, unless an earlier call of the step computed it."""
+        branch = self.calls_at_index
+        self.calls_at_index += 1
+        if self.velocities is None or branch == 0:
+            self.calls.append(TimedCall(self.index, branch, record, elapsed))
 
+    @property
+    def _position(self) -> int:
+        """Of the present step among those that are walked."""
+        return self.index - self.first_index
 
-def _is_equal(now: Any, then: Any) -> bool:
-    if isinstance(now, tuple):
-        return len(now) == len(then) and all(map(_is_equal, now, then))
-    return now is then or (isinstance(now, Tensor) and isinstance(then, Tensor) and torch.equal(now, then))
+    def _take_together(self, call: Call, parallel: ParallelContext) -> tuple[Tensor, StepRecord | None]:
+        """One call of several ranks, which compare what they are about to draw."""
+        branch, is_first = self.calls_at_index, self._position == 0
+        # Guidance scales show at the second step, and that a rank has a branch more than others.
+        is_second = self._position == 1 and branch == 0
+        if is_first or is_second or (parallel.layout.checks and branch == 0):
+            check_same_task(parallel, self._describe(call))
+        if parallel.splits_guidance and is_first:
+            self.conditioning.append(self._conditioning_of(call))
+        elif parallel.splits_guidance:
+            return self._take_split(call, parallel)
+        velocity, record = self._take_alone(call)
+        check_votes(parallel, record, self.index)
+        return velocity, record
 
+    def _take_split(self, call: Call, parallel: ParallelContext) -> tuple[Tensor, StepRecord | None]:
+        """One call for all guidance branches: this rank computes its own, and the others' velocities come with it.
 
-def start_clock(device: torch.device) -> Callable[[], Callable[[], float]]:
-    """Start timing; call the result at the end to get a function that returns the seconds between."""
-    if device.type == "cuda":
-        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        start.record()
+        What a branch is conditioned on was seen at the first step, at which every rank computed all branches.
+        """
+        branch_index = self.calls_at_index
+        check_conditioning(self._conditioning_of(call), self.conditioning, branch_index, self.index)
+        if branch_index > 0:
+            assert self.velocities is not None
+            return self.velocities[branch_index], None
+        rank = parallel.layout.cfg.rank
+        # Latents, time and a ControlNet's residuals are the present ones; pipelines give both branches the same.
+        mine = call.inputs._replace(**self.conditioning[rank])
+        if not self.bound.config.rule.is_cached:
+            with self.bound.steps.traceable():
+                velocities, record = self._step()(mine), None
+        else:
+            self._learn_guidance(call.latents)
+            branch = self.branches[rank if len(self.branches) > 1 else 0]
+            self.branches = [branch]
+            self._steer(branch, call)
+            coupling = self.alone._replace(weight=weigh(self.guidance_scale, self.alone.weight)[rank])
+            velocities, record = self._run(branch, mine, coupling)
+        check_votes(parallel, record, self.index)
+        self.velocities = velocities
+        return velocities[0], record
 
-        def stop_on_device() -> Callable[[], float]:
-            end.record()
+    def _take_alone(self, call: Call) -> tuple[Tensor, StepRecord | None]:
+        """One call for one guidance branch."""
+        if not self.bound.config.rule.is_cached:
+            with self.bound.steps.traceable():
+                return self._own(self._step()(call.inputs)), None
+        branch_index = self.calls_at_index
+        if branch_index == len(self.branches):
+            self.branches.append(BranchCalls(self._empty_state(call)))
+        branch = self.branches[branch_index]
+        self._steer(branch, call)
+        if branch_index == 0:
+            self._learn_guidance(call.latents)
+        coupling = self._lead() if branch_index == 0 else self._follow(branch)
+        velocity, record = self._run(branch, call.inputs, coupling)
+        velocity, branch.has_history = self._own(velocity), True
+        if branch_index == 0:
+            self.coupling = follow(coupling, record)
+        if self._position == 0:
+            self.first_latents, branch.velocity = call.latents, velocity
+        return velocity, record
 
-            def seconds() -> float:
-                end.synchronize()
-                return start.elapsed_time(end) / 1000
+    def _own(self, velocity: Tensor) -> Tensor:
+        """The velocity of a call in which all ranks computed the same guidance branch."""
+        return velocity if self.bound.parallel is None else velocity[0]
 
-            return seconds
+    def _step(self) -> CompiledStep:
+        return self.bound.steps.get(self.corrects, self.kernel_name)
 
-        return stop_on_device
-    began = time.perf_counter()
+    def _run(self, branch: BranchCalls, inputs: Any, coupling: Coupling) -> tuple[Tensor, StepRecord]:
+        """A branch's next call, after which its state is the next one; the first two check guards, then a state is our own."""
+        branch.calls += 1
+        step, arguments = self._step(), (inputs, branch.state, self.schedule[self._position], coupling)
+        with self.bound.steps.traceable():
+            if branch.calls > _GUARDED_CALLS and branch.unguarded is None:
+                branch.unguarded = step.without_guards(*arguments)
+            velocity, branch.state, record = (branch.unguarded or step)(*arguments)
+        return velocity, record
 
-    def stop() -> Callable[[], float]:
-        elapsed = time.perf_counter() - began
-        return lambda: elapsed
+    def _steer(self, branch: BranchCalls, call: Call) -> None:
+        steering = steering_of(call.structure, call.conditions, call.is_controlled, self.bound.controls())
+        branch.steer(steering)
 
-    return stop
+    def _empty_state(self, call: Call) -> CacheState:
+        """Of a guidance branch, on this rank."""
+        batch, img_seq, _ = call.latents.shape
+        sizes, parallel = self.bound.steps.sizes, self.bound.parallel
+        shards = 1 if parallel is None else parallel.layout.sequence.whole.size
+        shape = StateShape(batch, img_seq, sizes.dim, call.prefix_length, sizes.num_blocks, shards)
+        return empty_state(shape, config=self.bound.config, dtype=call.latents.dtype, device=call.latents.device)
+
+    def _forget_other_weights(self, call: Call) -> None:
+        """Start again where a callback has switched or rescaled adapters: the history is another model's."""
+        adapted = self.bound.weights.adapted()
+        if adapted != self.adapted:
+            self.adapted = adapted
+            for branch in self.branches:
+                branch.forget(self._empty_state(call))
+
+    def _learn_guidance(self, latents: Tensor) -> None:
+        """At the second step: infer the guidance scale from the first step that the scheduler took."""
+        if self.first_latents is None or self._position == 0:
+            return
+        if len(self.branches) == 2:
+            first, second = (branch.velocity for branch in self.branches)
+            assert first is not None
+            assert second is not None
+            channels = first.shape[-1]
+            before = self.first_latents[..., :channels].to(torch.float32)
+            sigma, sigma_next = self.sigmas[self.first_index], self.sigmas[self.first_index + 1]
+            length = (sigma_next - sigma).abs()
+            step = (latents[..., :channels].to(torch.float32) - before) / (sigma_next - sigma)
+            rounding = torch.finfo(latents.dtype).eps * before.square().sum((1, 2)).sqrt() / length
+            self.guidance_scale = infer_guidance(step, first, second, rounding=rounding)
+        self.first_latents = None
+        for branch in self.branches:
+            branch.velocity = None
+
+    def _lead(self) -> Coupling:
+        """What the leading branch needs to decide for all."""
+        leader, *followers = self.branches
+        coupling, weights = self.alone, weigh(self.guidance_scale, self.alone.weight)
+        if followers:
+            schedule, config = self.schedule[self._position], self.bound.config
+            others = sum(predict_error(branch.state, schedule, config=config) for branch in followers)
+            weight, others_weight = weights
+            coupling = coupling._replace(weight=weight, others_error=others_weight * others)
+        if self.foresight is None:
+            return coupling
+        states = [branch.state for branch in self.branches]
+        return self.foresight.lead(self._position, coupling, states, weights, has_history=leader.has_history)
+
+    def _follow(self, branch: BranchCalls) -> Coupling:
+        """The other branches do what the leader did."""
+        assert self.coupling is not None
+        if self.foresight is None:
+            return self.coupling
+        return self.foresight.follow(self.coupling, has_history=branch.has_history)
+
+    def _conditioning_of(self, call: Call) -> dict[str, Any]:
+        return {name: getattr(call.inputs, name) for name in self.bound.family.calls.of_branches}
+
+    def _describe(self, call: Call) -> dict[str, Any]:
+        """What must be equal on all ranks that draw one image, by the names that a user knows.
+
+        A rank that has a guidance branch more than another is at its second branch while that one is at its second step.
+        """
+        return {
+            BRANCHES: 10 * self._position + self.calls_at_index,
+            **self.bound.family.calls.describe(call.inputs, is_later=self._position > 0),
+            "step counts (scheduler.sigmas)": self.sigmas,
+            "settings (CacheConfig)": zlib.crc32(repr(self.bound.config).encode()),
+            "adapters (LoRA, their scales)": zlib.crc32(repr(self.adapted).encode()),
+        }

@@ -60,7 +60,7 @@ class Weights:
         self.has_subclasses = False
         self.is_quantised = False
 
-    def look(self) -> None:
+    def inspect(self) -> None:
         """At the start of an image: find the layers whose weights are cast for storage or are subclasses."""
         self.has_subclasses = any(is_subclass(parameter) for parameter in self._transformer.parameters())
         # Casting weights for storage alone does not count: it adds no noise.

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from afcache._version import __version__
 from afcache.functional.state import CacheState, GateState, GroupRecord, GroupState, StepRecord
-from afcache.sampling.loop import Denoised
+from afcache.sampling.result import Denoised
 
-_FORMAT = "afcache checkpoint 1"
+_FORMAT = "afcache checkpoint 2"
 
 
 def save_checkpoint(trajectory: Denoised, path: str | Path) -> None:
@@ -75,6 +75,7 @@ def _flatten(name: str, value: Any) -> Iterator[tuple[str, Tensor]]:
     """Tensors of nested tuples by their paths, such as "states.0.history"."""
     if isinstance(value, Tensor):
         yield name, value
+    if value is None or isinstance(value, Tensor):
         return
     for key, item in zip(getattr(value, "_fields", range(len(value))), value, strict=True):
         yield from _flatten(f"{name}.{key}" if name else str(key), item)

@@ -1,6 +1,5 @@
 """The denoising step as a torch.export program: a file that runs without AFCache, diffusers and the transformer's code."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -8,11 +7,10 @@ from torch import Tensor
 from torch.export import ExportedProgram
 
 from afcache._typing import HostModule
-from afcache.functional.state import CacheState, StepRecord, StepSchedule
-from afcache.functional.step import denoising_step
-from afcache.models.flux1.architecture import FluxInputs
+from afcache.functional.state import StepSchedule
 from afcache.runtime.subclasses import is_subclass
-from afcache.sampling.loop import denoise
+from afcache.sampling.loop import Journey, prepare_checked
+from afcache.sampling.primitives import denoising_step
 from afcache.settings.config import CacheConfig
 
 # Every step puts its own in their place.
@@ -20,7 +18,7 @@ _PLACED = ("hidden_states", "timestep")
 
 
 def export_step(
-    transformer: HostModule, inputs: FluxInputs, *, negative: FluxInputs | None = None, config: CacheConfig | None = None
+    transformer: HostModule, inputs: Any, *, negative: Any = None, config: CacheConfig | None = None
 ) -> ExportedProgram:
     """Export the step that `denoise` would call with the same arguments; decisions stay branches of its graph.
 
@@ -47,27 +45,17 @@ def export_step(
         NotImplementedError: quantised weights, or hooks that cast or move weights at every call.
 
     """
-    programs = []
-
-    def step(
-        transformer: HostModule,
-        branches: tuple[FluxInputs, ...],
-        latents: Tensor,
-        states: tuple[CacheState, ...],
-        schedule: StepSchedule,
-        scale: Tensor,
-        **static: Any,
-    ) -> tuple[Tensor, tuple[CacheState, ...], tuple[StepRecord, ...]]:
-        _check_weights(transformer)
-        plain = tuple({name: part for name, part in branch.items() if name not in _PLACED} for branch in _plain(branches))
-        module = _Step(transformer, branches, states, static)
-        program = torch.export.export(module, (plain, latents, _plain(states), _plain(schedule), scale))
-        _forget_sources(program)
-        programs.append(program)
-        return latents, states, ()
-
-    denoise(transformer, inputs, torch.tensor([1.0, 0.0]), negative=negative, config=config, step=step)
-    return programs[0]
+    first_step = torch.tensor([1.0, 0.0])
+    journey = prepare_checked(transformer, inputs, first_step, negative=negative, config=config)
+    _check_weights(transformer)
+    branches, (latents, states, _) = journey.branches, journey.start
+    plain = tuple({name: part for name, part in branch.items() if name not in _PLACED} for branch in _plain(branches))
+    module = _Step(journey)
+    with torch.no_grad():
+        arguments = (plain, latents, _plain(states), _plain(journey.schedule[0]), journey.guidance_scale)
+        program = torch.export.export(module, arguments)
+    _forget_sources(program)
+    return program
 
 
 def _check_weights(transformer: HostModule) -> None:
@@ -97,12 +85,11 @@ def _forget_sources(program: ExportedProgram) -> None:
 class _Step(torch.nn.Module):
     """`denoising_step` over plain containers; the weights are its submodule's."""
 
-    def __init__(
-        self, transformer: HostModule, branches: Sequence[FluxInputs], states: Sequence[CacheState], static: dict[str, Any]
-    ) -> None:
+    def __init__(self, journey: Journey) -> None:
         super().__init__()
-        self.transformer = transformer
-        self._branches, self._states, self._static = tuple(branches), tuple(states), static
+        self.transformer = journey.model.transformer
+        self._branches, self._states = journey.branches, journey.start.states
+        self._static = {"architecture": journey.model.architecture, "kernel": journey.model.kernel, "config": journey.config}
 
     def forward(
         self,

@@ -1,6 +1,5 @@
 """A whole trajectory with the functional step: no pipeline, no scheduler object, no hidden state."""
 
-import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -9,35 +8,39 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from afcache._typing import HostModule
-from afcache.functional.initial import check_state, init_state
-from afcache.functional.model import Architecture, AttentionKernel, scaled_dot_product_attention
+from afcache.functional.initial import StateShape, empty_state
+from afcache.functional.model import Architecture, AttentionKernel, Model, model_of, scaled_dot_product_attention
 from afcache.functional.plans import schedule_steps
-from afcache.functional.state import CacheState, StepRecord
-from afcache.functional.step import denoising_step
-from afcache.models.flux1 import architecture as flux1
-from afcache.models.flux1.checks import check_blocks, check_config, check_context, check_transformer
-from afcache.settings.config import CacheConfig, resolve_config
+from afcache.functional.state import CacheState, StepRecord, StepSchedule
+from afcache.models.families import family_of, family_with
+from afcache.sampling.checks import check_arguments, check_start, steps_left
+from afcache.sampling.primitives import denoising_step
+from afcache.sampling.result import Denoised
+from afcache.settings.config import CacheConfig
+from afcache.settings.presets import resolve_config
 
 Step = Callable[..., tuple[Tensor, tuple[CacheState, ...], tuple[StepRecord, ...]]]
 
 
-class Denoised(NamedTuple):
-    """A trajectory, finished or up to some step.
+class Journey(NamedTuple):
+    """A trajectory before its first step.
 
     Attributes:
-        latents: at the noise level that was reached, `[batch, img_seq, channels]`.
-        states: one for each guidance branch.
-        records: for each step, one record for each guidance branch.
+        model: the transformer.
+        config: settings.
+        branches: inputs of each guidance branch, the prompt's first.
+        schedule: its steps.
+        guidance_scale: per sample.
+        start: latents and states.
 
     """
 
-    latents: Tensor
-    states: tuple[CacheState, ...]
-    records: list[tuple[StepRecord, ...]]
-
-    def pattern(self, sample: int = 0) -> str:
-        """One letter per step: F computed, "." forecast."""
-        return "".join("F" if bool(leader.refresh[sample]) else "." for leader, *_ in self.records)
+    model: Model
+    config: CacheConfig
+    branches: tuple[Any, ...]
+    schedule: list[StepSchedule]
+    guidance_scale: Tensor
+    start: Denoised
 
 
 @torch.no_grad()
@@ -50,7 +53,7 @@ def denoise(
     guidance_scale: float = 1.0,
     config: CacheConfig | None = None,
     step: Step = denoising_step,
-    architecture: Architecture = flux1.FLUX,
+    architecture: Architecture | None = None,
     kernel: AttentionKernel | None = None,
     start: Denoised | None = None,
     stop: int | None = None,
@@ -69,8 +72,8 @@ def denoise(
     result = afcache.denoise(transformer, inputs, sigmas, start=half)
 
     Args:
-        transformer: owner of the weights, e.g. diffusers' FluxTransformer2DModel.
-        inputs: `afcache.FluxInputs` at the first noise level: its hidden_states are the latents to start from.
+        transformer: owner of the weights: diffusers' own.
+        inputs: what the architecture takes, at the first noise level: its hidden_states are the latents to start from.
         sigmas: noise levels, falling, one more than steps; used in float32.
         negative: inputs of the negative prompt, for classifier-free guidance; needs `guidance_scale`.
         guidance_scale: v = v_negative + guidance_scale (v_prompt - v_negative).
@@ -79,7 +82,7 @@ def denoise(
             overwrites (`compile_pipeline` clones them). torch.compile counts recompiles per function, so more than eight
             configs, or combinations of batch, text length and guidance, in one process need
             `torch._dynamo.config.recompile_limit` raised; `compile_pipeline` counts for each pipeline.
-        architecture: the model's parts.
+        architecture: the model's parts; by default those of the transformer's family.
         kernel: the attention kernel; by default that of the transformer's attention backend.
         start: a trajectory over the same sigmas to go on from, on the transformer's device; it is not changed. Its states
             must fit the config, whose tolerance and other numbers may be others.
@@ -89,7 +92,7 @@ def denoise(
         the latents, the last states, and a record of every step.
 
     Raises:
-        TypeError: sigmas are no tensor, or the inputs are not FluxInputs.
+        TypeError: sigmas are no tensor, or the inputs are none of the family's.
         ValueError: more groups or blocks than the transformer has; sigmas are too few, not falling or above 1; a guidance
             scale that is not finite, or without negative inputs, or negative inputs with other latents; a start of other
             shapes, dtypes, branches, settings or sigmas, or a stop that is not after it.
@@ -97,103 +100,93 @@ def denoise(
 
     """
     settings = resolve_config(config)
-    if architecture is flux1.FLUX:
-        check_transformer(transformer)
-        check_blocks(transformer)
-        check_config(transformer, settings)
-        _check_inputs("inputs", inputs, transformer)
-        check_context(inputs, settings)
-        _check_inputs("negative", inputs if negative is None else negative, transformer)
-    if kernel is None:
-        kernel = flux1.attention_kernel(transformer) if architecture is flux1.FLUX else scaled_dot_product_attention
-    _check(sigmas, inputs, negative, guidance_scale)
-    branches = _detach((inputs,) if negative is None else (inputs, negative))
-    batch, img_seq, _ = inputs.hidden_states.shape
-    device = inputs.hidden_states.device
-    sizes = [
-        {
-            "batch": batch,
-            "img_seq": img_seq,
-            "dim": transformer.inner_dim,
-            "config": settings,
-            "txt_seq": _text_length(branch),
-            "num_blocks": 1 if architecture.parts is None else architecture.parts.num_blocks(transformer),
-        }
-        for branch in branches
-    ]
-    if start is None:
-        states = tuple(init_state(**size, dtype=inputs.hidden_states.dtype, device=device) for size in sizes)
-        start = Denoised(branches[0].hidden_states, states, [])
-    else:
-        _check_start(start, inputs.hidden_states, sigmas, sizes)
-    latents, states, records = start.latents, start.states, list(start.records)
-    scale = torch.full((batch,), guidance_scale, dtype=torch.float32, device=device)
-    for schedule in schedule_steps(sigmas.to(device), settings)[_steps_left(start, stop, len(sigmas) - 1)]:
+    model = _model(transformer, (inputs, negative), settings, architecture, kernel)
+    check_arguments(sigmas, inputs, negative, guidance_scale)
+    journey = prepare(model, (inputs, negative), sigmas, guidance_scale=guidance_scale, config=settings)
+    if start is not None:
+        shapes = [_shape(model, branch) for branch in journey.branches]
+        check_start(start, inputs.hidden_states, sigmas, shapes, settings)
+    latents, states, records = start or journey.start
+    records = list(records)
+    for schedule in journey.schedule[steps_left(start or journey.start, stop, len(sigmas) - 1)]:
         latents, states, record = step(
             transformer,
-            branches,
+            journey.branches,
             latents,
             states,
             schedule,
-            scale,
-            architecture=architecture,
-            kernel=kernel,
+            journey.guidance_scale,
+            architecture=model.architecture,
+            kernel=model.kernel,
             config=settings,
         )
         records.append(record)
     return Denoised(latents, states, records)
 
 
-def _check_start(start: object, latents: Tensor, sigmas: Tensor, sizes: list[dict[str, Any]]) -> None:
-    if not isinstance(start, Denoised):
-        raise TypeError(f"start must be what denoise or load_checkpoint returned, got {type(start).__name__}.")
-    if len(start.states) != len(sizes):
-        raise ValueError(
-            f"start must have a state for each guidance branch, {len(sizes)}, got {len(start.states)}. Pass the same negative."
-        )
-    if start.latents.shape != latents.shape or start.latents.device != latents.device:
-        raise ValueError(
-            f"start.latents must have shape {tuple(latents.shape)} on {latents.device}, as inputs.hidden_states have, got "
-            f"{tuple(start.latents.shape)} on {start.latents.device}."
-        )
-    for state, size in zip(start.states, sizes, strict=True):
-        check_state(state, **size)
-        for name, tensor in (("latents", start.latents), ("states' history", state.history)):
-            if (tensor.dtype, tensor.device) != (latents.dtype, latents.device):
-                raise ValueError(
-                    f"start's {name} must be {latents.dtype} on {latents.device}, as inputs.hidden_states are, got "
-                    f"{tensor.dtype} on {tensor.device}. Go on in the dtype, and load_checkpoint on the device, of the model."
-                )
-        _check_levels(state, sigmas.float().cpu(), len(start.records))
+def prepare_checked(
+    transformer: HostModule, inputs: Any, sigmas: Tensor, *, negative: Any = None, config: CacheConfig | None = None
+) -> Journey:
+    """The trajectory that `denoise` would walk with these arguments.
+
+    Raises:
+        TypeError, ValueError, NotImplementedError: what `denoise` raises.
+
+    """
+    settings = resolve_config(config)
+    model = _model(transformer, (inputs, negative), settings, None, None)
+    check_arguments(sigmas, inputs, negative, 1.0)
+    return prepare(model, (inputs, negative), sigmas, guidance_scale=1.0, config=settings)
 
 
-def _check_levels(state: CacheState, sigmas: Tensor, done: int) -> None:
-    """Raise unless what the state remembers was computed at these noise levels, before the step it goes on with."""
-    filled = torch.arange(len(state.nodes))[:, None] < state.num_nodes.cpu()
-    steps, nodes = state.steps.cpu()[filled].long(), state.nodes.cpu()[filled]
-    if bool((steps >= min(done, len(sigmas))).any()):
-        raise ValueError(
-            f"start knows step {int(steps.max())}, but has {done} records, and there are {len(sigmas)} sigmas. Go on over the "
-            "same sigmas, with the record of every step done."
-        )
-    if not torch.equal(sigmas[steps], nodes):
-        raise ValueError(
-            f"start was computed at other noise levels than sigmas: {nodes.tolist()} at steps {steps.tolist()}, which are "
-            f"{sigmas[steps].tolist()} here. Go on over the same sigmas."
-        )
+def prepare(model: Model, inputs: tuple[Any, Any], sigmas: Tensor, *, guidance_scale: float, config: CacheConfig) -> Journey:
+    """A trajectory before its first step.
+
+    Args:
+        model: the transformer.
+        inputs: of the prompt, and of the negative prompt or None.
+        sigmas: noise levels.
+        guidance_scale: of all samples.
+        config: settings.
+
+    """
+    branches = _detach(tuple(each for each in inputs if each is not None))
+    latents = branches[0].hidden_states
+    states = tuple(
+        empty_state(_shape(model, branch), config=config, dtype=latents.dtype, device=latents.device) for branch in branches
+    )
+    scale = torch.full((latents.shape[0],), guidance_scale, dtype=torch.float32, device=latents.device)
+    schedule = schedule_steps(sigmas.to(latents.device), config)
+    return Journey(model, config, branches, schedule, scale, Denoised(latents, states, []))
 
 
-def _steps_left(start: Denoised, stop: int | None, steps: int) -> slice:
-    done, end = len(start.records), steps if stop is None else stop
-    if isinstance(end, bool) or not isinstance(end, int) or not done < end <= steps:
-        raise ValueError(
-            f"stop must be a step after the {done} done and at most {steps}, got {stop!r}. A finished trajectory cannot go on."
-        )
-    return slice(done, end)
+def _model(
+    transformer: HostModule,
+    inputs: tuple[Any, Any],
+    config: CacheConfig,
+    architecture: Architecture | None,
+    kernel: AttentionKernel | None,
+) -> Model:
+    """The transformer, checked as its family asks where the architecture is that of one."""
+    family = family_of(transformer) if architecture is None else family_with(architecture)
+    if family is None:
+        assert architecture is not None
+        return model_of(transformer, architecture, kernel or scaled_dot_product_attention)
+    family.checks.transformer(transformer)
+    family.checks.blocks(transformer)
+    family.checks.config(transformer, config)
+    given, negative = inputs
+    family.checks.inputs("inputs", given, transformer, config)
+    if negative is not None:
+        family.checks.inputs("negative", negative, transformer, config)
+    return model_of(transformer, family.architecture, kernel or family.attention_kernel(transformer))
 
 
-def _text_length(inputs: Any) -> int:
-    return flux1.prefix_length(inputs) if isinstance(inputs, flux1.FluxInputs) else 0
+def _shape(model: Model, inputs: Any) -> StateShape:
+    """What a branch's state is made for."""
+    batch, img_seq, _ = inputs.hidden_states.shape
+    parts, sizes = model.architecture.parts, model.sizes
+    return StateShape(batch, img_seq, sizes.dim, 0 if parts is None else parts.prefix_length(inputs), sizes.num_blocks)
 
 
 def _detach(branches: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -213,77 +206,3 @@ def _detach(branches: tuple[Any, ...]) -> tuple[Any, ...]:
         return known[id(tensor)]
 
     return pytree.tree_map_only(Tensor, own, branches)
-
-
-def _check_inputs(name: str, value: Any, transformer: HostModule) -> None:
-    if not isinstance(value, flux1.FluxInputs):
-        raise TypeError(
-            f"{name} must be afcache.FluxInputs, got {type(value).__name__}. Make them with afcache.FluxInputs(...)."
-        )
-    ranks = {"hidden_states": 3, "encoder_hidden_states": 3, "pooled_projections": 2, "img_ids": 2, "txt_ids": 2}
-    for field, rank in ranks.items():
-        shape = tuple(getattr(value, field).shape)
-        if len(shape) != rank:
-            raise ValueError(f"{name}.{field} must have {rank} axes, got shape {shape}; see afcache.FluxInputs.")
-    batch = value.hidden_states.shape[0]
-    for field in ("encoder_hidden_states", "pooled_projections"):
-        if getattr(value, field).shape[0] != batch:
-            raise ValueError(
-                f"{name}.{field} must have as many samples as hidden_states, {batch}, got shape "
-                f"{tuple(getattr(value, field).shape)}. Repeat the text for every image."
-            )
-    if value.hidden_states.dtype != transformer.dtype:
-        raise ValueError(
-            f"{name}.hidden_states must have the transformer's dtype {transformer.dtype}, got {value.hidden_states.dtype}. "
-            "Convert them, or the transformer, with .to(dtype)."
-        )
-    latents, condition = value.hidden_states.shape[2], 0 if value.condition is None else value.condition.shape[2]
-    if latents != transformer.out_channels or latents + condition != transformer.config.in_channels:
-        others = transformer.config.in_channels - transformer.out_channels
-        raise ValueError(
-            f"{name}.hidden_states must have the latents' {transformer.out_channels} channels and {name}.condition "
-            f"{f'the other {others}' if others else 'must be None'} for this transformer, got {latents} and {condition}. "
-            "Control images and masks are the condition; reference images are the context."
-        )
-    if value.controlnet_block_samples or value.controlnet_single_block_samples:
-        raise ValueError(
-            f"{name}.controlnet_block_samples and controlnet_single_block_samples must be empty: a ControlNet's residuals are "
-            "others at every step. Call afcache.denoising_step with those of each, or use a pipeline."
-        )
-    takes_guidance = bool(transformer.config.guidance_embeds)
-    if (value.guidance is not None) != takes_guidance:
-        expected = "a scale for each sample" if takes_guidance else "None"
-        raise ValueError(f"{name}.guidance must be {expected} for this transformer, got {value.guidance!r}.")
-
-
-def _is_same(x: Tensor, y: Tensor) -> bool:
-    """Equal, NaN included: latents that are not finite are for the model to show, not for us to blame on the caller."""
-    return x is y or (x.shape == y.shape and torch.equal(torch.nan_to_num(x), torch.nan_to_num(y)))
-
-
-def _check(sigmas: Tensor, inputs: Any, negative: Any, guidance_scale: float) -> None:
-    cure = "Take scheduler.sigmas after scheduler.set_timesteps, or torch.linspace(1, 0, steps + 1)."
-    if not isinstance(sigmas, Tensor):
-        raise TypeError(f"sigmas must be a tensor of noise levels, got {type(sigmas).__name__}. {cure}")
-    levels = sigmas.to(torch.float32)
-    if sigmas.ndim != 1 or len(sigmas) < 2 or not bool((levels[1:] < levels[:-1]).all()):
-        raise ValueError(
-            "sigmas must be a falling sequence of at least two noise levels, distinct in float32, got shape "
-            f"{tuple(sigmas.shape)}: {sigmas}. {cure}"
-        )
-    if float(sigmas[0]) > 1 or float(sigmas[-1]) < 0:
-        raise ValueError(
-            f"sigmas must lie in [0, 1], got {float(sigmas[0]):g} to {float(sigmas[-1]):g}: timesteps are 1000 times as large. "
-            f"{cure}"
-        )
-    if not math.isfinite(guidance_scale):
-        raise ValueError(f"guidance_scale must be finite, got {guidance_scale!r}; 1 means no guidance.")
-    if negative is None and guidance_scale != 1.0:
-        raise ValueError(
-            f"guidance_scale must be 1 without negative inputs, got {guidance_scale!r}. Pass negative=, or leave it out."
-        )
-    if negative is not None and not _is_same(negative.hidden_states, inputs.hidden_states):
-        raise ValueError(
-            f"negative.hidden_states {tuple(negative.hidden_states.shape)} must be inputs.hidden_states "
-            f"{tuple(inputs.hidden_states.shape)}: both branches share the latents. Use inputs._replace(...)."
-        )

@@ -8,15 +8,14 @@ from typing import Any, Literal, get_args
 
 from afcache._checks import LARGEST, check_choice, check_flag, check_integer, check_number, check_numbers, show
 from afcache.settings.curve import Calibration
+from afcache.settings.rules import RULES, PolicyName, Rule
 
-Policy = Literal["adaptive", "fixed", "growing", "magcache", "planned", "teacache", "dbcache", "none"]
 BatchDecisions = Literal["independent", "shared"]
 Forecast = Literal["polynomial", "taylorseer", "chebyshev"]
 Strategy = Literal["by_stability", "taylor", "similarity", "attention", "difference"]
 ErrorLaw = Literal["power", "remainder"]
-Preset = Literal["quality", "balanced", "fast"]
 
-# Of a trajectory's steps; FLUX's schedule has as many.
+# As many as schedules have steps.
 _MOST_NODES = 1000
 
 
@@ -65,6 +64,10 @@ class Layerwise:
         for name in ("similarity_threshold", "attention_threshold", "difference_threshold"):
             check_number(name, getattr(self, name), 0.0, math.inf, cure="0 computes every step")
         check_flag("adapt_thresholds", self.adapt_thresholds)
+
+    def uses(self, strategy: str) -> bool:
+        """Whether any group may follow the strategy."""
+        return self.strategy in (strategy, "by_stability")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -116,7 +119,7 @@ class CacheConfig:
 
     """
 
-    policy: Policy = "adaptive"
+    policy: PolicyName = "adaptive"
     tolerance: float = 0.016
     warmup_steps: int = 3
     max_growth: float = 2.0
@@ -142,7 +145,7 @@ class CacheConfig:
     calibration: Calibration | None = dataclasses.field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
-        check_choice("policy", self.policy, get_args(Policy))
+        check_choice("policy", self.policy, tuple(RULES))
         check_choice("forecast", self.forecast, get_args(Forecast))
         check_choice("error_law", self.error_law, get_args(ErrorLaw))
         check_choice("batch_decisions", self.batch_decisions, get_args(BatchDecisions))
@@ -177,7 +180,7 @@ class CacheConfig:
         if self.policy == "magcache" and not self.magnitude_ratios:
             raise ValueError(
                 "magnitude_ratios must not be empty under policy 'magcache': measure them with "
-                "afcache.calibrate_magnitudes(pipe, prompts), or take those of FLUX.1-dev from afcache.policy('magcache')."
+                "afcache.calibrate_magnitudes(pipe, prompts), or take its authors' from afcache.policy('magcache')."
             )
         if self.policy == "dbcache" and self.first_blocks == 0:
             raise ValueError(
@@ -187,7 +190,7 @@ class CacheConfig:
             return
         if not isinstance(self.layerwise, Layerwise):
             raise TypeError(f"layerwise must be an afcache.Layerwise or None, got {show(self.layerwise)}.")
-        if self.policy in ("teacache", "dbcache", "none") or self.first_blocks or self.last_blocks:
+        if self.rule.is_gated or not self.rule.is_cached or self.first_blocks or self.last_blocks:
             raise ValueError(
                 f"layerwise cannot be combined with policy {self.policy!r}, first_blocks={self.first_blocks} and "
                 f"last_blocks={self.last_blocks}: its groups gate themselves. Use 'adaptive', 'fixed', 'growing', 'magcache' "
@@ -209,9 +212,14 @@ class CacheConfig:
         return 16 if self.forecast == "chebyshev" else self.order + 1
 
     @property
-    def is_gated(self) -> bool:
-        """Whether each step is decided by what is seen of its input."""
-        return self.policy in ("teacache", "dbcache")
+    def rule(self) -> Rule:
+        """What follows from the policy."""
+        return RULES[self.policy]
+
+    @property
+    def runs_sections(self) -> bool:
+        """Whether some blocks run at every step, so that the others start from text and image tokens."""
+        return bool(self.first_blocks or self.last_blocks)
 
     @property
     def num_groups(self) -> int:
@@ -244,36 +252,6 @@ class CacheConfig:
         return cls(**{name: _from_plain(name, value) for name, value in values.items()})
 
 
-def resolve_config(
-    config: CacheConfig | None = None, *, tolerance: float | None = None, preset: str | None = None
-) -> CacheConfig:
-    """Make one config out of the ways in which it can be given.
-
-    Args:
-        config: complete settings; excludes the other two.
-        tolerance: overrides that of the preset; `max_growth` and `damping` follow it (see `tuned`).
-        preset: "quality", "balanced" (the default) or "fast".
-
-    Raises:
-        ValueError: `config` together with `tolerance` or `preset`, or an unknown preset.
-        TypeError: `config` is not a CacheConfig.
-
-    """
-    if config is not None:
-        if not isinstance(config, CacheConfig):
-            raise TypeError(f"config must be an afcache.CacheConfig, got {type(config).__name__}.")
-        given = [f"{name}={value!r}" for name, value in (("tolerance", tolerance), ("preset", preset)) if value is not None]
-        if given:
-            raise ValueError(
-                f"config and {' and '.join(given)} were both given, but config already holds every setting. "
-                "Pass one or the other, or use dataclasses.replace(config, ...)."
-            )
-        return config
-    name = "balanced" if preset is None else preset
-    check_choice("preset", name, tuple(PRESETS))
-    return PRESETS[name] if tolerance is None else tuned(tolerance)  # pyright: ignore[reportArgumentType]
-
-
 def _check_fields(where: str, values: object, kind: type) -> None:
     known = {field.name for field in dataclasses.fields(kind)}
     if not isinstance(values, dict) or not known.issuperset(values):
@@ -297,28 +275,3 @@ def _check_steps(name: str, values: object) -> None:
 
     if not isinstance(values, tuple) or not all(map(is_step, values)):
         raise ValueError(f"{name} must be a tuple of step indices from 0, got {show(values)}.")
-
-
-def tuned(tolerance: float) -> CacheConfig:
-    """The policy that bench/search_policy.py found best on mini-FLUX (seeds 0 to 63), at a tolerance.
-
-    On trained features the linear error law beats the power of the remainder's order, which trusts long gaps too much. Gaps
-    that grow slowly are worth 2 dB at 45 dB and above; where more error is allowed they may grow faster: from a limit of 1.5 at
-    a tolerance of 0.016 to 2.5 at 0.064.
-
-    Args:
-        tolerance: error budget between refreshes; finite, >= 0.
-
-    """
-    check_number("tolerance", tolerance, 0.0, math.inf, cure="0 computes every step, 0.016 is balanced")
-    boldness = min(1.0, max(0.0, math.log2(max(tolerance, 1e-9) / 0.016) / 2))
-    return CacheConfig(
-        tolerance=tolerance,
-        warmup_steps=2,
-        error_exponent=1.0,
-        damping=0.2 + 0.15 * boldness,
-        max_growth=1.5 + boldness,
-    )
-
-
-PRESETS: dict[Preset, CacheConfig] = {"quality": tuned(0.008), "balanced": tuned(0.016), "fast": tuned(0.032)}

@@ -4,7 +4,8 @@ import dataclasses
 from typing import Any
 
 from afcache._checks import check_choice
-from afcache.settings.config import PRESETS, CacheConfig, Layerwise, tuned
+from afcache.settings.config import CacheConfig, Layerwise
+from afcache.settings.presets import PRESETS, tuned
 
 # MagCache's calibration of FLUX.1-dev at 28 steps.
 FLUX_MAGNITUDE_RATIOS = (

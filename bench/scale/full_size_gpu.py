@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 
 import afcache
-from afcache.functional.model import scaled_dot_product_attention
+from afcache.functional.model import model_of, scaled_dot_product_attention
 from afcache.functional.step import full_forward
 from afcache.models.flux1 import architecture as flux1
+from afcache.models.flux1 import inputs as flux1_inputs
 from bench.models.random_flux import SIZES, Size
 from bench.record.recording import table, write_result
 from bench.scale.full_size_subject import CONFIG, INTERVAL, TEXT_TOKENS, Shape, Subject, cached, decide, force, plain, regional
@@ -124,9 +125,9 @@ class Bench:
         """One forward, nothing compiled: ours without a cache against diffusers'."""
         transformer = self.subject.transformer
         inputs = self.subject.inputs(self.shape)
-        theirs = transformer(**flux1.host_arguments(inputs), return_dict=False)[0]
+        theirs = transformer(**flux1_inputs.host_arguments(inputs), return_dict=False)[0]
         self.subject.seconds()
-        ours = full_forward(transformer, inputs, architecture=flux1.FLUX, kernel=scaled_dot_product_attention)
+        ours = full_forward(model_of(transformer, flux1.FLUX, scaled_dot_product_attention), inputs)
         yield {"ours": "one forward, eager", "theirs": "diffusers, eager", **difference(ours, theirs)}
         self.eager_latents = self.subject.draw(self.shape, _EQUAL_STEPS)
         self.subject.seconds()

@@ -14,10 +14,10 @@ from torch._inductor.utils import fresh_cache
 
 import afcache
 from afcache import CacheConfig
-from afcache.pipeline import require_runtime
+from afcache.runtime.binding import require_runtime
+from afcache.runtime.clock import start_clock
 from afcache.runtime.compiled import CompileOptions
-from afcache.runtime.trajectory import start_clock
-from afcache.settings.config import resolve_config
+from afcache.settings.presets import resolve_config
 from bench.models.random_flux import Size, make_flux1, make_pipeline
 
 TEXT_TOKENS = 512

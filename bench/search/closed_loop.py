@@ -15,13 +15,15 @@ from afcache import CacheConfig
 from afcache.functional import forecast
 from afcache.functional.decision import decide, forecast_row, predict_error
 from afcache.functional.groups.group import divide
-from afcache.functional.initial import init_state, solo
-from afcache.functional.model import AttentionKernel, Embedded, Part, scaled_dot_product_attention
+from afcache.functional.guidance import follow
+from afcache.functional.initial import solo
+from afcache.functional.model import Embedded, Model, Part, model_of, scaled_dot_product_attention
 from afcache.functional.plans import schedule_steps
 from afcache.functional.state import CacheState, Coupling, GroupRecord, StepRecord, StepSchedule
-from afcache.functional.step import cached_forward, look, prepare
-from afcache.functional.update import follow
-from afcache.models.flux1.architecture import FLUX, PARTS, num_blocks
+from afcache.functional.step import prepare
+from afcache.functional.update import Branch
+from afcache.models.flux1.architecture import FLUX, PARTS, sizes
+from afcache.sampling.primitives import cached_forward, init_state
 from bench.mini_flux.sampling import Prepared
 
 
@@ -64,12 +66,12 @@ def sample(transformer: Any, problem: Prepared, config: CacheConfig, *, use_surp
             transformer.inner_dim,
             config=config,
             txt_seq=branch.encoder_hidden_states.shape[1],
-            num_blocks=num_blocks(transformer),
+            num_blocks=sizes(transformer).num_blocks,
         )
         for branch in problem.branches
     ]
     signal = _Surprise(states[0]) if use_surprise else None
-    refreshes, runs = [], torch.zeros(2, num_blocks(transformer), dtype=torch.int64)
+    refreshes, runs = [], torch.zeros(2, sizes(transformer).num_blocks, dtype=torch.int64)
     for schedule in schedule_steps(problem.sigmas, config):
         placed = [FLUX.place(branch, latents, schedule.sigma) for branch in problem.branches]
         coupling = solo(batch, groups=config.num_groups)
@@ -79,7 +81,7 @@ def sample(transformer: Any, problem: Prepared, config: CacheConfig, *, use_surp
         if signal is not None:
             coupling = coupling._replace(others_error=signal.excess(transformer, placed[0], states[0], schedule, config))
         refresh = _decide(transformer, placed[0], states[0], schedule, coupling, config)
-        architecture = _sparse(refresh, num_blocks(transformer), config)
+        architecture = _sparse(refresh, sizes(transformer).num_blocks, config)
         velocities = []
         for index, branch in enumerate(placed):
             velocity, states[index], record = cached_forward(
@@ -94,7 +96,7 @@ def sample(transformer: Any, problem: Prepared, config: CacheConfig, *, use_surp
             )
             coupling = follow(coupling, record) if index == 0 else coupling
             velocities.append(velocity)
-            runs += _count(record, num_blocks(transformer), config)
+            runs += _count(record, sizes(transformer).num_blocks, config)
             if signal is not None:
                 signal.remember(record)
             if index == 0:
@@ -109,12 +111,11 @@ def sample(transformer: Any, problem: Prepared, config: CacheConfig, *, use_surp
 def _decide(
     transformer: Any, inputs: Any, state: CacheState, schedule: StepSchedule, coupling: Coupling, config: CacheConfig
 ) -> Tensor:
-    if not config.is_gated:
+    if not config.rule.is_gated:
         return decide(state, schedule, coupling, config=config)[0]
-    options = {"architecture": FLUX, "config": config}
-    made = prepare(transformer, inputs, state, schedule, kernel=scaled_dot_product_attention, **options)
-    (change,) = look(transformer, made, state, **options).change
-    return decide(state, schedule, coupling, change, config=config)[0]
+    model = model_of(transformer, FLUX, scaled_dot_product_attention)
+    prepared = prepare(model, Branch(inputs, state), schedule, config=config)
+    return decide(state, schedule, coupling, prepared.seen, config=config)[0]
 
 
 def _sparse(refresh: Tensor, blocks: int, config: CacheConfig) -> Any:
@@ -128,28 +129,27 @@ def _sparse(refresh: Tensor, blocks: int, config: CacheConfig) -> Any:
     )
 
 
-def _sparse_stack(refresh: Tensor, transformer: Any, inputs: Any, embedded: Embedded, kernel: AttentionKernel) -> Tensor:
+def _sparse_stack(refresh: Tensor, model: Model, inputs: Any, embedded: Embedded) -> Tensor:
     rows = refresh.nonzero().flatten()
     some = inputs._replace(encoder_hidden_states=inputs.encoder_hidden_states[rows])
     chosen = Embedded(embedded.hidden_states[rows], embedded.temb[rows])
-    return embedded.hidden_states.index_copy(0, rows, FLUX.stack(transformer, some, chosen, kernel))
+    return embedded.hidden_states.index_copy(0, rows, FLUX.stack(model, some, chosen))
 
 
 def _sparse_run(
     refresh: Tensor,
     cached: Part,
-    transformer: Any,
+    model: Model,
     inputs: Any,
     tokens: Tensor,
     temb: Tensor,
-    kernel: AttentionKernel,
     part: Part,
     attention: Tensor | None,
 ) -> tuple[Tensor, list[Tensor]]:
     if part != cached:
-        return PARTS.run(transformer, inputs, tokens, temb, kernel, part, attention)
+        return PARTS.run(model, inputs, tokens, temb, part, attention)
     rows = refresh.nonzero().flatten()
-    after, outputs = PARTS.run(transformer, inputs, tokens[rows], temb[rows], kernel, part, attention)
+    after, outputs = PARTS.run(model, inputs, tokens[rows], temb[rows], part, attention)
     return tokens.index_copy(0, rows, after), outputs
 
 

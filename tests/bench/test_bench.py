@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import afcache
 from afcache import CacheConfig, policy
-from afcache.functional.model import Part
+from afcache.functional.model import Part, model_of
 from afcache.models.flux1.architecture import FLUX, PARTS
 from bench import compare_strategies
 from bench.mini_flux.sampling import decode, draw, prepare
@@ -73,8 +73,8 @@ def test_operations_of_a_block_are_those_that_torch_counts(pipe):
         counts = []
         for reused in (None, torch.zeros(1, 1, 80, 96)):
             with FlopCounterMode(display=False) as counter:
-                arguments = (embedded, temb, _zero_attention, Part(index, index + 1), reused)
-                PARTS.run(pipe.transformer, inputs, *arguments)
+                model = model_of(pipe.transformer, FLUX, _zero_attention)
+                PARTS.run(model, inputs, embedded, temb, Part(index, index + 1), reused)
             counts.append(counter.get_total_flops())
         assert float(whole[index]) == counts[0] + attention
         assert float(without_attention[index]) == counts[1]

@@ -11,8 +11,9 @@ import pytest
 import afcache
 from afcache.calibration.tolerance import LARGEST, SMALLEST, choose, search
 from afcache.cli.main import main
-from afcache.settings.config import CacheConfig, Layerwise, tuned
+from afcache.settings.config import CacheConfig, Layerwise
 from afcache.settings.curve import Calibration, CurvePoint
+from afcache.settings.presets import tuned
 from bench.mini_flux import sampling
 
 PROMPTS = [sampling.prompt_of(seed) for seed in range(4)]

@@ -8,7 +8,7 @@ import torch
 
 from afcache.cli import processes
 from afcache.cli.main import main
-from afcache.parallel.groups import ParallelConfig
+from afcache.parallel.config import ParallelConfig
 
 CPU = torch.device("cpu")
 

@@ -12,9 +12,10 @@ from torch._dynamo.exc import UncapturedHigherOrderOpError
 from torch._dynamo.utils import counters
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
-from afcache.functional.model import scaled_dot_product_attention
+from afcache.functional.model import model_of, scaled_dot_product_attention
 from afcache.functional.step import full_forward
-from afcache.models.flux1.architecture import FLUX, FluxInputs
+from afcache.models.flux1.architecture import FLUX
+from afcache.models.flux1.inputs import FluxInputs
 
 
 def joint_attention() -> FluxAttention:
@@ -79,7 +80,7 @@ def test_a_bfloat16_flux_inside_a_branch_is_captured_without_memory_as_one_graph
     def step(flag: Tensor, velocity: Tensor, inputs: FluxInputs) -> Tensor:
         return torch.cond(
             flag,
-            lambda: full_forward(transformer, inputs, architecture=FLUX, kernel=scaled_dot_product_attention),
+            lambda: full_forward(model_of(transformer, FLUX, scaled_dot_product_attention), inputs),
             lambda: 2 * velocity,
             (),
         )

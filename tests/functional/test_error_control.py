@@ -8,12 +8,12 @@ from afcache.functional.error_control import (
     contribution,
     error_rate,
     extend_lag,
-    infer_guidance,
     power_growth,
     predicted_error,
     remainder_growth,
     should_refresh,
 )
+from afcache.functional.guidance import infer_guidance
 
 NODES = torch.tensor([[0.5], [0.8], [0.9]])
 

@@ -1,8 +1,9 @@
 import pytest
 import torch
 
-from afcache.functional.initial import check_state, init_state, solo, state_bytes
+from afcache.functional.initial import solo, state_bytes
 from afcache.functional.plans import schedule_steps
+from afcache.sampling.primitives import check_state, init_state
 from afcache.settings.config import CacheConfig
 
 SHAPE = {"batch": 2, "img_seq": 5, "dim": 3, "config": CacheConfig()}

@@ -6,11 +6,11 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from afcache.functional.decision import decide, predict_error
-from afcache.functional.initial import init_state, solo
+from afcache.functional.initial import solo
 from afcache.functional.model import scaled_dot_product_attention
 from afcache.functional.plans import schedule_steps
 from afcache.functional.state import CacheState
-from afcache.functional.step import cached_forward
+from afcache.sampling.primitives import cached_forward, init_state
 from afcache.settings.config import CacheConfig
 from tests.support.toy import (
     LATENTS,
@@ -285,7 +285,7 @@ def test_decide_weighs_the_leaders_error_and_adds_that_of_the_others():
     schedule = schedule_steps(sigmas, config)[2]
     # e = c h^2 = 5 * 0.01 and 3 * 0.01; guidance scale 4: 4 * 0.05 + 3 * 0.03, times a step of 0.1.
     coupling = solo(1)._replace(weight=torch.tensor([4.0]), others_error=3.0 * predict_error(other, schedule, config=config))
-    _, predicted, accumulated = decide(leader, schedule, coupling, config=config)
+    _, predicted, accumulated, _ = decide(leader, schedule, coupling, config=config)
     assert float(predicted) == pytest.approx(0.05, rel=1e-4)
     assert float(accumulated) == pytest.approx((4 * 0.05 + 3 * 0.03) * 0.1, rel=1e-4)
 
@@ -295,7 +295,7 @@ def test_a_follower_adopts_the_leaders_decision(adopted: bool):
     config = CacheConfig(warmup_steps=1, tolerance=1e9 if adopted else 0.0)
     schedule = schedule_steps(torch.tensor([1.0, 0.9, 0.8, 0.7, 0.6, 0.0]), config)[2]
     coupling = solo(1)._replace(is_follower=torch.tensor(True), leader_refresh=torch.tensor([adopted]))
-    refresh, _, _ = decide(measured_state(1.0), schedule, coupling, config=config)
+    refresh, *_ = decide(measured_state(1.0), schedule, coupling, config=config)
     assert bool(refresh) == adopted
 
 
@@ -303,7 +303,7 @@ def test_a_follower_without_history_computes():
     config = CacheConfig(warmup_steps=1, tolerance=1e9)
     schedule = schedule_steps(torch.tensor([1.0, 0.9, 0.8, 0.7, 0.6, 0.0]), config)[2]
     coupling = solo(1)._replace(is_follower=torch.tensor(True))
-    refresh, _, _ = decide(init_state(1, 3, 4, config=config), schedule, coupling, config=config)
+    refresh, *_ = decide(init_state(1, 3, 4, config=config), schedule, coupling, config=config)
     assert bool(refresh)
 
 
@@ -313,9 +313,7 @@ def test_cached_forward_compiles_to_one_graph_that_equals_eager():
     toy = Toy(mixture_flow)
 
     def step(inputs, state, schedule, coupling):
-        embedded_only = TOY._replace(
-            stack=lambda _, inputs, embedded, __: mixture_flow(inputs.hidden_states, embedded.temb[:, 0])
-        )
+        embedded_only = TOY._replace(stack=lambda _, inputs, embedded: mixture_flow(inputs.hidden_states, embedded.temb[:, 0]))
         return cached_forward(
             toy,
             inputs,

@@ -3,10 +3,13 @@ import torch
 from diffusers import FluxTransformer2DModel
 
 from afcache._typing import HostModule
-from afcache.functional.model import scaled_dot_product_attention
+from afcache.functional.model import model_of, scaled_dot_product_attention
 from afcache.functional.step import full_forward
-from afcache.models.flux1.architecture import FLUX, FluxInputs, attention_kernel, host_arguments, num_blocks
+from afcache.models.families import family_of
+from afcache.models.flux1.architecture import FLUX, sizes
+from afcache.models.flux1.backend import attention_kernel
 from afcache.models.flux1.checks import check_transformer
+from afcache.models.flux1.inputs import FluxInputs, host_arguments
 
 
 def make_transformer(*, guidance: bool = False, seed: int = 0) -> HostModule:
@@ -45,7 +48,7 @@ def host_forward(transformer: HostModule, inputs: FluxInputs) -> torch.Tensor:
 
 
 def our_forward(transformer: HostModule, inputs: FluxInputs) -> torch.Tensor:
-    return full_forward(transformer, inputs, architecture=FLUX, kernel=attention_kernel(transformer))
+    return full_forward(model_of(transformer, FLUX, attention_kernel(transformer)), inputs)
 
 
 @pytest.mark.parametrize("guidance", [False, True])
@@ -90,9 +93,9 @@ def test_full_forward_uses_the_given_kernel():
         calls.append(query.shape)
         return scaled_dot_product_attention(query, key, value)
 
-    velocity = full_forward(transformer, inputs, architecture=FLUX, kernel=kernel)
+    velocity = full_forward(model_of(transformer, FLUX, kernel), inputs)
     assert torch.equal(velocity, our_forward(transformer, inputs))
-    assert calls == [(1, 3, 64 + 5, 16)] * num_blocks(transformer)
+    assert calls == [(1, 3, 64 + 5, 16)] * sizes(transformer).num_blocks
 
 
 def test_full_forward_leaves_its_inputs_unchanged():
@@ -119,9 +122,9 @@ def test_attention_kernel_refuses_mixed_backends():
         attention_kernel(transformer)
 
 
-def test_check_transformer_refuses_other_models():
+def test_other_models_are_of_no_family():
     with pytest.raises(NotImplementedError, match="transformer is a Linear; only diffusers' FluxTransformer2DModel"):
-        check_transformer(torch.nn.Linear(2, 2))
+        family_of(torch.nn.Linear(2, 2))
 
 
 def test_check_transformer_refuses_unknown_processors():

@@ -9,12 +9,12 @@ import torch
 
 import afcache
 from afcache import CacheConfig, ParallelConfig
-from afcache.functional.ranks.attention import SequenceRanks
 from afcache.functional.ranks.collectives import Ranks
 from afcache.functional.ranks.step import Layout
 from afcache.functional.state import StepRecord
-from afcache.parallel.groups import ParallelContext, _read, check_votes
-from afcache.runtime.runtime import Runtime
+from afcache.models.flux1.checks import check_call
+from afcache.parallel.agreement import check_votes
+from afcache.parallel.groups import ParallelContext, _read
 
 
 def test_a_process_without_torchrun_is_told_the_command(pipe, monkeypatch):
@@ -79,12 +79,10 @@ def test_ranks_that_decide_differently_are_named():
 
 
 def test_reference_images_are_not_shared_among_the_ranks_of_a_sequence():
-    pair = Ranks("pair", 0, 2)
-    layout = Layout(SequenceRanks(whole=pair, ulysses=pair), replica=pair)
-    runtime: Any = SimpleNamespace(config=CacheConfig(), parallel=ParallelContext(layout, Ranks(), 0, 2, ""))
-    inputs: Any = SimpleNamespace(context=torch.zeros(1, 4, 2))
+    reader: Any = SimpleNamespace(has_context=True)
     with pytest.raises(NotImplementedError, match=r"reference images \(Kontext\) cannot be shared .* Use cfg_degree"):
-        Runtime._check_context(runtime, inputs)
+        check_call(reader, CacheConfig(), shares_sequence=True)
+    check_call(reader, CacheConfig(), shares_sequence=False)
 
 
 def groups_of_xfuser(tensor: int = 1, pipeline: int = 1, ulysses: int = 2) -> Any:

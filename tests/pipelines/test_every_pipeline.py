@@ -9,7 +9,7 @@ from diffusers.models.controlnets.controlnet_flux import FluxMultiControlNetMode
 
 import afcache
 from afcache import CacheConfig, FluxInputs
-from afcache.models.flux1 import architecture as flux1
+from afcache.models.flux1 import call as flux1_call
 from tests.support.pipelines import BY_NAME, KINDS, Kind, draw, load_ip_adapters, make, make_controlnet, make_prior, picture
 
 pytestmark = pytest.mark.host
@@ -96,7 +96,7 @@ def test_the_functional_step_draws_what_pipelines_draw(name: str):
     expected = draw(pipe, kind)
     hook.remove()
     first = {name: calls[0][name] for name in FluxInputs._fields if name in calls[0]}
-    inputs = flux1.split_context(FluxInputs(**first), 64 if name == "FluxKontextPipeline" else 0)
+    inputs = flux1_call.split_context(FluxInputs(**first), 64 if name == "FluxKontextPipeline" else 0)
     if name != "FluxKontextPipeline":
         shown = inputs.hidden_states
         inputs = inputs._replace(hidden_states=shown[..., :32].contiguous(), condition=shown[..., 32:].contiguous())

@@ -259,7 +259,7 @@ def test_a_pipeline_made_by_from_pipe_outlives_its_parent(own):
     compiled(parent)
     del parent
     gc.collect()
-    assert transformer._afcache.pipes() == []
+    assert transformer._afcache.pipelines.alive() == []
     assert child.scheduler is scheduler
     assert np.array_equal(img2img(child, start), expected)
 

@@ -98,11 +98,11 @@ def test_what_is_attached_to_a_block_is_refused_before_and_after_compiling(pipe,
 
 
 def test_an_attention_backend_set_after_the_first_image_is_used(pipe, monkeypatch):
-    from afcache.models.flux1 import architecture as flux1
+    from afcache.models.flux1 import backend as flux1_backend
 
     calls = []
-    original = flux1.dispatch_attention_fn
-    monkeypatch.setattr(flux1, "dispatch_attention_fn", lambda *a, **k: calls.append(k["backend"]) or original(*a, **k))
+    original = flux1_backend.dispatch_attention_fn
+    monkeypatch.setattr(flux1_backend, "dispatch_attention_fn", lambda *a, **k: calls.append(k["backend"]) or original(*a, **k))
     compiled(pipe)
     first = sample(pipe, steps=4)
     assert calls == []

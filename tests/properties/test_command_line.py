@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 import afcache
 from afcache.cli.main import main
-from afcache.settings.config import PRESETS
 from afcache.settings.policies import POLICIES
+from afcache.settings.presets import PRESETS
 from tests.support.cases import property_test
 
 

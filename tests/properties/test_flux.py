@@ -18,8 +18,9 @@ import afcache
 from afcache import CacheConfig, FluxInputs, Layerwise
 from afcache.functional.initial import state_bytes
 from afcache.functional.model import scaled_dot_product_attention
-from afcache.functional.step import denoising_step
 from afcache.models.flux1 import architecture as flux1
+from afcache.models.flux1 import inputs as flux1_inputs
+from afcache.sampling.primitives import denoising_step
 from tests.support import cases
 from tests.support.cases import numbers, property_test
 from tests.support.sampling import sample
@@ -110,7 +111,7 @@ def uncached(inputs: FluxInputs, sigmas: Tensor, scale: float = 1.0) -> Tensor:
         velocities = []
         for states in (text, -text):
             placed = inputs._replace(encoder_hidden_states=states, hidden_states=latents, timestep=sigma.expand(len(latents)))
-            velocities.append(TRANSFORMER(**flux1.host_arguments(placed), return_dict=False)[0])
+            velocities.append(TRANSFORMER(**flux1_inputs.host_arguments(placed), return_dict=False)[0])
         latents = latents + (sigma_next - sigma) * (velocities[1] + scale * (velocities[0] - velocities[1]))
     return latents
 
@@ -301,4 +302,6 @@ def test_the_forward_is_diffusers_own_at_any_noise_level(sigma, batch):
     ours = afcache.functional.step.full_forward(
         TRANSFORMER, inputs, architecture=flux1.FLUX, kernel=scaled_dot_product_attention
     )
-    torch.testing.assert_close(ours, TRANSFORMER(**flux1.host_arguments(inputs), return_dict=False)[0], rtol=0, atol=1e-5)
+    torch.testing.assert_close(
+        ours, TRANSFORMER(**flux1_inputs.host_arguments(inputs), return_dict=False)[0], rtol=0, atol=1e-5
+    )

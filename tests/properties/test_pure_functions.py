@@ -7,13 +7,13 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
-from afcache.functional import distance, error_control, forecast
+from afcache.functional import distance, error_control, forecast, guidance
 from afcache.functional.groups import stability
 from afcache.functional.groups.group import divide
 from afcache.functional.groups.pooling import pool_tokens
-from afcache.functional.initial import coarse_length
 from afcache.functional.plans import forced_steps, growing_plan, magnitude_plan, resample_ratios
 from afcache.functional.rounding import above_floor, computational_noise
+from afcache.functional.shapes import coarse_length
 from tests.support import cases
 from tests.support.cases import numbers, property_test
 
@@ -159,8 +159,8 @@ def test_the_guidance_scale_is_found_again_and_noise_is_no_scale(seed, scale):
     first, second, other = (noise(seed + i, 1, 8, 8) for i in range(3))
     rounding = torch.zeros(1)
     step = second + scale * (first - second)
-    assert abs(float(error_control.infer_guidance(step, first, second, rounding=rounding)) - scale) < 1e-3
-    assert bool(error_control.infer_guidance(step + other, first, second, rounding=rounding).isnan())
+    assert abs(float(guidance.infer_guidance(step, first, second, rounding=rounding)) - scale) < 1e-3
+    assert bool(guidance.infer_guidance(step + other, first, second, rounding=rounding).isnan())
 
 
 @property_test(SEEDS, numbers(0.0625, 16), st.integers(1, 4))

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from afcache import CacheConfig, Layerwise, policy
 from afcache.functional.plans import forced_steps
-from afcache.settings.config import resolve_config
+from afcache.settings.presets import resolve_config
 from tests.support.cases import configs, property_test
 from tests.support.toy import mixture_flow, sample_toy, uneven_sigmas
 
@@ -100,7 +100,7 @@ def works(config: CacheConfig) -> bool:
     assert len(forced_steps(config, 6)) == 6
     plain = json.loads(json.dumps(config.to_dict()))
     assert {"policy", "tolerance"} <= plain.keys()
-    if config.layerwise is None and not config.is_gated and not config.first_blocks and not config.last_blocks:
+    if config.layerwise is None and not config.rule.is_gated and not config.first_blocks and not config.last_blocks:
         run = sample_toy(mixture_flow, uneven_sigmas(6), config, latents=torch.ones(1, 1, 2))
         assert len(run.records) == 6
     return True

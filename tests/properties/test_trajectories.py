@@ -9,13 +9,12 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from afcache import CacheConfig, check_state
-from afcache.functional.decision import decide
-from afcache.functional.initial import init_state, solo
-from afcache.functional.lookahead import foresee
+from afcache.functional.decision import decide, foresee
+from afcache.functional.initial import solo
 from afcache.functional.model import scaled_dot_product_attention
 from afcache.functional.plans import forced_steps, schedule_steps
 from afcache.functional.state import StepSchedule
-from afcache.functional.step import cached_forward
+from afcache.sampling.primitives import cached_forward, init_state
 from tests.support import cases
 from tests.support.cases import property_test
 from tests.support.toy import TOY, Run, Toy, ToyInputs, VelocityField, euler, sample_toy

@@ -11,7 +11,7 @@ from torch.utils import _pytree as pytree
 import afcache
 from afcache import CacheConfig
 from afcache.runtime.compiled import CompileOptions
-from afcache.runtime.history import history_writer, write_newest
+from afcache.runtime.steps import history_writer, write_newest
 from bench.models.random_flux import draw_random, make_pipeline, make_transformer
 
 pytestmark = pytest.mark.host
@@ -59,14 +59,15 @@ def test_nothing_is_kept_in_memory_that_the_next_call_overwrites(monkeypatch, po
 
     def compile_to_static_buffers(function, **options):
         del options
-        buffers: list[torch.Tensor] = []
+        buffers: list[torch.Tensor | None] = []
 
         def graph(*args):
             leaves, structure = pytree.tree_flatten(function(*args))
             if not buffers:
-                buffers.extend(torch.clone(leaf) for leaf in leaves)
+                buffers.extend(None if leaf is None else torch.clone(leaf) for leaf in leaves)
             for buffer, leaf in zip(buffers, leaves, strict=True):
-                buffer.copy_(leaf)
+                if buffer is not None:
+                    buffer.copy_(leaf)
             return pytree.tree_unflatten(buffers, structure)
 
         return graph

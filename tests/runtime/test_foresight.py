@@ -10,15 +10,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import afcache
 from afcache import CacheConfig, policy
-from afcache.functional.decision import decide
-from afcache.functional.initial import init_state, solo
-from afcache.functional.lookahead import foresee
+from afcache.functional.decision import decide, foresee
+from afcache.functional.initial import solo
 from afcache.functional.model import scaled_dot_product_attention
 from afcache.functional.plans import schedule_steps
 from afcache.functional.state import StepSchedule
-from afcache.functional.step import cached_forward
 from afcache.models.flux1 import architecture as flux1
+from afcache.models.flux1 import inputs as flux1_inputs
 from afcache.runtime.foresight import Foresight
+from afcache.sampling.primitives import cached_forward, init_state
 from bench.models.random_flux import SIZES, make_flux1
 from tests.support.sampling import ADAPTIVE, PROMPT, largest_difference, sample
 
@@ -47,9 +47,9 @@ def test_foresee_decides_what_the_steps_will(law: Any, decisions: Any):
     assert rows.shape == (15, 3)
     state, seen = start, []
     for schedule, row in zip(later, rows, strict=True):
-        _, error, _ = decide(other, schedule, solo(3), config=config)
+        _, error, *_ = decide(other, schedule, solo(3), config=config)
         coupling = solo(3)._replace(weight=weight, others_error=others_weight * error)
-        refresh, _, accumulated = decide(state, schedule, coupling, config=config)
+        refresh, _, accumulated, _ = decide(state, schedule, coupling, config=config)
         seen.append(refresh)
         assert torch.equal(row, refresh)
         state = state._replace(accumulated_error=accumulated)
@@ -176,7 +176,7 @@ def test_every_call_reads_one_value(pipe, as_on_an_accelerator, cfg: float, wait
 def test_ahead_cached_steps_read_nothing(pipe, monkeypatch, as_on_an_accelerator, cfg: float):
     """One table is read after each refresh that error control may follow with a cached step; nothing else is, in no step."""
     reads, counts, tables = Reads(), [], []
-    foresee_, tell = Foresight._foresee, Foresight._tell
+    foresee_, tell = Foresight._foresee, Foresight._foretell
 
     def spy_on_tables(self: Foresight, position: int, *arguments: Any) -> Any:
         tables.append(position)
@@ -184,7 +184,8 @@ def test_ahead_cached_steps_read_nothing(pipe, monkeypatch, as_on_an_accelerator
 
     def spy_on_known(self: Foresight, coupling: Any, *, is_computed: bool) -> Any:
         told = tell(self, coupling, is_computed=is_computed)
-        reads.known.append(told.known[0])
+        assert told.known is not None
+        reads.known.append(told.known)
         return told
 
     def count(_pipe, _step: int, _timestep, arguments: dict[str, Any]) -> dict[str, Any]:
@@ -193,7 +194,7 @@ def test_ahead_cached_steps_read_nothing(pipe, monkeypatch, as_on_an_accelerator
         return arguments
 
     monkeypatch.setattr(Foresight, "_foresee", spy_on_tables)
-    monkeypatch.setattr(Foresight, "_tell", spy_on_known)
+    monkeypatch.setattr(Foresight, "_foretell", spy_on_known)
     afcache.compile_pipeline(pipe, ADAPTIVE, compile=False, decide_ahead=True)
     with reads:
         sample(pipe, cfg=cfg, output_type="latent", callback_on_step_end=count)
@@ -247,7 +248,7 @@ def test_a_step_that_is_decided_ahead_reads_nothing_of_the_device():
     config, size = CacheConfig(), SIZES["tiny"]
     with torch.device("meta"):
         transformer = make_flux1(size, dtype=torch.bfloat16, device="meta")
-        inputs = flux1.probe_inputs(transformer, dtype=torch.bfloat16, device="meta")
+        inputs = flux1_inputs.probe_inputs(transformer, dtype=torch.bfloat16, device="meta")
         state = init_state(1, 64, size.dim, config=config, dtype=torch.bfloat16, device="meta")
         schedule = StepSchedule(*(torch.empty((), dtype=kind) for kind in SCHEDULE_TYPES))
 

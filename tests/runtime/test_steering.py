@@ -5,7 +5,10 @@ from typing import Any
 import pytest
 import torch
 
-from afcache.runtime.switches import is_switched, steering
+from afcache.models.flux1.call import read_call
+from afcache.models.flux1.inputs import FluxInputs
+from afcache.runtime.controls import Controls
+from afcache.runtime.switches import Steering, is_switched, steering_of
 from tests.models.test_flux import make_inputs
 
 RESIDUAL = torch.ones(1, 64, 8)
@@ -24,6 +27,11 @@ CHANGES: dict[str, tuple[Any, bool]] = {
     "image_prompts": ((torch.zeros(1, 1, 4),), True),
     "image_prompt_scales": (torch.zeros(2, 1), True),
 }
+
+
+def steering(inputs: FluxInputs) -> Steering:
+    call = read_call(inputs)
+    return steering_of(call.structure, call.conditions, call.is_controlled, Controls())
 
 
 @pytest.mark.parametrize("name", CHANGES)

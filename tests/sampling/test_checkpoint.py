@@ -83,7 +83,7 @@ def test_a_compiled_step_goes_on_in_the_same_graph(pipe, tmp_path: Path):
         ({"start": 3}, TypeError, "start must be what denoise or load_checkpoint returned, got int"),
         ({"negative": True}, ValueError, "start must have a state for each guidance branch, 2, got 1"),
         ({"config": CONFIGS["groups"]}, ValueError, "CacheState.history has shape"),
-        ({"config": CONFIGS["gate"]}, TypeError, "CacheState.extras must be GateState under these settings, got tuple"),
+        ({"config": CONFIGS["gate"]}, TypeError, "CacheState.gate must be GateState under these settings, got None"),
     ],
 )
 def test_a_start_that_does_not_fit_is_refused(pipe, change: dict[str, Any], kind: type[Exception], said: str):

@@ -18,7 +18,7 @@ import afcache
 from afcache import CacheConfig, FluxInputs, Layerwise
 from afcache.functional.branch import branch
 from afcache.functional.plans import schedule_steps
-from afcache.models.flux1.architecture import probe_inputs
+from afcache.models.flux1.inputs import probe_inputs
 from tests.support.sampling import readme_example
 
 ADAPTIVE = CacheConfig(tolerance=0.05, warmup_steps=2)

@@ -9,10 +9,10 @@ from torch._dynamo.utils import counters
 
 import afcache
 from afcache import CacheConfig
-from afcache.functional.initial import init_state
 from afcache.functional.model import scaled_dot_product_attention
 from afcache.functional.plans import schedule_steps
 from afcache.models.flux1.architecture import FLUX
+from afcache.sampling.primitives import init_state
 from bench.mini_flux.sampling import Prepared, prepare
 from tests.support.sampling import ADAPTIVE, largest_difference, readme_example
 

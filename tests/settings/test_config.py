@@ -3,7 +3,8 @@ import math
 
 import pytest
 
-from afcache.settings.config import PRESETS, CacheConfig, Layerwise, resolve_config, tuned
+from afcache.settings.config import CacheConfig, Layerwise
+from afcache.settings.presets import PRESETS, resolve_config, tuned
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from afcache.models.flux1.architecture import FluxInputs
+from afcache.models.flux1.inputs import FluxInputs
 
 TEACACHE = (498.651651, -283.781631, 55.8554382, -3.82021401, 0.264230861)
 

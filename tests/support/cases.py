@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from afcache import CacheConfig, CacheState
-from afcache.functional.initial import init_state
+from afcache.sampling.primitives import init_state
 from tests.support.toy import VelocityField, mixture_flow, polynomial_in_sigma
 
 CASES = int(os.environ.get("AFCACHE_CASES", "50"))

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from afcache.models.flux1.architecture import FluxInputs
+from afcache.models.flux1.inputs import FluxInputs
 from tests.support.by_hand import Host, change
 
 Hook = Callable[[Any, Any, Any], Any]

@@ -7,11 +7,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from afcache.functional.initial import init_state, solo
-from afcache.functional.model import Architecture, Embedded, scaled_dot_product_attention
+from afcache.functional.initial import solo
+from afcache.functional.model import Architecture, Embedded, Model, Sizes, scaled_dot_product_attention
 from afcache.functional.plans import schedule_steps
 from afcache.functional.state import CacheState, Coupling, StepRecord
-from afcache.functional.step import HistoryWriter, cached_forward
+from afcache.functional.step import HistoryWriter
+from afcache.sampling.primitives import cached_forward, init_state
 from afcache.settings.config import CacheConfig
 
 # (x [batch, img_seq, channels], sigma [batch]) -> velocity, same shape as x.
@@ -37,8 +38,8 @@ def _embed(toy: Any, inputs: ToyInputs) -> Embedded:
     return Embedded(torch.zeros_like(inputs.hidden_states), inputs.sigma[:, None].clone())
 
 
-def _stack(toy: Any, inputs: ToyInputs, embedded: Embedded, kernel: Any) -> Tensor:
-    del kernel
+def _stack(model: Model, inputs: ToyInputs, embedded: Embedded) -> Tensor:
+    toy = model.transformer
     toy.evaluations += 1
     return toy.field(inputs.hidden_states, embedded.temb[:, 0])
 
@@ -53,7 +54,12 @@ def _place(inputs: Any, latents: Tensor, sigma: Tensor) -> ToyInputs:
     return ToyInputs(latents, sigma.expand(latents.shape[0]))
 
 
-TOY = Architecture(embed=_embed, stack=_stack, head=_head, place=_place)
+def _sizes(toy: Any) -> Sizes:
+    del toy
+    return Sizes(num_blocks=1, dim=4, heads=1, channels=4)
+
+
+TOY = Architecture(sizes=_sizes, embed=_embed, stack=_stack, head=_head, place=_place)
 
 
 class Run(NamedTuple):

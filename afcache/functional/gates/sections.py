@@ -1,89 +1,51 @@
-"""A stack in three sections: blocks that run at every step, blocks that are cached, blocks that run at every step."""
+"""A stack in three sections: first and last blocks, which run at every step, and between them those that are cached."""
 
 from typing import Any
 
 from torch import Tensor
 
-from afcache._typing import HostModule, Tokens, typed
-from afcache.functional.model import Architecture, AttentionKernel, Embedded, Part
+from afcache._typing import Tokens, typed
+from afcache.functional.model import Embedded, Model, Part, parts_of
 from afcache.settings.config import CacheConfig
 
 
-def is_whole(config: CacheConfig) -> bool:
-    """Whether all blocks are cached, so that text tokens matter to them alone."""
-    return not (config.first_blocks or config.last_blocks)
-
-
 @typed
-def enter(
-    transformer: HostModule,
-    inputs: Any,
-    embedded: Embedded,
-    *,
-    architecture: Architecture,
-    kernel: AttentionKernel,
-    config: CacheConfig,
-) -> Tokens:
-    """Run the first blocks.
+def run_first_blocks(model: Model, inputs: Any, embedded: Embedded, *, config: CacheConfig) -> Tokens:
+    """What the cached blocks start from: image tokens where all blocks are cached, else text and image tokens.
 
     Args:
-        transformer: owner of the weights.
-        inputs: what `architecture.embed` takes.
+        model: the transformer.
+        inputs: what the architecture's `embed` takes.
         embedded: image tokens and conditioning.
-        architecture: the model's parts.
-        kernel: the attention kernel.
         config: settings; static.
 
-    Returns:
-        what the cached blocks start from: image tokens where all blocks are cached, else text and image tokens.
-
     """
-    if is_whole(config):
+    if not config.runs_sections:
         return embedded.hidden_states
-    assert architecture.parts is not None
-    tokens = architecture.parts.open(transformer, inputs, embedded)
-    if not config.first_blocks:
-        return tokens
+    tokens = parts_of(model).open(model.transformer, inputs, embedded)
     part = Part(0, config.first_blocks)
-    return architecture.parts.run(transformer, inputs, tokens, embedded.temb, kernel, part, None)[0]
+    return _run(model, inputs, tokens, embedded.temb, part) if config.first_blocks else tokens
 
 
 @typed
-def cross(
-    transformer: HostModule,
-    inputs: Any,
-    embedded: Embedded,
-    start: Tokens,
-    *,
-    architecture: Architecture,
-    kernel: AttentionKernel,
-    config: CacheConfig,
-) -> Tokens:
-    """Run the cached blocks on what `enter` returned."""
-    if is_whole(config):
-        return architecture.stack(transformer, inputs, embedded, kernel)
-    assert architecture.parts is not None
-    part = Part(config.first_blocks, architecture.parts.num_blocks(transformer) - config.last_blocks)
-    return architecture.parts.run(transformer, inputs, start, embedded.temb, kernel, part, None)[0]
+def run_cached_blocks(model: Model, inputs: Any, embedded: Embedded, start: Tokens, *, config: CacheConfig) -> Tokens:
+    """Run the cached blocks on what `run_first_blocks` returned."""
+    if not config.runs_sections:
+        return model.architecture.stack(model, inputs, embedded)
+    part = Part(config.first_blocks, model.sizes.num_blocks - config.last_blocks)
+    return _run(model, inputs, start, embedded.temb, part)
 
 
 @typed
-def leave(
-    transformer: HostModule,
-    inputs: Any,
-    embedded: Embedded,
-    tokens: Tokens,
-    *,
-    architecture: Architecture,
-    kernel: AttentionKernel,
-    config: CacheConfig,
-) -> Tensor:
+def run_last_blocks(model: Model, inputs: Any, embedded: Embedded, tokens: Tokens, *, config: CacheConfig) -> Tensor:
     """Run the last blocks on what the cached ones returned; image tokens `[batch, img_seq, dim]`."""
-    if is_whole(config):
+    if not config.runs_sections:
         return tokens
-    assert architecture.parts is not None
     if config.last_blocks:
-        num_blocks = architecture.parts.num_blocks(transformer)
-        part = Part(num_blocks - config.last_blocks, num_blocks)
-        tokens = architecture.parts.run(transformer, inputs, tokens, embedded.temb, kernel, part, None)[0]
+        part = Part(model.sizes.num_blocks - config.last_blocks, model.sizes.num_blocks)
+        tokens = _run(model, inputs, tokens, embedded.temb, part)
     return tokens[:, tokens.shape[1] - embedded.hidden_states.shape[1] :]
+
+
+def _run(model: Model, inputs: Any, tokens: Tensor, temb: Tensor, part: Part) -> Tensor:
+    return parts_of(model).run(model, inputs, tokens, temb, part, None)[0]

@@ -3,7 +3,7 @@
 import torch
 
 from afcache._typing import Summary, Tokens, typed
-from afcache.functional.initial import coarse_length
+from afcache.functional.shapes import coarse_length
 
 
 @typed

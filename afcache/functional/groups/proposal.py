@@ -4,23 +4,24 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
-from afcache._typing import Flags, Tokens, typed
+from afcache._typing import AttentionMap, BlockOutputs, Counts, Flags, Nodes, PerSample, Summary, Tokens, typed
 from afcache.functional.branch import branch
 
 
 class Memory(NamedTuple):
     """One group's share of `GroupState`; the fields are its."""
 
-    history: Tensor
-    nodes: Tensor
-    steps: Tensor
-    num_nodes: Tensor
-    inputs: Tensor
-    modulated: Tensor
-    attention_map: Tensor
-    attention: Tensor
+    history: Float[Tensor, "nodes batch seq dim"]
+    nodes: Nodes
+    steps: Nodes
+    num_nodes: Counts
+    inputs: Summary
+    modulated: Summary
+    attention_map: AttentionMap
+    attention: BlockOutputs
 
 
 class Proposal(NamedTuple):
@@ -34,31 +35,40 @@ class Proposal(NamedTuple):
 
     """
 
-    residual: Tensor
-    is_valid: Tensor
-    distance: Tensor
-    threshold: Tensor
+    residual: Tokens
+    is_valid: Flags
+    distance: PerSample
+    threshold: PerSample
+
+
+class Decided(NamedTuple):
+    """What was decided for a group.
+
+    Attributes:
+        is_computed: samples whose blocks run.
+        is_partial: other samples, whose MLPs run on remembered attention outputs.
+
+    """
+
+    is_computed: Flags
+    is_partial: Flags
 
 
 @typed
-def settle(
-    tokens: Tokens,
-    residual: Tokens,
+def carry_out(
+    decided: Decided,
+    kept: Tokens,
     attention: Tensor,
     *,
-    is_computed: Flags,
-    is_partial: Flags,
     compute: Callable[[], tuple[Tensor, Tensor]],
     recompute_mlps: Callable[[], Tensor] | None,
 ) -> tuple[Tokens, Tensor]:
-    """Carry out what was decided for a group: run it if any sample needs it, and give each sample its own result.
+    """Run a group if any sample needs it, and give each sample its own result.
 
     Args:
-        tokens: the group's input.
-        residual: what reuse or forecast adds to it.
-        attention: the attention outputs remembered, `[blocks, batch, seq, dim]`; without elements where none are kept.
-        is_computed: samples whose blocks run.
-        is_partial: other samples, whose MLPs run on remembered attention outputs.
+        decided: for each sample.
+        kept: what reuse or forecast makes of the group's input.
+        attention: the attention outputs remembered, `[blocks, batch, seq, dim]`; without tokens where none are kept.
         compute: returns the tokens after the blocks, and their attention outputs in the shape of `attention`; fresh.
         recompute_mlps: returns the tokens after MLPs on remembered attention outputs, fresh; None: no strategy asks for it.
 
@@ -68,13 +78,12 @@ def settle(
         two host synchronisations at most; copies of tokens and attention outputs.
 
     """
-    kept = tokens + residual
     if recompute_mlps is not None:
         reused = kept
-        partial = branch(is_partial.any(), recompute_mlps, lambda: reused.clone())
-        kept = torch.where(is_partial[:, None, None], partial, reused)
-    computed, outputs = branch(is_computed.any(), compute, lambda: (kept.clone(), attention.clone()))
+        partial = branch(decided.is_partial.any(), recompute_mlps, lambda: reused.clone())
+        kept = torch.where(decided.is_partial[:, None, None], partial, reused)
+    computed, outputs = branch(decided.is_computed.any(), compute, lambda: (kept.clone(), attention.clone()))
     return (
-        torch.where(is_computed[:, None, None], computed, kept),
-        torch.where(is_computed[None, :, None, None], outputs, attention),
+        torch.where(decided.is_computed[:, None, None], computed, kept),
+        torch.where(decided.is_computed[None, :, None, None], outputs, attention),
     )

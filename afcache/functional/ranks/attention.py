@@ -14,9 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from afcache.functional.initial import shard_length
 from afcache.functional.model import AttentionKernel, Lengths
-from afcache.functional.ranks.collectives import Ranks, all_to_all, pass_on
+from afcache.functional.ranks.collectives import Ranks, all_to_all, shift
+from afcache.functional.shapes import shard_length
 
 
 class SequenceRanks(NamedTuple):
@@ -105,7 +105,7 @@ def _ring(projections: Tensor, ring: Ranks, row: Lengths, lengths: Lengths) -> T
     query, keys_values = projections[0], projections[1:]
     output, weight = attend(query, *keys_values.unbind(), bias=_padding_bias(query, ring.rank, row, lengths))
     for hop in range(1, ring.size):
-        keys_values = pass_on(keys_values, ring)
+        keys_values = shift(keys_values, ring)
         bias = _padding_bias(query, (ring.rank + hop) % ring.size, row, lengths)
         output, weight = merge(output, weight, *attend(query, *keys_values.unbind(), bias=bias))
     return output.to(query.dtype)

@@ -50,8 +50,8 @@ def all_to_all(x: Tensor, ranks: Ranks) -> Tensor:
     return _ops.wait_tensor(_ops.all_to_all_single(x.contiguous(), splits, splits, ranks.name))
 
 
-def pass_on(x: Tensor, ranks: Ranks) -> Tensor:
-    """Give the tensor to the rank before, and return that of the rank after: one hop round the ring."""
+def shift(x: Tensor, ranks: Ranks) -> Tensor:
+    """Send the tensor to the rank before, and return that of the rank after: one hop round the ring."""
     if ranks.size == 1:
         return x
     sent, received = [0] * ranks.size, [0] * ranks.size

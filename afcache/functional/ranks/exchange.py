@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 from afcache.functional.distance import Reduction, no_reduction
@@ -42,9 +41,3 @@ class Exchange(NamedTuple):
 
 
 ALONE = Exchange()
-
-
-def agree_to_refresh(refresh: Tensor, exchange: Exchange) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """The decision, and every rank's under the debug option: a sample that any rank would refresh is refreshed on all."""
-    codes, votes = exchange.agree((~refresh).to(torch.int64))
-    return (codes == 0 if votes else refresh), votes

@@ -7,9 +7,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from afcache._typing import HostModule
-from afcache.functional.initial import shard_length
-from afcache.functional.model import Architecture, AttentionKernel, Embedded, Lengths, Part
+from afcache.functional.model import Architecture, Embedded, Lengths, Model, Part
 from afcache.functional.ranks.collectives import Ranks
+from afcache.functional.shapes import shard_length
 
 
 def take_shard(x: Tensor, ranks: Ranks, *, dim: int) -> Tensor:
@@ -58,8 +58,8 @@ def hide_padding(architecture: Architecture, lengths: Lengths, ranks: Ranks, dev
         embedded = architecture.embed(transformer, inputs)
         return embedded._replace(hidden_states=hide(embedded.hidden_states, image))
 
-    def stack(transformer: HostModule, inputs: Any, embedded: Embedded, kernel: AttentionKernel) -> Tensor:
-        return hide(architecture.stack(transformer, inputs, embedded, kernel), image)
+    def stack(model: Model, inputs: Any, embedded: Embedded) -> Tensor:
+        return hide(architecture.stack(model, inputs, embedded), image)
 
     def head(transformer: HostModule, hidden_states: Tensor, temb: Tensor) -> Tensor:
         return hide(architecture.head(transformer, hidden_states, temb), image)
@@ -73,15 +73,9 @@ def hide_padding(architecture: Architecture, lengths: Lengths, ranks: Ranks, dev
         return hide(parts.open(transformer, inputs, embedded), joint)
 
     def run(
-        transformer: HostModule,
-        inputs: Any,
-        tokens: Tensor,
-        temb: Tensor,
-        kernel: AttentionKernel,
-        part: Part,
-        attention: Tensor | None,
+        model: Model, inputs: Any, tokens: Tensor, temb: Tensor, part: Part, attention: Tensor | None
     ) -> tuple[Tensor, list[Tensor]]:
-        after, outputs = parts.run(transformer, inputs, tokens, temb, kernel, part, attention)
+        after, outputs = parts.run(model, inputs, tokens, temb, part, attention)
         return hide(after, joint), [hide(output, joint) for output in outputs]
 
     def observe(transformer: HostModule, hidden_states: Tensor, temb: Tensor) -> Tensor:

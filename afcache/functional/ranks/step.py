@@ -1,4 +1,4 @@
-"""The cached forward on one of several ranks: shard, take the step, gather.
+"""The step on one of several ranks: share, take the step, gather.
 
 Each rank embeds, forecasts and remembers its share of the tokens. Cached steps communicate the velocity at the end, and
 statistics where the policy asks for some; refreshes also exchange keys and values inside every block.
@@ -9,15 +9,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from afcache._typing import HostModule
-from afcache.functional.model import Architecture, AttentionKernel, Lengths
+from afcache.functional.model import Lengths, Model
 from afcache.functional.ranks.attention import SequenceRanks, sequence_attention
 from afcache.functional.ranks.collectives import Ranks, all_gather, all_sum
 from afcache.functional.ranks.exchange import Exchange
 from afcache.functional.ranks.sharding import hide_padding, join_shards, take_shard
-from afcache.functional.state import CacheState, Coupling, StepRecord, StepSchedule
-from afcache.functional.step import HistoryWriter, cached_forward, full_forward
-from afcache.settings.config import CacheConfig
 
 
 class Layout(NamedTuple):
@@ -37,77 +33,53 @@ class Layout(NamedTuple):
     checks: bool = False
 
 
-def parallel_forward(
-    transformer: HostModule,
-    inputs: Any,
-    state: CacheState,
-    schedule: StepSchedule,
-    coupling: Coupling,
-    *,
-    architecture: Architecture,
-    kernel: AttentionKernel,
-    config: CacheConfig,
-    layout: Layout,
-    writer: HistoryWriter | None = None,
-) -> tuple[Tensor, CacheState, StepRecord]:
-    """`cached_forward` of the guidance branch that this rank computes, over this rank's tokens.
+def share(model: Model, inputs: Any, layout: Layout) -> tuple[Model, Any]:
+    """The model and the inputs as this rank sees them: its share of the tokens, attention over everybody's.
+
+    A step taken with them is this rank's part of the step of all: `take` gives the shares of velocity and state.
 
     Args:
-        transformer: owner of the weights; every rank has all of them.
-        inputs: of the whole sequence, the same on all ranks of a branch.
-        state: this rank's.
-        schedule: where the step stands.
-        coupling: decisions shared with guidance branches on this rank; `weight` is that of the branch.
-        architecture: of the whole model.
-        kernel: the attention kernel.
-        config: settings; static.
+        model: the whole transformer; every rank has all of the weights.
+        inputs: of the whole sequence, the same on all ranks of a guidance branch.
         layout: how the ranks divide the work; static.
-        writer: see `cached_forward`.
 
-    Returns:
-        velocities of all branches, `[cfg ranks, batch, img_seq, channels]`, the same bits on all ranks; the next state; the
-        record.
     Cost:
-        a cached step gathers the velocity and, with guidance branches or gates, sums a few numbers. A refresh adds
+        of a step: a cached one sums a few numbers with guidance branches, gates and groups. A refresh adds
         `sequence_attention` in every block, and one sum of 2 * batch numbers.
 
     """
-    local, mine, shared = _share(inputs, architecture, kernel, layout)
-    velocity, next_state, record = cached_forward(
-        transformer, mine, state, schedule, coupling, architecture=local, kernel=shared, config=config, writer=writer
-    )
-    return _gather(velocity, architecture, inputs, layout), next_state, record
-
-
-def parallel_full_forward(
-    transformer: HostModule, inputs: Any, *, architecture: Architecture, kernel: AttentionKernel, layout: Layout
-) -> Tensor:
-    """`full_forward` over this rank's tokens; velocities of all branches, `[cfg ranks, batch, img_seq, channels]`."""
-    local, mine, shared = _share(inputs, architecture, kernel, layout)
-    return _gather(full_forward(transformer, mine, architecture=local, kernel=shared), architecture, inputs, layout)
-
-
-def _share(
-    inputs: Any, architecture: Architecture, kernel: AttentionKernel, layout: Layout
-) -> tuple[Architecture, Any, AttentionKernel]:
-    """The model, the inputs and the attention of this rank."""
-    assert architecture.axes is not None
-    lengths, whole = architecture.axes.lengths(inputs), layout.sequence.whole
-    mine = architecture.axes.split(inputs, lambda x, axis: take_shard(x, whole, dim=axis))
-    local = architecture
-    if whole.size > 1:
-        local = hide_padding(architecture, lengths, whole, inputs.hidden_states.device)
-
-    def shared(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        return sequence_attention(query, key, value, ranks=layout.sequence, lengths=lengths, kernel=kernel)
-
-    attend = shared if whole.size > 1 else kernel
-    return local._replace(exchange=exchange_of(layout, lengths)), mine, attend
-
-
-def _gather(velocity: Tensor, architecture: Architecture, inputs: Any, layout: Layout) -> Tensor:
+    architecture, whole = model.architecture, layout.sequence.whole
     assert architecture.axes is not None
     lengths = architecture.axes.lengths(inputs)
+    mine = architecture.axes.split(inputs, lambda x, axis: take_shard(x, whole, dim=axis))
+    exchange = exchange_of(layout, lengths)
+    if whole.size == 1:
+        return model._replace(exchange=exchange), mine
+
+    def kernel(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        return sequence_attention(query, key, value, ranks=layout.sequence, lengths=lengths, kernel=model.kernel)
+
+    hidden = hide_padding(architecture, lengths, whole, inputs.hidden_states.device)
+    return model._replace(architecture=hidden, kernel=kernel, exchange=exchange), mine
+
+
+def gather(velocity: Tensor, model: Model, inputs: Any, layout: Layout) -> Tensor:
+    """Everybody's shares of the velocity as a whole: of all branches, `[cfg ranks, batch, img_seq, channels]`.
+
+    Args:
+        velocity: this rank's share.
+        model: the whole transformer.
+        inputs: of the whole sequence.
+        layout: how the ranks divide the work; static.
+
+    Returns:
+        the same bits on all ranks.
+    Cost:
+        one collective.
+
+    """
+    assert model.architecture.axes is not None
+    lengths = model.architecture.axes.lengths(inputs)
     shards = all_gather(velocity, layout.replica).unflatten(0, (layout.cfg.size, layout.sequence.whole.size))
     return torch.stack([join_shards(branch, lengths.img_seq) for branch in shards.unbind()])
 

@@ -6,10 +6,9 @@ carried out directly: each peer is sent what it lacks, once.
 
 from typing import NamedTuple
 
-from afcache.functional.groups.group import uses
-from afcache.functional.initial import coarse_length, shard_length
-from afcache.functional.model import Lengths
+from afcache.functional.model import Lengths, Sizes
 from afcache.functional.ranks.step import Layout
+from afcache.functional.shapes import coarse_length, shard_length
 from afcache.settings.config import CacheConfig
 
 _FLOAT32, _INT64 = 4, 8
@@ -28,77 +27,74 @@ class Traffic(NamedTuple):
     bytes: int = 0
 
 
-class Sizes(NamedTuple):
-    """What the messages are made of.
+class Call(NamedTuple):
+    """What the messages of a transformer call are made of.
 
     Attributes:
-        batch: samples of a call.
+        batch: samples.
         lengths: tokens of the whole sequence.
-        heads, head_dim: of the attention; their product is the width.
-        channels: of the velocity.
         element: bytes of an element of the model's dtype.
+        sizes: of the model.
 
     """
 
     batch: int
     lengths: Lengths
-    heads: int
-    head_dim: int
-    channels: int
     element: int
+    sizes: Sizes
 
 
-def step_traffic(layout: Layout, sizes: Sizes, config: CacheConfig, *, is_computed: bool, evaluations: int) -> Traffic:
+def step_traffic(layout: Layout, call: Call, config: CacheConfig, *, is_computed: bool, evaluations: int) -> Traffic:
     """One transformer call.
 
     Args:
         layout: how the ranks divide the work.
-        sizes: of the call.
+        call: what is exchanged.
         config: settings.
         is_computed: whether a forecast was measured against computed blocks.
         evaluations: blocks that ran, attention included.
 
     """
-    messages = [_repeat(attention_traffic(layout, sizes), evaluations), _velocity(layout, sizes)]
-    if config.policy == "none":
+    messages = [_repeat(attention_traffic(layout, call), evaluations), _velocity(layout, call)]
+    if not config.rule.is_cached:
         return _total(messages)
-    messages.append(decision_traffic(layout, sizes, config))
+    messages.append(decision_traffic(layout, call, config))
     if is_computed and config.layerwise is None:
-        messages.append(_sum(2 * sizes.batch * _FLOAT32, layout.sequence.whole.size))
+        messages.append(_sum(2 * call.batch * _FLOAT32, layout.sequence.whole.size))
     return _total(messages)
 
 
-def attention_traffic(layout: Layout, sizes: Sizes) -> Traffic:
+def attention_traffic(layout: Layout, call: Call) -> Traffic:
     """The attention of one block: Ulysses exchanges queries, keys, values and outputs; a ring hands on keys and values."""
     whole, ulysses, ring = layout.sequence
-    tokens = sum(shard_length(length, whole.size) for length in sizes.lengths)
-    shard = sizes.batch * tokens * sizes.heads * sizes.head_dim * sizes.element
+    tokens = sum(shard_length(length, whole.size) for length in call.lengths)
+    shard = call.batch * tokens * call.sizes.dim * call.element
     # A row of tokens is as much longer as it has fewer heads.
     hops = _repeat(Traffic(1, 2 * shard), ring.size - 1)
     return _total([_scatter(3 * shard, ulysses.size), _scatter(shard, ulysses.size), hops])
 
 
-def decision_traffic(layout: Layout, sizes: Sizes, config: CacheConfig) -> Traffic:
+def decision_traffic(layout: Layout, call: Call, config: CacheConfig) -> Traffic:
     """The statistics that a call sums before it decides, and the votes of the debug option."""
     whole, cfg, replica = layout.sequence.whole, layout.cfg, layout.replica
-    row = sizes.batch * _FLOAT32
+    row = call.batch * _FLOAT32
     errors = _sum(row, cfg.size)
-    change = _sum(2 * row, replica.size) if config.is_gated else Traffic()
-    votes = _gather(sizes.batch * _INT64, replica.size) if layout.checks else Traffic()
+    change = _sum(2 * row, replica.size) if config.rule.is_gated else Traffic()
+    votes = _gather(call.batch * _INT64, replica.size) if layout.checks else Traffic()
     settings = config.layerwise
     if settings is None:
         return _total([errors, change, votes])
     each = [votes]
     if cfg.size > 1:
-        each.append(_sum(sizes.batch * _INT64, replica.size))
-    if uses(settings, "similarity"):
+        each.append(_sum(call.batch * _INT64, replica.size))
+    if settings.uses("similarity"):
         each.append(_sum(3 * row, whole.size))
-    if uses(settings, "difference"):
+    if settings.uses("difference"):
         each.append(_sum(2 * row, whole.size))
-    if uses(settings, "attention"):
-        image = coarse_length(shard_length(sizes.lengths.img_seq, whole.size), whole.size)
-        summary = shard_length(sizes.lengths.txt_seq, whole.size) + image
-        each.append(_gather(sizes.batch * summary * sizes.heads * sizes.head_dim * sizes.element, whole.size))
+    if settings.uses("attention"):
+        image = coarse_length(shard_length(call.lengths.img_seq, whole.size), whole.size)
+        summary = shard_length(call.lengths.txt_seq, whole.size) + image
+        each.append(_gather(call.batch * summary * call.sizes.dim * call.element, whole.size))
     # The measured error and the groups' stability are summed at every call.
     measured = [_sum(2 * row, whole.size), _sum(3 * config.num_groups * row, whole.size)]
     return _total([errors, change, _repeat(_total(each), config.num_groups), *measured])
@@ -112,9 +108,9 @@ def _repeat(traffic: Traffic, times: int) -> Traffic:
     return Traffic(traffic.collectives * times, traffic.bytes * times)
 
 
-def _velocity(layout: Layout, sizes: Sizes) -> Traffic:
-    share = shard_length(sizes.lengths.img_seq, layout.sequence.whole.size)
-    return _gather(sizes.batch * share * sizes.channels * sizes.element, layout.replica.size)
+def _velocity(layout: Layout, call: Call) -> Traffic:
+    share = shard_length(call.lengths.img_seq, layout.sequence.whole.size)
+    return _gather(call.batch * share * call.sizes.channels * call.element, layout.replica.size)
 
 
 def _sum(size: int, ranks: int) -> Traffic:

@@ -1,12 +1,16 @@
 import dataclasses
 import math
+from typing import Any
 
 import pytest
 import torch
 
-from afcache.functional.gates.gate import TEACACHE_POLYNOMIAL, change, is_changed, remember
+from afcache.functional.gates.gate import GATES, Observation, is_changed, observe, remember
+from afcache.functional.gates.teacache import TEACACHE_POLYNOMIAL
+from afcache.functional.model import Architecture, Embedded, Model, Parts, Sizes, scaled_dot_product_attention
 from afcache.functional.state import GateState
 from afcache.settings.config import CacheConfig
+from afcache.settings.rules import RULES
 
 FBCACHE = CacheConfig(policy="dbcache", first_blocks=1, threshold=0.1, order=0)
 TEACACHE = CacheConfig(policy="teacache", threshold=0.6, order=0)
@@ -16,6 +20,23 @@ ONES = torch.ones(2, 3, 4)
 
 def gate(accumulated: float = 0.0, num_cached: int = 0) -> GateState:
     return GateState(ONES.clone(), torch.full((2,), accumulated), torch.full((2,), num_cached))
+
+
+def change(state: GateState, features: torch.Tensor, *, config: CacheConfig) -> torch.Tensor:
+    """The statistic of a step whose features are given: image tokens that the first blocks, or the modulation, made."""
+    zeros = torch.zeros_like(features)
+    parts = Parts(
+        *[unused] * 3, observe=lambda transformer, hidden_states, temb: features, modulate=unused, attention_map=unused
+    )
+    architecture = Architecture(*[unused] * 5, parts=parts)
+    model = Model(None, architecture, scaled_dot_product_attention, Sizes(1, 4, 1, 4))
+    seen = observe(model, state, Embedded(zeros, zeros), features, config=config)
+    assert seen is not None
+    return seen.change
+
+
+def unused(*_: Any) -> Any:
+    raise AssertionError("a gate asks the model for what it compares, and for nothing else")
 
 
 def test_dbcache_compares_the_relative_change_itself():
@@ -73,9 +94,15 @@ def test_threshold_zero_a_forced_step_and_the_longest_run_compute():
 
 def test_dbcache_remembers_the_last_refresh_and_teacache_the_step_before():
     seen, refresh, changed = ONES * 2, torch.tensor([True, False]), torch.tensor([0.7, 0.4])
-    after = remember(gate(num_cached=1), seen, changed, refresh, config=FBCACHE)
+    after = remember(gate(num_cached=1), Observation(seen, changed), refresh, config=FBCACHE)
+    assert after is not None
     assert after.reference[:, 0, 0].tolist() == [2.0, 1.0]
-    after = remember(gate(num_cached=1), seen, changed, refresh, config=TEACACHE)
+    after = remember(gate(num_cached=1), Observation(seen, changed), refresh, config=TEACACHE)
+    assert after is not None
     assert after.reference[:, 0, 0].tolist() == [2.0, 2.0]
     torch.testing.assert_close(after.accumulated, torch.tensor([0.0, 0.4]))
     assert after.num_cached.tolist() == [0, 2]
+
+
+def test_every_policy_with_a_gate_has_one():
+    assert set(GATES) == {name for name, rule in RULES.items() if rule.is_gated}

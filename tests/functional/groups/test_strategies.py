@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from afcache.functional.groups.proposal import Memory, Proposal, settle
+from afcache.functional.groups.proposal import Decided, Memory, Proposal
+from afcache.functional.groups.proposal import carry_out as carry_out_decided
 from afcache.functional.groups.strategies.attention import attention
 from afcache.functional.groups.strategies.difference import difference
 from afcache.functional.groups.strategies.similarity import similarity
@@ -152,12 +153,10 @@ def carry_out(tokens: Tensor, is_computed: Tensor, is_partial: Tensor, ran: Call
         ran("partial")
         return tokens * 3
 
-    return settle(
-        tokens,
-        RESIDUAL,
+    return carry_out_decided(
+        Decided(is_computed, is_partial),
+        tokens + RESIDUAL,
         MEMORY.attention,
-        is_computed=is_computed,
-        is_partial=is_partial,
         compute=compute,
         recompute_mlps=recompute_mlps,
     )
@@ -167,7 +166,7 @@ FLAGS = [(c, p) for c in range(4) for p in range(4) if not c & p]
 
 
 @pytest.mark.parametrize(("computed", "partial"), FLAGS)
-def test_settle_gives_each_sample_its_own_result(computed: int, partial: int):
+def test_carry_out_gives_each_sample_its_own_result(computed: int, partial: int):
     is_computed, is_partial = (torch.tensor([bool(n & 1), bool(n & 2)]) for n in (computed, partial))
     ran: list[str] = []
     after, outputs = carry_out(TOKENS, is_computed, is_partial, ran.append)
@@ -179,7 +178,7 @@ def test_settle_gives_each_sample_its_own_result(computed: int, partial: int):
     assert ran == [name for name, flags in (("partial", is_partial), ("computed", is_computed)) if flags.any()]
 
 
-def test_settle_compiles_to_one_graph_with_branches_of_the_same_kind():
+def test_carry_out_compiles_to_one_graph_with_branches_of_the_same_kind():
     compiled = torch.compile(carry_out, backend="aot_eager", fullgraph=True)
     metadata = []
     for computed, partial in FLAGS:

@@ -6,7 +6,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from afcache.functional.model import Lengths
 from afcache.functional.ranks.attention import SequenceRanks, attend, merge, sequence_attention
-from afcache.functional.ranks.collectives import Ranks, all_gather, all_sum, all_to_all, pass_on
+from afcache.functional.ranks.collectives import Ranks, all_gather, all_sum, all_to_all, shift
 from afcache.functional.ranks.sharding import is_real, join_shards, take_shard
 
 
@@ -72,7 +72,7 @@ def test_a_rank_that_is_alone_communicates_nothing():
     x, alone = torch.randn(1, 4), Ranks()
     assert all_sum(x, alone) is x
     assert all_to_all(x, alone) is x
-    assert pass_on(x, alone) is x
+    assert shift(x, alone) is x
     assert torch.equal(all_gather(x, alone), x[None])
     query, key, value = torch.randn(3, 1, 2, 6, 8).unbind()
     exact = scaled_dot_product_attention(query, key, value)

@@ -1,0 +1,102 @@
+"""Our forward on a transformer instance: put in place of the host's, found again, taken away. No class is changed."""
+
+import types
+from typing import Any
+
+import torch
+
+from afcache.runtime.runtime import Runtime
+
+_ATTRIBUTE = "_afcache"
+_ORIGINAL = "_afcache_original_forward"
+
+
+def bind(transformer: Any, runtime: Runtime) -> None:
+    """Answer the transformer's calls by a runtime from now on, in place of the present one.
+
+    Raises:
+        NotImplementedError: something else has replaced the forward.
+
+    """
+    if bound_runtime(transformer) is None:
+        _check_forward(transformer)
+        _put_in_place(transformer)
+    setattr(transformer, _ATTRIBUTE, runtime)
+
+
+def release(transformer: Any) -> None:
+    """The transformer runs its own forward again."""
+    for name in ("forward", "_old_forward"):
+        if _is_ours(transformer.__dict__.get(name)):
+            _put_back(transformer, name)
+    delattr(transformer, _ATTRIBUTE)
+    transformer.__dict__.pop(_ORIGINAL, None)
+
+
+def bound_runtime(transformer: Any) -> Runtime | None:
+    """The runtime that `compile_pipeline` gave this transformer, if any."""
+    return transformer.__dict__.get(_ATTRIBUTE)
+
+
+def require_runtime(pipe: Any) -> Runtime:
+    """The runtime of a pipeline that was compiled.
+
+    Raises:
+        ValueError: it was not, or it was restored already.
+
+    """
+    transformer = getattr(pipe, "transformer", None)
+    runtime = bound_runtime(transformer) if isinstance(transformer, torch.nn.Module) else None
+    if runtime is None:
+        raise ValueError(
+            f"pipe was not passed to afcache.compile_pipeline, or it was restored already (got a {type(pipe).__name__}). Call "
+            "afcache.compile_pipeline(pipe) first."
+        )
+    return runtime
+
+
+def _check_forward(transformer: Any) -> None:
+    """Refuse a root forward that is neither the class's nor accelerate's: binding ours would bypass it."""
+    if transformer._compiled_call_impl is not None:
+        raise NotImplementedError(
+            "transformer was compiled in place by transformer.compile(). Load it afresh: compile_pipeline compiles it."
+        )
+    forward = transformer.__dict__.get("forward")
+    is_own = getattr(forward, "__func__", None) is type(transformer).forward
+    if forward is not None and not is_own and not hasattr(transformer, "_hf_hook"):
+        raise NotImplementedError(
+            f"transformer.forward was replaced by {forward!r} (by a diffusers hook, such as group offload with streams, or by "
+            "hand), which a cached forward would bypass. Remove that first, or run without afcache."
+        )
+
+
+def _put_in_place(transformer: Any) -> None:
+    """Put our forward where the original would be called, and remember what was there.
+
+    Where accelerate has installed a hook, its wrapper calls `_old_forward` and puts that back as `forward` after each
+    image; binding `forward` would be undone by it.
+    """
+    name = "_old_forward" if hasattr(transformer, "_hf_hook") else "forward"
+    transformer.__dict__[_ORIGINAL] = transformer.__dict__.get(name)
+    transformer.__dict__[name] = types.MethodType(_forward, transformer)
+
+
+def _put_back(transformer: Any, name: str) -> None:
+    """Undo `_put_in_place` at the place where accelerate may have moved our forward since."""
+    original = transformer.__dict__.get(_ORIGINAL)
+    if original is None and name == "forward":
+        del transformer.__dict__[name]
+    else:
+        transformer.__dict__[name] = original or types.MethodType(type(transformer).forward, transformer)
+
+
+def _is_ours(method: object) -> bool:
+    return isinstance(method, types.MethodType) and method.__func__ is _forward
+
+
+def _forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+    """The bound method: cached, or the host's own inside `uncached` and where a wrapper outlived `restore_pipeline`."""
+    runtime = bound_runtime(self)
+    if runtime is None or runtime.is_bypassed:
+        return type(self).forward(self, *args, **kwargs)
+    return runtime.family.calls.answer(self, runtime.reader, runtime.forward, *args, **kwargs)

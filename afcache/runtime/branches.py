@@ -1,0 +1,98 @@
+"""Guidance branches of one image: what each holds between its calls, and how they weigh in a decision."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from afcache.functional.state import CacheState
+from afcache.functional.update import restart
+from afcache.runtime.switches import Steering, is_switched
+
+# What ranks have in common if they have the same guidance branches.
+BRANCHES = "numbers of guidance branches (true_cfg_scale, negative prompts)"
+
+
+@dataclass
+class BranchCalls:
+    """What one guidance branch holds.
+
+    Attributes:
+        state: the present value.
+        velocity: its velocity at the trajectory's first step; dropped once the guidance scale is known.
+        calls: how many there were.
+        unguarded: the compiled step without guards, once they have been checked often enough.
+        steering: what steered its last call.
+        has_history: whether it certainly has one.
+
+    """
+
+    state: CacheState
+    velocity: Tensor | None = None
+    calls: int = 0
+    unguarded: Callable[..., Any] | None = None
+    steering: Steering | None = None
+    has_history: bool = False
+
+    def forget(self, state: CacheState) -> None:
+        """Start again with another state, whose next calls check all guards."""
+        self.state, self.calls, self.unguarded, self.has_history = state, 0, None, False
+
+    def steer(self, steering: Steering) -> None:
+        """Start again where the branch is steered otherwise than at its last call: its history is another field's."""
+        before, self.steering = self.steering, steering
+        if before is None:
+            return
+        if before.structure != steering.structure:
+            self.calls, self.unguarded = 0, None
+        switched = is_switched(before, steering)
+        if switched is not None:
+            self.state, self.has_history = restart(self.state, switched), False
+
+
+def weigh(scale: Tensor | None, ones: Tensor) -> tuple[Tensor, Tensor]:
+    """How much the error of the first and of any other guidance branch counts: |s| and |1 - s|; in full where s is unknown.
+
+    Args:
+        scale: s per sample, NaN where unknown; None without guidance branches.
+        ones: `[batch]`.
+
+    """
+    if scale is None:
+        return ones, ones
+    is_known = torch.isfinite(scale)
+    return torch.where(is_known, scale.abs(), ones), torch.where(is_known, (1 - scale).abs(), ones)
+
+
+def check_conditioning(now: dict[str, Any], seen: list[dict[str, Any]], branch: int, step: int) -> None:
+    """Raise unless a guidance branch is conditioned on what it was at the first step.
+
+    Args:
+        now: conditioning of the call.
+        seen: of every branch, at the first step.
+        branch: which one calls, in order.
+        step: position in the schedule.
+
+    Raises:
+        RuntimeError: there are fewer or more branches than at the first step, or one has another prompt.
+
+    """
+    if len(seen) != 2 or branch >= len(seen):
+        raise RuntimeError(
+            f"cfg_degree=2 shares out the two branches of true CFG, but the pipeline called the transformer {len(seen)} times "
+            "at its first step. Pass true_cfg_scale above 1 and a negative_prompt, or use cfg_degree=1."
+        )
+    for name, value in now.items():
+        if not _is_equal(value, seen[branch][name]):
+            raise RuntimeError(
+                f"{name} of guidance branch {branch} changed at step {step}, which cfg_degree=2 does not "
+                "support: another rank computes the branch. Leave prompts alone in callbacks, or use cfg_degree=1."
+            )
+
+
+def _is_equal(now: Any, then: Any) -> bool:
+    if isinstance(now, tuple):
+        return len(now) == len(then) and all(map(_is_equal, now, then))
+    return now is then or (isinstance(now, Tensor) and isinstance(then, Tensor) and torch.equal(now, then))

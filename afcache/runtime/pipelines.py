@@ -1,0 +1,93 @@
+"""The pipelines that share a transformer, and which of their schedulers is running."""
+
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+
+from afcache.runtime.controls import Controls, controls_of, watch
+from afcache.runtime.scheduler import ScheduledStep, check_scheduler, read_step
+
+
+class Served:
+    """A pipeline whose scheduler is read at every call; when the pipeline is gone, its last scheduler still counts."""
+
+    def __init__(self, pipe: Any) -> None:
+        self._reference = weakref.ref(pipe)
+        # A pipeline that is being deep-copied has no scheduler yet.
+        self._scheduler = getattr(pipe, "scheduler", None)
+
+    @property
+    def pipe(self) -> Any:
+        """The pipeline, or None."""
+        return self._reference()
+
+    @property
+    def scheduler(self) -> Any:
+        """The pipeline's present scheduler."""
+        pipe = self._reference()
+        if pipe is not None:
+            self._scheduler = pipe.scheduler
+        return self._scheduler
+
+
+class Pipelines:
+    """All pipelines that are served; those made by `from_pipe` share the transformer."""
+
+    def __init__(self) -> None:
+        self._served: list[Served] = []
+
+    def add(self, pipe: Any) -> None:
+        """Read the scheduler of this pipeline, too."""
+        if all(known is not pipe for known in self.alive()):
+            self._served.append(Served(pipe))
+        watch([pipe])
+
+    def alive(self) -> list[Any]:
+        """Those that still exist."""
+        return [served.pipe for served in self._served if served.pipe is not None]
+
+    def watch_controls(self) -> None:
+        """Note what their present ControlNets are called with."""
+        watch(self.alive())
+
+    def controls(self) -> Controls:
+        """What their ControlNets were called with last."""
+        return controls_of(self.alive())
+
+    def locate(self, timestep: Tensor, *, is_known: Callable[[Any], bool], forecasts: bool) -> tuple[Any, ScheduledStep]:
+        """The scheduler that is running, and the step it is at.
+
+        One scheduler is the rule. With several, those whose present step fits the timestep qualify; a schedule that was not
+        seen before comes first: it is about to start.
+
+        Args:
+            timestep: the transformer's argument.
+            is_known: whether a scheduler's present schedule was seen before.
+            forecasts: whether any step is forecast.
+
+        Raises:
+            RuntimeError: the timestep fits no schedule.
+            NotImplementedError: a scheduler changed into something unsupported.
+
+        """
+        schedulers = list({id(served.scheduler): served.scheduler for served in self._served}.values())
+        found: list[tuple[bool, Any, ScheduledStep]] = []
+        for scheduler in schedulers:
+            check_scheduler(scheduler, forecasts=forecasts)
+            known = is_known(scheduler)
+            # Reading the timestep waits for the device, so accelerators verify at a trajectory's start only.
+            verify = timestep.device.type == "cpu" or len(schedulers) > 1 or not known
+            step = read_step(scheduler, timestep, verify=verify)
+            if step is not None:
+                found.append((known, scheduler, step))
+        if not found:
+            value = float(timestep.flatten()[0]) * 1000
+            raise RuntimeError(
+                f"timestep {value:.4g} does not fit the present step of pipe.scheduler"
+                f" ({', '.join(type(s).__name__ for s in schedulers)}). If another pipeline with its own scheduler shares "
+                "this transformer, call afcache.compile_pipeline on that pipeline too; if you call the transformer yourself, "
+                "drive pipe.scheduler, or use afcache.restore_pipeline(pipe) first."
+            )
+        return min(found, key=lambda candidate: candidate[0])[1:]

@@ -1,0 +1,132 @@
+"""The steps of a bound transformer: what is compiled for each kind of trajectory, and how a call of it is made."""
+
+import contextlib
+import dataclasses
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from afcache.functional import forecast
+from afcache.functional.model import Sizes, model_of
+from afcache.functional.ranks.step import Layout
+from afcache.functional.step import HistoryWriter
+from afcache.models.family import Family
+from afcache.parallel.groups import ParallelContext
+from afcache.runtime.compiled import CompiledStep, CompileOptions, cached_step, full_step
+from afcache.runtime.controls import Controls
+from afcache.runtime.weights import Weights
+from afcache.settings.config import CacheConfig
+
+# The first release for which tests/contract shows that a branch of torch.cond may write to its operands.
+_WRITES_IN_BRANCHES = "2.13"
+
+
+class Steps:
+    """Compiles a step when it is first asked for.
+
+    Args:
+        transformer: owner of the weights.
+        family: its family.
+        config: settings.
+        options: how to compile.
+        compiler: torch.compile.
+        layout: of the ranks that draw together; None draws alone.
+        weights: of the transformer.
+
+    """
+
+    def __init__(
+        self,
+        transformer: Any,
+        family: Family,
+        config: CacheConfig,
+        options: CompileOptions,
+        compiler: Callable[..., Callable[..., Any]],
+        *,
+        layout: Layout | None,
+        weights: Weights,
+    ) -> None:
+        self._transformer = transformer
+        self._family = family
+        self._config = config
+        self._options = options
+        self._compiler = compiler
+        self._layout = layout
+        self._weights = weights
+        self._steps: dict[tuple[bool, Any, bool], CompiledStep] = {}
+
+    @property
+    def sizes(self) -> Sizes:
+        """Of the transformer."""
+        return self._family.architecture.sizes(self._transformer)
+
+    def get(self, corrects: bool, kernel_name: Any) -> CompiledStep:
+        """The forward for a scheduler's kind of step, an attention backend and the present kind of weights.
+
+        Args:
+            corrects: whether the catch-up correction holds.
+            kernel_name: of the attention backend.
+
+        """
+        key = (corrects, kernel_name, self._weights.has_subclasses)
+        if key not in self._steps:
+            self._steps[key] = self._build(corrects)
+        return self._steps[key]
+
+    def traceable(self) -> contextlib.AbstractContextManager[None]:
+        """Inside the block weights are shown as one graph can take them."""
+        return self._weights.traceable() if self._options.enabled else contextlib.nullcontext()
+
+    def _build(self, corrects: bool) -> CompiledStep:
+        kernel = self._family.attention_kernel(self._transformer)
+        model = model_of(self._transformer, self._family.architecture, kernel)
+        config = dataclasses.replace(self._config, correction=corrects)
+        options = dataclasses.replace(self._options, opens_subclasses=self._weights.has_subclasses)
+        if not config.rule.is_cached:
+            return CompiledStep(full_step(model, self._layout), self._compiler, options)
+        step = cached_step(model, self._layout, config, history_writer(self._options))
+        return CompiledStep(step, self._compiler, options)
+
+
+class Bound(NamedTuple):
+    """What all images of a bound transformer share.
+
+    Attributes:
+        family: of the transformer.
+        config: settings.
+        parallel: the processes that draw together; None draws alone.
+        steps: the compiled steps.
+        weights: what may change about the transformer's weights.
+        controls: `() -> Controls`: what ControlNets were called with last.
+
+    """
+
+    family: Family
+    config: CacheConfig
+    parallel: ParallelContext | None
+    steps: Steps
+    weights: Weights
+    controls: Callable[[], Controls]
+
+
+def write_newest(history: Tensor, newest: Tensor, refresh: Tensor) -> None:
+    """Shift `newest` into the history's own memory: the `HistoryWriter` of a runtime, which owns its states.
+
+    Cached steps then touch the history by reading it once.
+    """
+    history.copy_(forecast.push(history, newest, refresh))
+
+
+def history_writer(options: CompileOptions) -> HistoryWriter | None:
+    """How the history is updated: in place, or, where that cannot or should not be, as a fresh value (None).
+
+    Compiled with dynamic shapes, a branch that writes specialises on every size (torch 2.13), so that each new resolution
+    would be one more graph; a copy of the history costs little (`python -m bench.overhead parts`).
+    """
+    if not options.enabled:
+        return write_newest
+    # A state that lives in CUDA-graph memory is cloned after each call: writing into it would be lost.
+    can_write = torch.__version__ >= _WRITES_IN_BRANCHES and not options.uses_cuda_graphs
+    return write_newest if can_write and options.dynamic is False else None

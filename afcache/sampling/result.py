@@ -1,0 +1,26 @@
+"""What `denoise` returns, checkpoints keep, and `denoise` goes on with."""
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+from afcache.functional.state import CacheState, StepRecord
+
+
+class Denoised(NamedTuple):
+    """A trajectory, finished or up to some step.
+
+    Attributes:
+        latents: at the noise level that was reached, `[batch, img_seq, channels]`.
+        states: one for each guidance branch.
+        records: for each step, one record for each guidance branch.
+
+    """
+
+    latents: Tensor
+    states: tuple[CacheState, ...]
+    records: list[tuple[StepRecord, ...]]
+
+    def pattern(self, sample: int = 0) -> str:
+        """One letter per step: F computed, "." forecast."""
+        return "".join("F" if bool(leader.refresh[sample]) else "." for leader, *_ in self.records)
