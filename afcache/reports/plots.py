@@ -44,11 +44,12 @@ def draw_report(report: Any, path: str | Path) -> None:
 def draw_estimate(axes: Any, report: Any, leader: list[Any]) -> None:
     """The estimate since the last refresh, step by step, and the tolerance, which it stays below.
 
-    Hollow is what it would have come to, had a computed step been forecast.
+    Hollow is what it would have come to, had a computed step been forecast; not known of guidance branches, whose errors are
+    weighed together.
     """
     _shade_refreshes(axes, leader)
     tolerance = report.config["tolerance"] if report.config["policy"] == "adaptive" else 0.0
-    estimated, refused = [worst(step.estimated_error) for step in leader], refused_estimates(leader)
+    estimated, refused = [worst(step.estimated_error) for step in leader], refused_estimates(report)
     axes.set_ylabel("relative error x sigma")
     shown = [value for value in (*estimated, *refused.values()) if math.isfinite(value) and value > 0]
     if not shown:
@@ -56,17 +57,20 @@ def draw_estimate(axes: Any, report: Any, leader: list[Any]) -> None:
         return
     axes.bar([step.step for step in leader], estimated, width=0.8, color="tab:orange", label="estimate since the last refresh")
     hollow = {"facecolor": "none", "edgecolor": "tab:orange", "linestyle": ":"}
-    axes.bar(list(refused), list(refused.values()), width=0.8, label="had the step been forecast", **hollow)
+    if refused:
+        axes.bar(list(refused), list(refused.values()), width=0.8, label="had the step been forecast", **hollow)
     if tolerance > 0:
         axes.axhline(tolerance, color="tab:red", linestyle="--", linewidth=1, label=f"tolerance {tolerance:g}")
     axes.set_ylim(0, 1.3 * max(tolerance, *shown))
     axes.legend(fontsize=8, loc="upper right", ncols=3)
 
 
-def refused_estimates(leader: list[Any]) -> dict[int, float]:
-    """By computed step: the estimate before it, and what its forecast was predicted to add."""
-    refused = {}
-    for before, step, after in zip(leader, leader[1:], leader[2:], strict=False):
+def refused_estimates(report: Any) -> dict[int, float]:
+    """By computed step: the estimate before it, and what its forecast was predicted to add; none with guidance branches."""
+    refused: dict[int, float] = {}
+    if any(step.branch for step in report.steps):
+        return refused
+    for before, step, after in zip(report.steps, report.steps[1:], report.steps[2:], strict=False):
         predicted = worst(step.predicted_error)
         if step.is_computed and math.isfinite(predicted):
             refused[step.step] = worst(before.estimated_error) + predicted * abs(step.sigma - after.sigma)

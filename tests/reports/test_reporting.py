@@ -94,7 +94,9 @@ def test_what_a_computed_step_would_have_added_is_its_prediction_times_its_lengt
         step(2, computed=True),
         step(3, computed=True),
     ]
-    assert refused_estimates(steps) == {2: pytest.approx(0.0025 + 0.01 / 4)}
+    assert refused_estimates(make_report(*steps)) == {2: pytest.approx(0.0025 + 0.01 / 4)}
+    guided = [step(index, computed=True, branch=branch) for index in range(4) for branch in range(2)]
+    assert refused_estimates(make_report(*guided)) == {}
 
 
 def test_plots_without_an_estimate_say_so():
