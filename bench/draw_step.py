@@ -56,10 +56,15 @@ def main() -> None:
         "One image, step by step",
         rows,
         notes=[
-            f"{sampling.prompt_of(SEED)!r}, seed {SEED}, {STEPS} steps, CFG 1, the default preset. Errors of forecasts are",
-            "relative to the computed velocity; those of cached steps were found afterwards, by evaluating the model at their latents.",
+            f"{sampling.prompt_of(SEED)!r}, seed {SEED}, {STEPS} steps, CFG 1, the default preset.",
+            "Errors of forecasts are relative to the computed velocity; those of cached steps were found afterwards, by",
+            "evaluating the model at their latents.",
             "The estimate of a computed step is what it would have come to, had the step been forecast.",
             "Distances are relative to the uncached latents; without catch-up the decisions are others.",
+            "",
+            "```",
+            *str(cached.report).splitlines(),
+            "```",
         ],
     )
 
