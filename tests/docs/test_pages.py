@@ -85,7 +85,7 @@ def test_the_program_for_several_gpus_asks_for_its_processes(monkeypatch):
         return pipe
 
     monkeypatch.setattr(afcache, "load_mini_flux", load_with_heads_enough)
-    with pytest.raises(RuntimeError, match="torchrun --nproc-per-node 2 your_script.py"):
+    with pytest.raises(RuntimeError, match=r"torchrun --nproc-per-node 2 your_script\.py"):
         run_programs(SEVERAL)
 
 
