@@ -7,6 +7,7 @@ python -m bench.draw_step
 """
 
 import math
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -39,10 +40,10 @@ class Walk(NamedTuple):
     report: afcache.Report
 
 
-def main() -> None:
+def main(folder: Path = RESULTS, *, steps: int = STEPS) -> None:
     """Draw the picture, and write its numbers."""
     pipe = sampling.load()
-    problem = sampling.prepare(pipe, [SEED], steps=STEPS)
+    problem = sampling.prepare(pipe, [SEED], steps=steps)
     exact = walk(pipe, afcache.CacheConfig(policy="none"), problem)
     cached = walk(pipe, afcache.PRESETS["balanced"], problem)
     uncorrected = walk(pipe, afcache.policy("adaptive", correction=False), problem)
@@ -50,13 +51,13 @@ def main() -> None:
     for row, distance, other in zip(rows, distances(cached, exact), distances(uncorrected, exact), strict=True):
         row["distance of the latents after it"] = distance
         row["the same without catch-up"] = other
-    draw(rows, cached)
+    draw(rows, cached, folder / f"{NAME}.png")
     write_result(
         NAME,
         "One image, step by step",
         rows,
         notes=[
-            f"{sampling.prompt_of(SEED)!r}, seed {SEED}, {STEPS} steps, CFG 1, the default preset.",
+            f"{sampling.prompt_of(SEED)!r}, seed {SEED}, {steps} steps, CFG 1, the default preset.",
             "Errors of forecasts are relative to the computed velocity; those of cached steps were found afterwards, by",
             "evaluating the model at their latents.",
             "The estimate of a computed step is what it would have come to, had the step been forecast.",
@@ -66,6 +67,7 @@ def main() -> None:
             *str(cached.report).splitlines(),
             "```",
         ],
+        folder=folder,
     )
 
 
@@ -80,8 +82,8 @@ def walk(pipe: Any, config: afcache.CacheConfig, problem: sampling.Prepared) -> 
 
     afcache.compile_pipeline(pipe, config, compile=False)
     generator = torch.Generator().manual_seed(SEED)
-    options = {**sampling.SETTINGS, "num_inference_steps": STEPS, "generator": generator, "output_type": "latent"}
-    pipe(sampling.prompt_of(SEED), callback_on_step_end=keep, **options)
+    options = {**sampling.SETTINGS, "num_inference_steps": len(problem.sigmas) - 1, "output_type": "latent"}
+    pipe(sampling.prompt_of(SEED), generator=generator, callback_on_step_end=keep, **options)
     return Walk(latents, afcache.report(pipe))
 
 
@@ -132,7 +134,7 @@ def distances(walked: Walk, exact: Walk) -> list[float]:
     return [float((latents - truth).norm() / truth.norm()) for latents, truth in pairs]
 
 
-def draw(rows: list[dict[str, Any]], cached: Walk) -> None:
+def draw(rows: list[dict[str, Any]], cached: Walk, file: Path) -> None:
     """Three pictures above each other: errors of forecasts, the estimate that decides, and where the latents went."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -171,7 +173,7 @@ def draw(rows: list[dict[str, Any]], cached: Walk) -> None:
     path.set_xlabel("step", fontsize=8)
     path.tick_params(labelsize=8)
     path.legend(fontsize=8)
-    figure.savefig(RESULTS / f"{NAME}.png", dpi=110)
+    figure.savefig(file, dpi=110)
 
 
 if __name__ == "__main__":
