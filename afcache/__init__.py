@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 from afcache._version import __version__
 
 if TYPE_CHECKING:
-    from afcache.assets import load_mini_flux, mini_flux_folder
+    from afcache.assets import mini_flux_folder
+    from afcache.assets.pipeline import load_mini_flux
     from afcache.calibration.magnitudes import calibrate_magnitudes, measure_noise
     from afcache.calibration.metrics import psnr, ssim
     from afcache.calibration.tolerance import calibrate
@@ -54,7 +55,7 @@ _HOMES = {
     "export_step": "sampling.export",
     "init_state": "sampling.primitives",
     "load_checkpoint": "sampling.checkpoint",
-    "load_mini_flux": "assets",
+    "load_mini_flux": "assets.pipeline",
     "measure_noise": "calibration.magnitudes",
     "mini_flux_folder": "assets",
     "policy": "settings.policies",

@@ -1,4 +1,4 @@
-"""Every measured number of README.md must stand in a result file that its section links to.
+"""Every measured number of README.md and docs/ must stand in a result file that its section links to.
 
 A section is what lies between two headings. Measured are numbers with a unit (x, %, dB, s, ms, min, MiB) and numbers with
 decimals; versions are left out, and so is code. Sections that link to no results may hold no such number with a unit.
@@ -17,7 +17,9 @@ from typing import Any, NamedTuple
 
 from bench.record.recording import RESULTS
 
-README = Path(__file__).parent.parent / "README.md"
+ROOT = Path(__file__).parent.parent
+README = ROOT / "README.md"
+PAGES = (README, *sorted((ROOT / "docs").rglob("*.md")))
 _TOKEN = re.compile(r"(?<![\w./-])(\d+(?:,\d{3})*(?:\.\d+)?)(x\b|\s?(?:dB|%|s|ms|min|MiB)(?![\w]))?(?![\w/-]|\.\d)")
 _LINK = re.compile(r"bench/results/([\w.]+?)\.(?:md|json|jsonl|png)")
 _NUMBER = r"-?\d+(?:\.\d+)?(?:e-?\d+)?"
@@ -26,7 +28,7 @@ _VALUE = re.compile(rf"[<>]?\s*{_NUMBER}(?: to {_NUMBER}| \({_NUMBER} to {_NUMBE
 
 
 class Claim(NamedTuple):
-    """A number that README states: how it is written, its unit or "", its line."""
+    """A number that a page states: how it is written, its unit or "", its line."""
 
     text: str
     unit: str
@@ -52,16 +54,17 @@ class _Result(NamedTuple):
 
 def check() -> None:
     """Print every number without backing, and exit with 1 if there is one."""
-    unbacked = list(find_unbacked(README.read_text(), RESULTS))
-    for claim in unbacked:
-        print(f"README.md:{claim.line}: {claim.text}{claim.unit} stands in no result that its section links to")
+    unbacked = [(page, claim) for page in PAGES for claim in find_unbacked(page.read_text(), RESULTS)]
+    for page, claim in unbacked:
+        where = f"{page.relative_to(ROOT)}:{claim.line}"
+        print(f"{where}: {claim.text}{claim.unit} stands in no result that its section links to")
     if unbacked:
         raise SystemExit(1)
-    print("every measured number of README.md stands in bench/results")
+    print(f"every measured number of {len(PAGES)} pages stands in bench/results")
 
 
 def find_unbacked(text: str, folder: Path) -> Iterator[Claim]:
-    """Claims of a README that no linked JSON holds, rounded as they are."""
+    """Claims of a page that no linked JSON holds, rounded as they are."""
     for section in _sections(text):
         known = _read(section, folder)
         is_linked = any(_LINK.search(line.text) for line in section)
@@ -139,3 +142,7 @@ def _is_backed(claim: Claim, values: Sequence[float]) -> bool:
     half = 0.5001 * 10.0 ** -(len(plain.split(".")[1]) if "." in plain else 0)
     scales = {"%": (1.0, 100.0), "ms": (1.0, 1e3)}.get(claim.unit.strip(), (1.0,))
     return any(abs(abs(value) * scale - float(plain)) <= half for value in values for scale in scales)
+
+
+if __name__ == "__main__":
+    check()

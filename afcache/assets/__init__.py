@@ -4,9 +4,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import torch
-from diffusers import FluxPipeline
-
 
 def mini_flux_folder() -> Path:
     """The folder of mini-FLUX, in diffusers' layout."""
@@ -17,19 +14,3 @@ def recommended_settings(folder: Path) -> dict[str, Any]:
     """Height, width (pixels), max_sequence_length (text tokens) and true_cfg_scale stored beside a model, if they are."""
     path = folder / "recommended.json"
     return json.loads(path.read_text()) if path.is_file() else {}
-
-
-def load_mini_flux(*, dtype: torch.dtype = torch.float32, **options: Any) -> FluxPipeline:
-    """Load mini-FLUX: handwritten digits over two photographs, 32 x 32 pixels, 2.5 million parameters.
-
-    A plain `pipe(prompt, max_sequence_length=16)` draws the trained size. FLUX does not mask text padding, so the text
-    length should be the trained one.
-
-    Args:
-        dtype: of all components.
-        options: passed to `FluxPipeline.from_pretrained`.
-
-    """
-    pipe = FluxPipeline.from_pretrained(mini_flux_folder(), dtype=dtype, **options)
-    pipe.default_sample_size = recommended_settings(mini_flux_folder())["height"] // pipe.vae_scale_factor
-    return pipe

@@ -10,18 +10,17 @@ from typing import Any
 import torch
 from tqdm.auto import tqdm
 
-from afcache._checks import check_flag, check_integer, check_number
+from afcache._checks import check_flag, check_integer
 from afcache.calibration.metrics import psnr
 from afcache.pipeline import compile_pipeline, restore_pipeline
 from afcache.reports.records import report
 from afcache.runtime.binding import bound_runtime
 from afcache.settings.config import CacheConfig
-from afcache.settings.curve import Calibration, CurvePoint
+from afcache.settings.curve import EQUAL_PSNR, Calibration, CurvePoint, check_targets
 from afcache.settings.presets import tuned
 
 SMALLEST, FIRST, LARGEST = 2.0**-14, 2.0**-6, 4.0
 _MOST_POINTS = 12
-_EQUAL = 150.0  # dB, for images without a difference
 _CLOSE = 0.01  # relative distance to the target at which no better one is looked for
 _FINEST = 1.02  # ratio of neighbouring tolerances
 _OWN_OPTIONS = ("prompt", "generator", "output_type", "num_images_per_prompt", "return_dict")
@@ -103,18 +102,6 @@ def calibrate(
     return dataclasses.replace(_at(config, best.tolerance), calibration=found)
 
 
-def check_targets(target_speedup: float | None, target_psnr: float | None) -> None:
-    """Raise unless exactly one target is given, in its range."""
-    if (target_speedup is None) == (target_psnr is None):
-        raise ValueError(
-            f"exactly one of target_speedup and target_psnr must be given, got {target_speedup!r} and {target_psnr!r}."
-        )
-    if target_speedup is not None:
-        check_number("target_speedup", target_speedup, 1.0, math.inf, cure="2 halves the block evaluations")
-    if target_psnr is not None:
-        check_number("target_psnr", target_psnr, 0.0, _EQUAL, cure="40 dB is hard to see")
-
-
 def search(
     measure: Callable[[float], CurvePoint], *, target_speedup: float | None = None, target_psnr: float | None = None
 ) -> list[CurvePoint]:
@@ -183,7 +170,7 @@ def _is_close(points: list[CurvePoint], target_speedup: float | None, target_psn
 def _measure(pipe: Any, tolerance: float, pairs: Iterator[tuple[Any, Any]]) -> CurvePoint:
     quality, ran, uncached = [], 0, 0
     for image, reference in pairs:
-        quality.append(min(psnr(image, reference), _EQUAL))
+        quality.append(min(psnr(image, reference), EQUAL_PSNR))
         run = report(pipe)
         ran += run.block_evaluations + run.mlp_evaluations
         uncached += run.block_evaluations_uncached

@@ -1,17 +1,14 @@
 """Drawing with and without the cache, and showing both side by side."""
 
 import statistics
-import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import torch
-from diffusers import FluxPipeline
-from PIL import Image
 
 from afcache.calibration.metrics import psnr, ssim
+from afcache.cli.drawing import Draw, count_evaluations, save, timed, write_report
+from afcache.cli.model import Job
 from afcache.parallel.config import ParallelConfig
 from afcache.pipeline import compile_pipeline, uncached
 from afcache.reports.records import report
@@ -19,15 +16,8 @@ from afcache.reports.summary import Report
 from afcache.settings.config import CacheConfig
 
 _ROUNDS = 3
-
-
-@dataclass(frozen=True)
-class Job:
-    """One image to draw, and its file name without extension."""
-
-    prompt: str
-    seed: int
-    stem: str
+# Of a difference; larger ones would show what rounding alone does.
+_FACTORS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
 
 
 @dataclass(frozen=True)
@@ -48,27 +38,6 @@ class Comparison:
     def ssim(self) -> float:
         """1 means equal."""
         return ssim(self.cached, self.uncached)
-
-
-class Draw:
-    """Calls the pipeline for a job; returns float pixels `[height, width, 3]` in [0, 1]."""
-
-    def __init__(self, pipe: FluxPipeline, options: dict[str, Any]) -> None:
-        self.pipe = pipe
-        self.options = options
-
-    def __call__(self, job: Job) -> np.ndarray:
-        """Draw one image with the job's seed."""
-        generator = torch.Generator().manual_seed(job.seed)
-        output: Any = self.pipe(prompt=job.prompt, generator=generator, output_type="np", **self.options)
-        return output.images[0]
-
-
-def timed(draw: Draw, job: Job) -> tuple[np.ndarray, float]:
-    """Draw; return the image and the seconds it took."""
-    began = time.perf_counter()
-    image = draw(job)
-    return image, time.perf_counter() - began
 
 
 def compare(
@@ -133,15 +102,14 @@ def _print_comparison(results: list[Comparison], timings: dict[str, tuple[float,
             f"{name:<42} {result.report.pattern():<36} {result.report.block_speedup:6.2f}x "
             f"{result.psnr:5.1f} dB {result.ssim:7.4f}"
         )
-    ran, uncached_count = (
-        sum(getattr(result.report, name) for result in results) for name in ("block_evaluations", "block_evaluations_uncached")
-    )
+    ran, uncached_count = count_evaluations([result.report for result in results])
     quality = statistics.mean(min(result.psnr, 150.0) for result in results)
     print(f"\nblock evaluations  {uncached_count / ran:.2f}x fewer, at {quality:.1f} dB (mean) against the uncached images")
     for how, (slow, fast) in timings.items():
         gain = f"{slow / fast:.2f}x faster" if fast < slow else f"{fast / slow:.2f}x slower"
         print(f"wall clock         {gain}: {slow:.2f} s uncached (eager), {fast:.2f} s cached ({how})")
-    print(f"                   medians of {_ROUNDS} images, in turns, after warm-up")
+    note = "; what the compiler gains is in the first line, too" if len(timings) > 1 else ""
+    print(f"                   medians of {_ROUNDS} images, in turns, after warm-up{note}")
     knob = f"tolerance {settings.tolerance:g}" if settings.policy == "adaptive" else f"policy {settings.policy}"
     print(f"settings           {knob}, warmup {settings.warmup_steps} steps")
 
@@ -157,11 +125,11 @@ def _draw_comparison(results: list[Comparison], path: Path) -> None:
     grid = figure.subplots(len(rows), 3, squeeze=False)
     for axes, result in zip(grid, rows, strict=True):
         difference = np.abs(result.cached.astype(np.float64) - result.uncached)
-        gain = 10
+        gain = amplification(difference)
         panels = (
             (result.uncached, f"uncached: {result.job.prompt}"),
             (result.cached, f"cached, {result.report.block_speedup:.2f}x fewer blocks, {result.psnr:.1f} dB"),
-            (np.clip(difference * gain, 0, 1), f"difference x {gain} (mean {difference.mean():.4f})"),
+            (np.clip(difference * gain, 0, 1), difference_title(difference, gain)),
         )
         for axis, (image, title) in zip(axes, panels, strict=True):
             axis.imshow(image, interpolation="nearest")
@@ -170,12 +138,20 @@ def _draw_comparison(results: list[Comparison], path: Path) -> None:
     figure.savefig(path, dpi=110)
 
 
-def save(path: Path, image: np.ndarray) -> None:
-    """Write float pixels in [0, 1] as a picture file."""
-    Image.fromarray((image * 255).round().astype(np.uint8)).save(path)
+def amplification(difference: np.ndarray) -> int:
+    """The factor that makes a difference visible: of 1, 2, 5, 10, ... the largest that keeps 99 % of it below white.
+
+    Args:
+        difference: absolute, of pixels in [0, 1].
+
+    """
+    bright = float(np.quantile(difference, 0.99))
+    fitting = [factor for factor in _FACTORS if factor * bright <= 1.0]
+    return fitting[-1] if fitting else 1
 
 
-def write_report(result: Report, output: Path, job: Job) -> None:
-    """Write a job's report as JSON and as a plot."""
-    result.to_json(output / f"{job.stem}.json")
-    result.plot(output / f"{job.stem}_report.png")
+def difference_title(difference: np.ndarray, gain: int) -> str:
+    """What the third picture shows."""
+    if not difference.any():
+        return "no difference"
+    return f"their difference x {gain} (mean {difference.mean():.5f})"

@@ -1,13 +1,18 @@
-"""What the command line does where torchrun started it: who speaks, which device is whose, how the work is shared."""
+"""What the command line does where torchrun started it: who speaks, which device is whose, how the work is shared.
+
+torch is imported by those functions alone that need it: an error in the arguments need not wait for it.
+"""
 
 import math
 import os
 import shlex
 import sys
+from typing import TYPE_CHECKING
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
-from afcache.parallel.config import ParallelConfig
+    from afcache.parallel.config import ParallelConfig
 
 
 def count() -> int:
@@ -20,7 +25,7 @@ def is_first() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-def own_device(name: str | None, device: torch.device) -> torch.device:
+def own_device(name: str | None, device: "torch.device") -> "torch.device":
     """The device of this process: GPUs are dealt out in order.
 
     Args:
@@ -33,6 +38,8 @@ def own_device(name: str | None, device: torch.device) -> torch.device:
     """
     if count() == 1 or device.type != "cuda":
         return device
+    import torch
+
     if name is not None and torch.device(name).index is not None:
         raise ValueError(f"--device {name!r} is one GPU for {count()} processes. Use --device cuda: each takes its own.")
     rank, found = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
@@ -45,8 +52,8 @@ def own_device(name: str | None, device: torch.device) -> torch.device:
 
 
 def share_out(
-    *, ulysses: int | None, ring: int | None, cfg: int | None, heads: int, is_guided: bool, device: torch.device
-) -> ParallelConfig | None:
+    *, ulysses: int | None, ring: int | None, cfg: int | None, heads: int, is_guided: bool, device: "torch.device"
+) -> "ParallelConfig | None":
     """The degrees that were asked for, and good ones for what was left open: None where one process does it all.
 
     Guidance branches are shared first, which exchange least; then heads, as far as they can be dealt out; then a ring.
@@ -81,6 +88,8 @@ def share_out(
         raise ValueError(
             f"--ulysses must divide the model's attention heads, {heads}, got {ulysses}; --ring needs no such thing."
         )
+    from afcache.parallel.config import ParallelConfig
+
     backend = "gloo" if device.type == "cpu" else None
     parallel = ParallelConfig(ulysses_degree=ulysses, ring_degree=ring, cfg_degree=cfg, backend=backend)
     if parallel.processes != processes:
@@ -94,11 +103,13 @@ def share_out(
 
 def part() -> None:
     """Leave the other processes, when all is done."""
+    import torch
+
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
 
 
-def describe(parallel: ParallelConfig) -> str:
+def describe(parallel: "ParallelConfig") -> str:
     """One line for people."""
     shares = {"Ulysses": parallel.ulysses_degree, "ring": parallel.ring_degree, "guidance": parallel.cfg_degree}
     how = " x ".join(f"{name} {degree}" for name, degree in shares.items() if degree > 1)

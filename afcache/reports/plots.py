@@ -12,6 +12,9 @@ _COLORS = ("#1f77b4", "#e8e8e8", "#b5d8a8", "#f3c77b", "#e39a9a")
 def draw_report(report: Any, path: str | Path) -> None:
     """Draw a report that is not empty: errors over the steps; with groups also heat maps of choices and of stability.
 
+    What decides and what was measured have units of their own, and a picture each: the estimate is a relative error times a
+    distance in sigma, summed over the steps since the last refresh; measured is the relative error of one forecast.
+
     Args:
         report: an `afcache.Report`; its first sample and its leading guidance branch are shown in the heat maps.
         path: of the picture.
@@ -23,36 +26,83 @@ def draw_report(report: Any, path: str | Path) -> None:
     leader = [step for step in report.steps if step.branch == 0]
     groups = len(leader[0].groups)
     height = 0.9 + 0.22 * groups
-    ratios = [3.5, height, height] if groups else [3.5]
+    ratios = [2.6, 2.3, *([height, height] if groups else [])]
     figure = Figure(figsize=(8, sum(ratios)), layout="constrained")
     FigureCanvasAgg(figure)
-    axes, *maps = figure.subplots(len(ratios), 1, squeeze=False, height_ratios=ratios)[:, 0]
-    _draw_errors(axes, report, leader)
+    estimate, errors, *maps = figure.subplots(len(ratios), 1, squeeze=False, height_ratios=ratios)[:, 0]
+    estimate.set_title(
+        f"{report.pattern()}   {report.block_speedup:.2f}x fewer block evaluations", fontsize=9, family="monospace"
+    )
+    draw_estimate(estimate, report, leader)
+    draw_errors(errors, leader)
     if maps:
         _draw_choices(figure, maps[0], leader)
         _draw_stability(figure, maps[1], leader)
     figure.savefig(path, dpi=120)
 
 
-def _draw_errors(axes: Any, report: Any, leader: list[Any]) -> None:
+def draw_estimate(axes: Any, report: Any, leader: list[Any]) -> None:
+    """The estimate since the last refresh, step by step, and the tolerance, which it stays below.
+
+    Hollow is what it would have come to, had a computed step been forecast; not known of guidance branches, whose errors are
+    weighed together.
+    """
+    _shade_refreshes(axes, leader)
+    tolerance = report.config["tolerance"] if report.config["policy"] == "adaptive" else 0.0
+    estimated, refused = [worst(step.estimated_error) for step in leader], refused_estimates(report)
+    axes.set_ylabel("relative error x sigma")
+    shown = [value for value in (*estimated, *refused.values()) if math.isfinite(value) and value > 0]
+    if not shown:
+        axes.text(0.5, 0.5, "no estimate", transform=axes.transAxes, ha="center", va="center", fontsize=9)
+        return
+    axes.bar([step.step for step in leader], estimated, width=0.8, color="tab:orange", label="estimate since the last refresh")
+    hollow = {"facecolor": "none", "edgecolor": "tab:orange", "linestyle": ":"}
+    if refused:
+        axes.bar(list(refused), list(refused.values()), width=0.8, label="had the step been forecast", **hollow)
+    if tolerance > 0:
+        axes.axhline(tolerance, color="tab:red", linestyle="--", linewidth=1, label=f"tolerance {tolerance:g}")
+    axes.set_ylim(0, 1.3 * max(tolerance, *shown))
+    axes.legend(fontsize=8, loc="upper right", ncols=3)
+
+
+def refused_estimates(report: Any) -> dict[int, float]:
+    """By computed step: the estimate before it, and what its forecast was predicted to add; none with guidance branches."""
+    refused: dict[int, float] = {}
+    if any(step.branch for step in report.steps):
+        return refused
+    for before, step, after in zip(report.steps, report.steps[1:], report.steps[2:], strict=False):
+        predicted = worst(step.predicted_error)
+        if step.is_computed and math.isfinite(predicted):
+            refused[step.step] = worst(before.estimated_error) + predicted * abs(step.sigma - after.sigma)
+    return refused
+
+
+def draw_errors(axes: Any, leader: list[Any]) -> None:
+    """The relative error of each step's forecast: predicted, and measured where the step was computed after all."""
+    _shade_refreshes(axes, leader)
+    x = [step.step for step in leader]
+    predicted, measured = ([worst(getattr(step, name)) for step in leader] for name in ("predicted_error", "measured_error"))
+    shown = [value for value in (*predicted, *measured) if math.isfinite(value) and value > 0]
+    if shown:
+        axes.plot(x, predicted, "_", color="tab:orange", markersize=9, markeredgewidth=2, label="predicted for the forecast")
+        axes.plot(x, measured, "o", color="tab:blue", markersize=5, label="measured at a refresh")
+        axes.set_yscale("log")
+        axes.set_ylim(min(shown) / 2, 6 * max(shown))
+        axes.legend(fontsize=8, loc="upper right", ncols=3)
+    else:
+        axes.text(0.5, 0.5, "nothing was forecast", transform=axes.transAxes, ha="center", va="center", fontsize=9)
+    axes.set_ylabel("relative error of v")
+    axes.set_xlabel("step (shaded: computed in full)")
+
+
+def _shade_refreshes(axes: Any, leader: list[Any]) -> None:
     for step in leader:
         if step.is_computed:
             axes.axvspan(step.step - 0.5, step.step + 0.5, color="tab:blue", alpha=0.15, linewidth=0)
-    x = [step.step for step in leader]
-    estimated, measured = ([worst(getattr(step, name)) for step in leader] for name in ("estimated_error", "measured_error"))
-    axes.plot(x, estimated, drawstyle="steps-mid", label="estimated, accumulated")
-    axes.plot(x, measured, "o", label="measured at a refresh (relative)")
-    tolerance = report.config["tolerance"] if report.config["policy"] == "adaptive" else 0.0
-    if tolerance > 0:
-        axes.axhline(tolerance, color="tab:red", linestyle="--", linewidth=1, label="tolerance")
-    axes.set_yscale("symlog", linthresh=1e-3)
-    largest = [*measured, tolerance]
-    axes.set_ylim(0, 2 * max(value for value in largest if math.isfinite(value)) or 1.0)
-    axes.set_xlim(x[0] - 0.5, x[-1] + 0.5)
-    axes.set_xlabel("step (shaded: computed in full)")
-    axes.set_ylabel("error of the velocity")
-    axes.set_title(f"{report.pattern()}   {report.block_speedup:.2f}x fewer block evaluations", fontsize=9, family="monospace")
-    axes.legend(fontsize=8)
+    axes.set_xlim(leader[0].step - 0.5, leader[-1].step + 0.5)
+    axes.tick_params(labelsize=8)
+    axes.yaxis.label.set_size(8)
+    axes.xaxis.label.set_size(8)
 
 
 def _draw_choices(figure: Any, axes: Any, leader: list[Any]) -> None:
@@ -73,12 +123,12 @@ def _draw_stability(figure: Any, axes: Any, leader: list[Any]) -> None:
     )
     figure.colorbar(image, ax=axes, fraction=0.08).ax.tick_params(labelsize=6)
     axes.set_title("stability", fontsize=8)
-    axes.set_xlabel("step")
+    axes.set_xlabel("step", fontsize=8)
 
 
 def _draw_map(axes: Any, values: Sequence[Sequence[float]], leader: list[Any], **options: Any) -> Any:
     extent = (leader[0].step - 0.5, leader[-1].step + 0.5, len(values) - 0.5, -0.5)
-    axes.set_ylabel("group")
+    axes.set_ylabel("group", fontsize=8)
     axes.set_yticks(range(len(values)))
     axes.tick_params(labelsize=7)
     return axes.imshow(values, aspect="auto", interpolation="nearest", extent=extent, **options)

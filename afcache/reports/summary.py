@@ -1,4 +1,4 @@
-"""What happened in the last run: a table, JSON, and a plot."""
+"""What happened in the last run, as frozen data; `text` and `plots` show it."""
 
 import dataclasses
 import json
@@ -7,9 +7,9 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from afcache.reports.plots import draw_report, worst
+from afcache.reports.plots import draw_report
+from afcache.reports.text import render
 
-_CHOICE_MARKS = {"computed": "F", "taylor": "t", "similarity": "s", "attention": "a", "difference": "d"}
 _MARKS = {"computed": "F", "mixed": "m", "partial": "p", "forecast": "."}
 
 
@@ -158,6 +158,9 @@ class Report:
     def plot(self, path: str | Path) -> None:
         """Draw errors over the steps, and what each group of blocks did, to a picture file.
 
+        Above, the estimate that decides, accumulated since the last refresh, with the tolerance; below, in units of its own,
+        the relative error of each forecast: as predicted, and as measured at refreshes.
+
         Raises:
             ValueError: nothing ran yet.
 
@@ -167,80 +170,7 @@ class Report:
         draw_report(self, path)
 
     def __str__(self) -> str:
-        if not self.steps:
-            return f"AFCache ({self._settings()}): nothing has run yet."
-        computed, cached = self.seconds(is_computed=True), self.seconds(is_computed=False)
-        forecast_time = f", forecast call {cached * 1e3:.1f} ms" if math.isfinite(cached) else ""
-        lines = [
-            f"AFCache ({self._settings()})",
-            f"  steps      {self.pattern()}   F computed, . forecast"
-            + (", m computed for some samples" if "m" in self.pattern() else "")
-            + (", p some groups" if "p" in self.pattern() else ""),
-            f"  blocks     {self.block_evaluations}{self._mlps()} of {self.block_evaluations_uncached} evaluations ran: "
-            f"{self.block_speedup:.2f}x fewer",
-            f"  time       computed call {computed * 1e3:.1f} ms{forecast_time} (medians)",
-        ]
-        lines += self._traffic_lines()
-        if self.config["policy"] == "none":
-            return "\n".join(lines)
-        limit = "" if self.config["policy"] != "adaptive" else f" (tolerance {self.config['tolerance']:g})"
-        lines.append(f"  estimate   {self._largest_estimate():.4f} at most between refreshes{limit}")
-        lines += self._group_lines()
-        lines.append(f"  state      {self.state_bytes / 2**20:.2f} MiB")
-        if self.guidance_scale:
-            scale = self.guidance_scale[0]
-            found = f"true CFG scale {scale:.2f}" if math.isfinite(scale) else "true CFG scale unknown"
-            lines.append(f"  guidance   {found}, {self._branches()} branches decide together")
-        if self.block_evaluations + self.mlp_evaluations >= self.block_evaluations_uncached:
-            lines.append("  Nothing was saved: too few steps, or the tolerance is too small.")
-        return "\n".join(lines)
-
-    def _settings(self) -> str:
-        if self.config["policy"] == "none":
-            return "policy none"
-        if self.config["policy"] == "fixed":
-            interval, name, order = (self.config[key] for key in ("interval", "forecast", "order"))
-            return f"a refresh every {interval} steps, {name} forecast of order {order}"
-        if self.config["policy"] in ("teacache", "dbcache", "magcache"):
-            return f"policy {self.config['policy']}, threshold {self.config['threshold']:g}"
-        if self.config["policy"] != "adaptive":
-            return f"policy {self.config['policy']}"
-        return (
-            f"tolerance {self.config['tolerance']:g}, order {self.config['order']}, {self.config['batch_decisions']} decisions"
-        )
-
-    def _mlps(self) -> str:
-        return f" and {self.mlp_evaluations} of MLPs alone" if self.mlp_evaluations else ""
-
-    def _traffic_lines(self) -> list[str]:
-        """One line for several ranks."""
-        if not any(step.collectives for step in self.steps):
-            return []
-        kinds = {name: self.traffic(is_computed=flag) for name, flag in (("computed", True), ("forecast", False))}
-        said = [
-            f"{name} call {collectives:.0f} collectives, {size / 1024:.1f} KiB"
-            for name, (collectives, size) in kinds.items()
-            if math.isfinite(size)
-        ]
-        return [f"  messages   {'; '.join(said)} sent by each rank (medians)"]
-
-    def _group_lines(self) -> list[str]:
-        """One line for each group, for the first sample and the leading branch."""
-        leader = [step for step in self.steps if step.branch == 0 and step.groups]
-        if not leader:
-            return []
-        lines = ["  groups     F computed, t Taylor, s similarity, a attention reused, d difference; stability at the end"]
-        for index in range(len(leader[0].groups)):
-            members = [step.groups[index] for step in leader]
-            choices = "".join(_CHOICE_MARKS[member.choice[0]] for member in members)
-            lines.append(f"    {index:>6}   {choices}   {members[-1].stability[0]:.3f}")
-        return lines
-
-    def _largest_estimate(self) -> float:
-        return max((worst(step.estimated_error) for step in self.steps if step.branch == 0), default=0.0)
-
-    def _branches(self) -> int:
-        return 1 + max(step.branch for step in self.steps)
+        return render(self)
 
 
 def _finite(value: Any) -> Any:

@@ -1,7 +1,12 @@
-"""What `afcache.calibrate` measured: speed and quality over the tolerance, as plain data."""
+"""What `afcache.calibrate` is asked for, and what it measured: speed and quality over the tolerance, as plain data."""
 
 import dataclasses
+import math
 from typing import Any
+
+from afcache._checks import check_number
+
+EQUAL_PSNR = 150.0  # dB, for images without a difference
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -59,3 +64,15 @@ class Calibration:
             for point in self.curve
         ]
         return "\n".join(lines)
+
+
+def check_targets(target_speedup: float | None, target_psnr: float | None) -> None:
+    """Raise unless exactly one target is given, in its range."""
+    if (target_speedup is None) == (target_psnr is None):
+        raise ValueError(
+            f"exactly one of target_speedup and target_psnr must be given, got {target_speedup!r} and {target_psnr!r}."
+        )
+    if target_speedup is not None:
+        check_number("target_speedup", target_speedup, 1.0, math.inf, cure="2 halves the block evaluations")
+    if target_psnr is not None:
+        check_number("target_psnr", target_psnr, 0.0, EQUAL_PSNR, cure="40 dB is hard to see")

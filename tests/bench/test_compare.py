@@ -20,7 +20,7 @@ from bench.race import compare_report, equal_quality
 from bench.race.contender_process import GAVE_UP, Drawn, Finished, Racer, Ready, StepClock, _peak_mib, count_evaluations
 from bench.race.contenders import Contender, calibrate_magcache, contenders
 from bench.race.subjects import Task, load
-from bench.readme_numbers import README
+from bench.readme_numbers import ROOT
 from bench.record import readme_tables
 from bench.record.recording import RESULTS
 
@@ -289,7 +289,7 @@ def test_eager_contenders_are_compared_with_each_other_and_the_eager_pipeline():
     assert at_40["fewer steps"] == "not raced"
 
 
-def test_readmes_tables_are_made_of_stored_rows(capsys):
+def test_the_pages_tables_are_made_of_stored_rows(capsys):
     readme_tables.main()
     rows = json.loads((RESULTS / "compare_mini_cpu_202611.json").read_text())["rows"]
     fast = next(row for row in rows if row["contender"] == "AFCache fast, compiled")
@@ -297,9 +297,9 @@ def test_readmes_tables_are_made_of_stored_rows(capsys):
     assert f"{fast['speedup_over_compiled']:.2f}x (`AFCache fast`" in quality
     assert "| `AFCache fast` | compiled |" in medium
     assert {"`AFCache` | compiled", "`AFCache` | eager"} <= set(re.findall(r"`AFCache` \| \w+", small))
-    readme = README.read_text()
-    assert steps in readme
-    assert messages in readme
+    page = (ROOT / "docs" / "results.md").read_text()
+    assert steps in page
+    assert messages in page
 
 
 def compare(folder: Path, *arguments: str) -> tuple[str, dict[str, dict[str, Any]]]:

@@ -1,11 +1,12 @@
-"""README's numbers, and the check of them."""
+"""The pages' numbers, and the check of them."""
 
 import json
 from pathlib import Path
 
 import pytest
 
-from bench.readme_numbers import README, find_unbacked
+from bench import readme_numbers
+from bench.readme_numbers import PAGES, README, ROOT, find_unbacked
 from bench.record.recording import RESULTS
 
 RESULT = {
@@ -40,6 +41,7 @@ LINK = "([table](bench/results/gain_cpu.md))"
         (f"64 seeds, 28 steps {LINK}", []),
         (f"28 s with Python 3.11 and torch 2.13 {LINK}", ["28"]),
         (f"`tolerance=0.5` and hidden 512 {LINK}", []),
+        ("2.67x ([table](../bench/results/gain_cpu.md))", []),
         ("3.14x without a link", ["3.14"]),
         ("torch 2.13 and 1.5 times", []),
         (f"# One\n2.67x {LINK}\n# Two\n2.67x", ["2.67"]),
@@ -67,5 +69,21 @@ def test_a_missing_result_backs_nothing(tmp_path: Path):
     assert (claim.text, claim.unit, claim.line) == ("2.67", "x", 2)
 
 
-def test_the_readmes_numbers_are_backed():
-    assert list(find_unbacked(README.read_text(), RESULTS)) == []
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_a_pages_numbers_are_backed(page: Path):
+    assert list(find_unbacked(page.read_text(), RESULTS)) == []
+
+
+def test_readme_and_all_of_docs_are_checked():
+    assert README in PAGES
+    assert {ROOT / "docs" / name for name in ("results.md", "how-it-works.md", "usage.md")} < set(PAGES)
+
+
+def test_the_check_names_the_page_and_the_line(monkeypatch, capsys):
+    readme_numbers.check()
+    assert capsys.readouterr().out == f"every measured number of {len(PAGES)} pages stands in bench/results\n"
+    page = ROOT / "docs" / "results.md"
+    monkeypatch.setattr(Path, "read_text", lambda path: "first\n9.99x" if path == page else "")
+    with pytest.raises(SystemExit):
+        readme_numbers.check()
+    assert capsys.readouterr().out == "docs/results.md:2: 9.99x stands in no result that its section links to\n"

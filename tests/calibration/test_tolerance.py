@@ -91,7 +91,7 @@ def test_other_adaptive_settings_can_be_searched_and_a_failure_leaves_the_pipeli
     base = CacheConfig(order=0, warmup_steps=3)
     config = afcache.calibrate(pipe, PROMPTS[:2], target_psnr=25, config=base, **FAST)
     assert dataclasses.replace(config, tolerance=base.tolerance) == base
-    monkeypatch.setattr("afcache.targets.psnr", lambda *_: 1 / 0)
+    monkeypatch.setattr("afcache.calibration.tolerance.psnr", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         afcache.calibrate(pipe, PROMPTS[:2], target_psnr=25, **FAST)
     with pytest.raises(ValueError, match="was not passed to"):

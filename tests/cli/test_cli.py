@@ -12,7 +12,8 @@ import pytest
 from PIL import Image
 
 import afcache
-from afcache.cli.main import collect_info, main
+from afcache.cli.info import collect_info
+from afcache.cli.main import main
 
 SHORT = ["generate", "--no-compile", "--steps", "8"]
 
@@ -29,6 +30,11 @@ def fail(capsys, *arguments: str) -> str:
     assert len(lines) == 1, output.err
     assert lines[0].startswith("afcache: error: ")
     return lines[0]
+
+
+def pixels(path: Path) -> np.ndarray:
+    with Image.open(path) as picture:
+        return np.asarray(picture)
 
 
 @pytest.mark.parametrize(
@@ -110,7 +116,7 @@ def test_prompts_that_look_alike_do_not_overwrite_each_other(tmp_path):
 def test_a_compiler_behind_a_launcher_is_found(monkeypatch):
     import torch
 
-    from afcache.cli.generate import missing_compiler
+    from afcache.cli.device import missing_compiler
 
     monkeypatch.setenv("CXX", f"{sys.executable} -m nothing")
     assert missing_compiler(torch.device("cpu")) is None
@@ -127,7 +133,7 @@ def test_an_unreachable_hub_is_one_line(capsys, monkeypatch):
     def refuse(*_, **__):
         raise OSError("cannot reach the hub\nand a long story")
 
-    monkeypatch.setattr("afcache.cli.generate.DiffusionPipeline.load_config", refuse)
+    monkeypatch.setattr("diffusers.DiffusionPipeline.load_config", refuse)
     line = fail(capsys, "generate", "--no-compile", "--model", "someone/some-model", "--prompt", "x")
     assert "could not be loaded from the Hugging Face hub: cannot reach the hub" in line
 
@@ -137,13 +143,28 @@ def test_generate_writes_pictures_reports_and_plots(capsys, tmp_path):
     assert main([*SHORT, *arguments]) == 0
     stems = [f"a_handwritten_two_on_a_palace_seed{seed}" for seed in (4, 5)]
     for stem in stems:
-        picture = np.asarray(Image.open(tmp_path / f"{stem}.png"))
+        picture = pixels(tmp_path / f"{stem}.png")
         assert picture.shape == (32, 32, 3)
         assert picture.std() > 5
         report = json.loads((tmp_path / f"{stem}.json").read_text())
         assert report["num_steps"] == len(report["pattern"]) == 8
-        assert Image.open(tmp_path / f"{stem}_report.png").size[0] > 500
-    assert "block" in capsys.readouterr().out
+        assert pixels(tmp_path / f"{stem}_report.png").shape[1] > 500
+    lines = capsys.readouterr().out.splitlines()
+    for line, stem in zip(lines, stems, strict=False):
+        assert line.startswith(f"{stem}.png in ")
+        assert json.loads((tmp_path / f"{stem}.json").read_text())["pattern"] in line
+    reports = [json.loads((tmp_path / f"{stem}.json").read_text()) for stem in stems]
+    ran, whole = (sum(report[name] for report in reports) for name in ("block_evaluations", "block_evaluations_uncached"))
+    assert lines[2].startswith(f"2 images: {ran} of {whole} block evaluations ran, {whole / ran:.2f}x fewer (")
+    assert lines[4:] == [f"written to {tmp_path}/"]
+
+
+def test_the_report_of_a_single_image_is_printed_whole(capsys, tmp_path):
+    assert main([*SHORT, "--prompt", "a handwritten two on a palace", "--output", str(tmp_path)]) == 0
+    output = capsys.readouterr().out
+    assert "  blocks     " in output
+    assert "  estimate   " in output
+    assert "images:" not in output
 
 
 def test_another_policy_is_used_reported_and_excludes_the_presets(capsys, tmp_path):
@@ -161,7 +182,7 @@ def test_another_policy_is_used_reported_and_excludes_the_presets(capsys, tmp_pa
 
 
 def test_generate_draws_each_image_once(monkeypatch, tmp_path):
-    from afcache.cli.comparison import Draw
+    from afcache.cli.drawing import Draw
 
     drawn = []
     original = Draw.__call__
@@ -185,8 +206,8 @@ def test_generate_draws_what_the_pipeline_draws(tmp_path):
         negative_prompt="",
         generator=torch.Generator().manual_seed(4),
     ).images[0]
-    drawn = Image.open(tmp_path / "a_handwritten_two_on_a_palace_seed4.png")
-    assert afcache.psnr(np.asarray(drawn), np.asarray(expected)) > 50
+    drawn = pixels(tmp_path / "a_handwritten_two_on_a_palace_seed4.png")
+    assert afcache.psnr(drawn, np.asarray(expected)) > 50
 
 
 def test_compare_prints_the_gain_and_writes_one_picture(capsys, tmp_path):
@@ -197,16 +218,34 @@ def test_compare_prints_the_gain_and_writes_one_picture(capsys, tmp_path):
         assert word in output
     # A third fewer evaluations; what the clock says of that depends on what else the machine does.
     assert re.search(r"wall clock +\d+\.\d\dx (faster|slower): ", output)
-    assert Image.open(tmp_path / "compare.png").size[0] > 600
+    assert pixels(tmp_path / "compare.png").shape[1] > 600
     assert (tmp_path / "a_handwritten_two_on_a_palace_seed0_uncached.png").is_file()
 
 
-def test_info_names_versions_and_xfuser(capsys):
+def test_info_names_versions_and_what_can_be_used(capsys):
     assert main(["info"]) == 0
     output = capsys.readouterr().out
-    for word in ("afcache", "torch", "diffusers", "device", "xfuser usable"):
+    for word in ("afcache", "torch", "diffusers", "device", "compiler", "several GPUs"):
         assert word in output
     assert collect_info()["afcache"] == afcache.__version__
+
+
+def test_info_blames_nobody_for_a_machine_without_gpus(monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    said = collect_info()["several GPUs"]
+    assert said.startswith("none on this machine, nothing is missing")
+    assert "triton" not in said
+
+
+def test_info_says_why_xfuser_cannot_be_used_where_there_are_gpus(monkeypatch):
+    for name, value in (("is_available", True), ("device_count", 2), ("get_device_name", "a card")):
+        monkeypatch.setattr(f"torch.cuda.{name}", lambda value=value: value)
+    monkeypatch.setitem(sys.modules, "xfuser", None)
+    info = collect_info()
+    assert info["device"] == "cuda (a card, 2 in all)"
+    assert info["several GPUs"].startswith("xfuser cannot be imported: import of xfuser halted")
+    monkeypatch.setitem(sys.modules, "xfuser", object())
+    assert collect_info()["several GPUs"] == "yes, 2 through xfuser"
 
 
 @pytest.mark.parametrize("command", [["-m", "afcache"]])

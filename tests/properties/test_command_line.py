@@ -47,14 +47,12 @@ def _no_weights(monkeypatch, tmp_path):
         raise LoadedError
 
     def refuse(model: str, **_: Any) -> dict[str, str]:
-        if model == str(afcache.mini_flux_folder()):
-            return {"_class_name": "FluxPipeline"}
-        raise OSError("cannot reach the hub")
+        raise OSError(f"cannot reach the hub for {model!r}")
 
-    monkeypatch.setattr("afcache.cli.generate._load", load)
-    monkeypatch.setattr("afcache.cli.generate.DiffusionPipeline.load_config", refuse)
-    monkeypatch.setattr("afcache.cli.collect_info", lambda: {"afcache": afcache.__version__})
-    monkeypatch.setattr("afcache.cli._quieten", lambda: None)
+    for command in ("generate", "calibration"):
+        monkeypatch.setattr(f"afcache.cli.{command}.load_pipeline", load)
+    monkeypatch.setattr("diffusers.DiffusionPipeline.load_config", refuse)
+    monkeypatch.setattr("afcache.cli.info.collect_info", lambda: {"afcache": afcache.__version__})
     monkeypatch.chdir(tmp_path)
     Path("file").write_text("{}")
     Path("folder").mkdir()

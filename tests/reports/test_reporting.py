@@ -1,10 +1,15 @@
+"""Reports: what they count, say and draw."""
+
+import dataclasses
 import json
 import math
 
 import pytest
+from matplotlib.figure import Figure
 
 import afcache
 from afcache import CacheConfig
+from afcache.reports.plots import draw_errors, draw_estimate, refused_estimates
 from afcache.reports.summary import Report, StepReport
 from tests.support.sampling import sample
 
@@ -67,6 +72,41 @@ def test_json_has_no_nan(tmp_path):
 def test_plot_writes_a_picture(tmp_path):
     FOUR.plot(tmp_path / "report.png")
     assert (tmp_path / "report.png").stat().st_size > 5000
+
+
+def test_the_plot_keeps_what_is_estimated_and_what_is_measured_apart():
+    """Relative errors are larger than any tolerance: on one axis they would look as if it were crossed."""
+    estimate, errors = Figure().subplots(2, 1)
+    draw_estimate(estimate, FOUR, list(FOUR.steps))
+    draw_errors(errors, list(FOUR.steps))
+    accumulated, *_ = estimate.containers
+    assert [bar.get_height() for bar in accumulated] == [0.0, 0.0, 0.003, 0.007]
+    assert [line.get_label() for line in estimate.lines] == ["tolerance 0.016"]
+    assert estimate.lines[0].get_ydata()[0] == 0.016 > max(bar.get_height() for bar in accumulated)
+    assert [line.get_label() for line in errors.lines] == ["predicted for the forecast", "measured at a refresh"]
+    assert errors.get_yscale() == "log"
+
+
+def test_what_a_computed_step_would_have_added_is_its_prediction_times_its_length():
+    steps = [
+        step(0, computed=True),
+        step(1, computed=False, estimated=0.0025),
+        step(2, computed=True),
+        step(3, computed=True),
+    ]
+    assert refused_estimates(make_report(*steps)) == {2: pytest.approx(0.0025 + 0.01 / 4)}
+    guided = [step(index, computed=True, branch=branch) for index in range(4) for branch in range(2)]
+    assert refused_estimates(make_report(*guided)) == {}
+
+
+def test_plots_without_an_estimate_say_so():
+    blank = [
+        dataclasses.replace(step(i, computed=True), predicted_error=(math.nan,), measured_error=(math.nan,)) for i in range(3)
+    ]
+    estimate, errors = Figure().subplots(2, 1)
+    draw_estimate(estimate, make_report(*blank), blank)
+    draw_errors(errors, blank)
+    assert [text.get_text() for axes in (estimate, errors) for text in axes.texts] == ["no estimate", "nothing was forecast"]
 
 
 def test_plot_of_nothing_is_refused(tmp_path):

@@ -12,7 +12,7 @@ from torch.utils import _pytree as pytree
 import afcache
 from afcache import CacheConfig, Denoised, Layerwise
 from bench.mini_flux.sampling import Prepared, prepare
-from tests.support.sampling import ADAPTIVE, readme_example
+from tests.support.sampling import ADAPTIVE, page_example
 
 pytestmark = pytest.mark.host
 STEPS = 10
@@ -161,9 +161,9 @@ def test_files_that_are_no_checkpoint_are_refused(tmp_path: Path):
         afcache.load_checkpoint(tmp_path / "none")
 
 
-def test_the_readmes_continuation_runs(pipe, tmp_path: Path, monkeypatch):
+def test_the_pages_continuation_runs(pipe, tmp_path: Path, monkeypatch):
     """The lines on states as values, after those that make the inputs."""
-    example = readme_example("save_checkpoint")
+    example = page_example("save_checkpoint")
     monkeypatch.chdir(tmp_path)
     problem = prepare(pipe, [0], steps=STEPS)
     scope: dict[str, Any] = {"afcache": afcache, "transformer": pipe.transformer, "inputs": problem.branches[0]}

@@ -19,7 +19,7 @@ from afcache import CacheConfig, FluxInputs, Layerwise
 from afcache.functional.branch import branch
 from afcache.functional.plans import schedule_steps
 from afcache.models.flux1.inputs import probe_inputs
-from tests.support.sampling import readme_example
+from tests.support.sampling import page_example
 
 ADAPTIVE = CacheConfig(tolerance=0.05, warmup_steps=2)
 SIGMAS = torch.linspace(1, 0, 13)
@@ -120,18 +120,18 @@ def test_an_exported_step_is_the_eager_one_to_the_last_bit(
 
 
 @pytest.mark.host
-def test_the_readmes_program_runs_without_afcache(tmp_path, monkeypatch: pytest.MonkeyPatch):
+def test_the_pages_program_runs_without_afcache(tmp_path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
-    given, _ = readme_example("afcache.denoising_step").split("step = torch.compile")
+    given, _ = page_example("afcache.denoising_step").split("step = torch.compile")
     scope: dict[str, Any] = {}
     exec(given, scope)
     # Fewer blocks export in a fifth of the time.
     transformer = scope["transformer"]
     transformer.transformer_blocks = transformer.transformer_blocks[:1]
     transformer.single_transformer_blocks = transformer.single_transformer_blocks[:1]
-    exec(readme_example("afcache.export_step("), scope)
+    exec(page_example("afcache.export_step("), scope)
     alone = "import sys; sys.modules['afcache'] = sys.modules['diffusers'] = None\n"
-    source = alone + readme_example("torch.export.load(") + "torch.save(latents, 'latents.pt')\n"
+    source = alone + page_example("torch.export.load(") + "torch.save(latents, 'latents.pt')\n"
     (tmp_path / "alone.py").write_text(source)
     done = subprocess.run([sys.executable, "alone.py"], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

@@ -14,7 +14,7 @@ from afcache.functional.plans import schedule_steps
 from afcache.models.flux1.architecture import FLUX
 from afcache.sampling.primitives import init_state
 from bench.mini_flux.sampling import Prepared, prepare
-from tests.support.sampling import ADAPTIVE, largest_difference, readme_example
+from tests.support.sampling import ADAPTIVE, largest_difference, page_example
 
 pytestmark = pytest.mark.host
 
@@ -230,8 +230,8 @@ def test_negative_inputs_with_other_latents_are_refused(pipe, seeds: list[int]):
         afcache.denoise(pipe.transformer, problem.branches[0], problem.sigmas, negative=other.branches[0])
 
 
-def test_the_readmes_example_runs(capsys: pytest.CaptureFixture[str]):
-    example = readme_example("afcache.denoising_step")
+def test_the_pages_example_runs(capsys: pytest.CaptureFixture[str]):
+    example = page_example("afcache.denoising_step")
     assert "torch.compile(afcache.denoising_step, fullgraph=True)" in example
     assert "pipe" not in example
     exec(example.replace("fullgraph=True", 'fullgraph=True, backend="aot_eager"'), {})

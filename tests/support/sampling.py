@@ -40,10 +40,10 @@ def largest_difference(first: np.ndarray, second: np.ndarray) -> float:
     return float(np.abs(first.astype(np.float64) - second).max())
 
 
-def readme_example(call: str) -> str:
-    """README's one example that makes this call."""
-    readme = (Path(__file__).parent.parent.parent / "README.md").read_text()
-    (example,) = (block for block in re.findall(r"```python\n(.*?)```", readme, re.DOTALL) if call in block)
+def page_example(call: str, page: str = "functional") -> str:
+    """The one example of a page of docs/ that makes this call."""
+    text = (Path(__file__).parent.parent.parent / "docs" / f"{page}.md").read_text()
+    (example,) = (block for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if call in block)
     return example
 
 

@@ -1,0 +1,163 @@
+"""The model of the command line: found, and what it can draw known, before any weight is loaded."""
+
+import argparse
+import json
+import math
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from afcache.assets import mini_flux_folder, recommended_settings
+from afcache.cli.silence import quiet_imports
+
+if TYPE_CHECKING:
+    import torch
+
+MINI_PROMPTS = (
+    "a handwritten seven on a flower",
+    "a handwritten three on a palace",
+    "a handwritten five on a flower",
+    "a handwritten eight on a palace",
+)
+
+
+@dataclass(frozen=True)
+class Job:
+    """One image to draw, and its file name without extension."""
+
+    prompt: str
+    seed: int
+    stem: str
+
+
+def make_jobs(arguments: argparse.Namespace) -> list[Job]:
+    """Every prompt with the same seeds; the default prompts with one seed each, to show different pictures."""
+    seeds = [arguments.seed + i for i in range(arguments.num_images)]
+    if arguments.prompt:
+        pairs = [(prompt, seed) for prompt in arguments.prompt for seed in seeds]
+    else:
+        pairs = [(prompt, seed + i) for i, prompt in enumerate(MINI_PROMPTS) for seed in seeds]
+    stems: list[str] = []
+    for prompt, seed in pairs:
+        words = "".join(letter if letter.isalnum() else "_" for letter in prompt.lower())[:40].strip("_")
+        stem = f"{words}_seed{seed}"
+        # Long prompts may begin alike; no picture overwrites another.
+        stems.append(stem if stem not in stems else f"{stem}_{len(stems)}")
+    return [Job(prompt, seed, stem) for (prompt, seed), stem in zip(pairs, stems, strict=True)]
+
+
+def check_drawing(arguments: argparse.Namespace) -> None:
+    """Refuse what no model can draw.
+
+    Raises:
+        ValueError: an option is out of its range or has no effect.
+
+    """
+    scale = arguments.true_cfg_scale
+    if scale is not None and not 1 <= scale < math.inf:
+        raise ValueError(f"--true-cfg-scale must be finite and >= 1 (1 switches guidance off), got {scale:g}.")
+    distilled = arguments.guidance_scale
+    if distilled is not None and not 0 <= distilled < math.inf:
+        raise ValueError(f"--guidance-scale must be finite and >= 0, got {distilled:g}.")
+    if arguments.negative_prompt is not None and (scale == 1 or (scale is None and arguments.model is not None)):
+        raise ValueError("--negative-prompt has no effect without guidance; give --true-cfg-scale above 1, too.")
+    if not arguments.prompt and arguments.model is not None:
+        raise ValueError("--prompt is needed with --model; only mini-FLUX has default prompts.")
+
+
+def resolve_model(model: str | None) -> str:
+    """A folder or hub id that names a FluxPipeline.
+
+    Raises:
+        ValueError: it does not, or the hub cannot be reached.
+
+    """
+    if model is None:
+        return str(mini_flux_folder())
+    is_hub_id = model.count("/") == 1 and not model.startswith((".", "/", "~")) and not os.path.exists(model)
+    if not is_hub_id and not os.path.isdir(model):
+        raise ValueError(f"--model {model!r}: no such folder (a hub id looks like black-forest-labs/FLUX.1-dev).")
+    if not is_hub_id and not (Path(model) / "model_index.json").is_file():
+        raise ValueError(f"--model {model!r} has no model_index.json: it is not a diffusers pipeline folder.")
+    config = _load_config(model, "") if is_hub_id else _read_config(model, "model_index.json")
+    name = config.get("_class_name") if isinstance(config, dict) else None
+    if name != "FluxPipeline":
+        raise ValueError(f"--model {model!r} is a {name}, not a FluxPipeline; afcache knows FLUX.1 only.")
+    return model
+
+
+def part_config(model: str, name: str) -> dict[str, Any]:
+    """The configuration of a part of the pipeline, "transformer" or "vae", read without its weights.
+
+    Raises:
+        ValueError: the model has none that can be read.
+
+    """
+    return _read_config(model, f"{name}/config.json") if os.path.isdir(model) else _load_config(model, name)
+
+
+def sampling_options(model: str, arguments: argparse.Namespace) -> dict[str, Any]:
+    """What the pipeline is called with, besides prompt and generator.
+
+    Raises:
+        ValueError: the model cannot draw what is asked for.
+
+    """
+    recommended = recommended_settings(Path(model))
+    options: dict[str, Any] = {"num_inference_steps": arguments.steps}
+    # Every block of the VAE but the first halves the picture, and a latent token is 2 x 2.
+    multiple = 2 ** len(part_config(model, "vae")["block_out_channels"])
+    for name in ("height", "width"):
+        value = getattr(arguments, name) or recommended.get(name)
+        if value is not None and value % multiple:
+            raise ValueError(f"--{name} must be a multiple of {multiple} for this model, got {value}.")
+        if value is not None:
+            options[name] = value
+    length = arguments.max_sequence_length or recommended.get("max_sequence_length")
+    if length is not None:
+        options["max_sequence_length"] = length
+    scale = arguments.true_cfg_scale or recommended.get("true_cfg_scale", 1.0)
+    if scale > 1:
+        options.update(true_cfg_scale=scale, negative_prompt=arguments.negative_prompt or "")
+    if arguments.guidance_scale is not None:
+        if not part_config(model, "transformer").get("guidance_embeds"):
+            raise ValueError("--guidance-scale: this model has no guidance embedding; use --true-cfg-scale.")
+        options["guidance_scale"] = arguments.guidance_scale
+    return options
+
+
+def load_pipeline(model: str, arguments: argparse.Namespace, device: "torch.device") -> Any:
+    """Load the weights; bfloat16 on CUDA but for mini-FLUX, if no dtype is given."""
+    with quiet_imports():
+        import torch
+        from diffusers import FluxPipeline
+
+    is_mini = model == str(mini_flux_folder())
+    default = "bfloat16" if device.type == "cuda" and not is_mini else "float32"
+    dtype = getattr(torch, arguments.dtype or default)
+    pipe = FluxPipeline.from_pretrained(model, dtype=dtype).to(device)
+    # None: a bar on a terminal, and none in a file.
+    pipe.set_progress_bar_config(desc="denoising", leave=False, disable=None)
+    return pipe
+
+
+def _read_config(folder: str, name: str) -> Any:
+    """A file of a model's folder, as it is, without diffusers, which takes seconds to import."""
+    try:
+        return json.loads((Path(folder) / name).read_text())
+    except (OSError, ValueError) as error:
+        raise ValueError(f"--model {folder!r}: {name} cannot be read: {error}") from error
+
+
+def _load_config(model: str, part: str) -> Any:
+    """The same from the Hugging Face hub."""
+    with quiet_imports():
+        from diffusers import AutoencoderKL, DiffusionPipeline, FluxTransformer2DModel
+
+    kinds: dict[str, Any] = {"": DiffusionPipeline, "vae": AutoencoderKL, "transformer": FluxTransformer2DModel}
+    try:
+        return kinds[part].load_config(model, subfolder=part or None)
+    except OSError as error:
+        first = str(error).strip().splitlines()[0]
+        raise ValueError(f"--model {model!r} could not be loaded from the Hugging Face hub: {first}") from error

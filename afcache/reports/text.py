@@ -1,0 +1,100 @@
+"""A report in words."""
+
+import math
+from typing import TYPE_CHECKING, Any
+
+from afcache.reports.plots import worst
+
+if TYPE_CHECKING:
+    from afcache.reports.summary import Report
+
+_CHOICE_MARKS = {"computed": "F", "taylor": "t", "similarity": "s", "attention": "a", "difference": "d"}
+
+
+def render(report: "Report") -> str:
+    """What `str(report)` says, a line for each subject."""
+    settings = describe_settings(report.config)
+    if not report.steps:
+        return f"AFCache ({settings}): nothing has run yet."
+    lines = [f"AFCache ({settings})", _steps_line(report), _blocks_line(report), _time_line(report), *_traffic_lines(report)]
+    if report.config["policy"] == "none":
+        return "\n".join(lines)
+    lines += [_estimate_line(report), *_group_lines(report), f"  state      {report.state_bytes / 2**20:.2f} MiB"]
+    lines += _guidance_lines(report)
+    if report.block_evaluations + report.mlp_evaluations >= report.block_evaluations_uncached:
+        lines.append("  Nothing was saved: too few steps, or the tolerance is too small.")
+    return "\n".join(lines)
+
+
+def describe_settings(config: dict[str, Any]) -> str:
+    """The policy and the settings that it follows, in a few words."""
+    if config["policy"] == "none":
+        return "policy none"
+    if config["policy"] == "fixed":
+        interval, name, order = (config[key] for key in ("interval", "forecast", "order"))
+        return f"a refresh every {interval} steps, {name} forecast of order {order}"
+    if config["policy"] in ("teacache", "dbcache", "magcache"):
+        return f"policy {config['policy']}, threshold {config['threshold']:g}"
+    if config["policy"] != "adaptive":
+        return f"policy {config['policy']}"
+    return f"tolerance {config['tolerance']:g}, order {config['order']}, {config['batch_decisions']} decisions"
+
+
+def _steps_line(report: "Report") -> str:
+    pattern = report.pattern()
+    marks = {"m": "computed for some samples", "p": "some groups"}
+    legend = "".join(f", {mark} {meaning}" for mark, meaning in marks.items() if mark in pattern)
+    return f"  steps      {pattern}   F computed, . forecast{legend}"
+
+
+def _blocks_line(report: "Report") -> str:
+    mlps = f" and {report.mlp_evaluations} of MLPs alone" if report.mlp_evaluations else ""
+    whole, speedup = report.block_evaluations_uncached, report.block_speedup
+    return f"  blocks     {report.block_evaluations}{mlps} of {whole} evaluations ran: {speedup:.2f}x fewer"
+
+
+def _time_line(report: "Report") -> str:
+    computed, cached = report.seconds(is_computed=True), report.seconds(is_computed=False)
+    forecast = f", forecast call {cached * 1e3:.1f} ms" if math.isfinite(cached) else ""
+    return f"  time       computed call {computed * 1e3:.1f} ms{forecast} (medians)"
+
+
+def _traffic_lines(report: "Report") -> list[str]:
+    """One line for several ranks."""
+    if not any(step.collectives for step in report.steps):
+        return []
+    kinds = {name: report.traffic(is_computed=flag) for name, flag in (("computed", True), ("forecast", False))}
+    said = [
+        f"{name} call {collectives:.0f} collectives, {size / 1024:.1f} KiB"
+        for name, (collectives, size) in kinds.items()
+        if math.isfinite(size)
+    ]
+    return [f"  messages   {'; '.join(said)} sent by each rank (medians)"]
+
+
+def _estimate_line(report: "Report") -> str:
+    largest = max((worst(step.estimated_error) for step in report.steps if step.branch == 0), default=0.0)
+    limit = f" (tolerance {report.config['tolerance']:g})" if report.config["policy"] == "adaptive" else ""
+    return f"  estimate   {largest:.4f} at most between refreshes{limit}"
+
+
+def _group_lines(report: "Report") -> list[str]:
+    """One line for each group, for the first sample and the leading branch."""
+    leader = [step for step in report.steps if step.branch == 0 and step.groups]
+    if not leader:
+        return []
+    lines = ["  groups     F computed, t Taylor, s similarity, a attention reused, d difference; stability at the end"]
+    for index in range(len(leader[0].groups)):
+        members = [step.groups[index] for step in leader]
+        choices = "".join(_CHOICE_MARKS[member.choice[0]] for member in members)
+        lines.append(f"    {index:>6}   {choices}   {members[-1].stability[0]:.3f}")
+    return lines
+
+
+def _guidance_lines(report: "Report") -> list[str]:
+    if not report.guidance_scale:
+        return []
+    scale = report.guidance_scale[0]
+    found = f"true CFG scale {scale:.2f}" if math.isfinite(scale) else "true CFG scale unknown"
+    branches = 1 + max(step.branch for step in report.steps)
+    return [f"  guidance   {found}, {branches} branches decide together"]
