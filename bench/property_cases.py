@@ -50,7 +50,7 @@ class Recorder:
 
 def _count_cases() -> int:
     """All cases so far, of tests that pytest imported."""
-    return sys.modules["tests.cases"].RAN.total()
+    return sys.modules["tests.support.cases"].RAN.total()
 
 
 def main() -> int:

@@ -162,11 +162,11 @@ class _Session:
         return Drawn(pixels, seconds, list(self._clock.seconds))
 
     def finish(self) -> Finished:
-        peak = self._cuda.max_memory_allocated() / 2**20 if self._cuda else _peak_mib()
+        peak = self._cuda.max_memory_allocated() / 2**20 if self._cuda else peak_mib()
         return Finished(self._graphs() - self.ready.graphs, peak)
 
 
-def _peak_mib(status: Path = Path("/proc/self/status")) -> float:
+def peak_mib(status: Path = Path("/proc/self/status")) -> float:
     """Of this process; where the system does not say, `ru_maxrss`, which is inherited from the one that started it."""
     lines = status.read_text().splitlines() if status.exists() else []
     kib = (int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))

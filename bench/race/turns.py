@@ -61,7 +61,7 @@ def run(
     batches = [others[i : i + at_once] for i in range(0, len(others), at_once)] or [[]]
     references = {name: racer_of(by_name[name]) for name in REFERENCES}
     ready = {name: racer.start() for name, racer in references.items()}
-    _check(references, logs)
+    check_references(references, logs)
     first_times: dict[str, dict[int, Drawn]] = {}
     with tqdm(total=len(others), unit="contender", smoothing=0) as bar:
         for batch in batches:
@@ -70,7 +70,7 @@ def run(
             with ThreadPoolExecutor(warm_up) as pool:
                 ready |= dict(zip(racers, pool.map(Racer.start, racers.values()), strict=True))
             times = _rounds({**references, **racers}, seeds)
-            _check(references, logs)
+            check_references(references, logs)
             rivals = {name: times[name] for name in REFERENCES}
             first_times = first_times or rivals
             for contender in batch:
@@ -84,7 +84,7 @@ def run(
         yield Race(by_name[name], None, ready[name], racer.finish(), first_times[name], first_times)
 
 
-def _check(references: dict[str, Racer], logs: Path) -> None:
+def check_references(references: dict[str, Racer], logs: Path) -> None:
     """Nothing can be said without the uncached pipeline."""
     if failed := [racer for racer in references.values() if racer.failure]:
         raise SystemExit(f"the uncached pipeline itself failed ({failed[0].name}): {failed[0].failure}; see {logs}/")
