@@ -6,12 +6,13 @@ Runs eagerly: decisions and images are those of the compiled forward, and wall c
 """
 
 import argparse
-import time
 from typing import Any
 
 import afcache
 from bench.mini_flux import sampling
-from bench.record.recording import table, write_result
+from bench.record.clock import seconds_of
+from bench.record.recording import write_result
+from bench.record.render import table
 
 TARGETS: list[dict[str, float]] = [
     {"target_speedup": 2.5},
@@ -34,16 +35,9 @@ def measure(
     """One row: a target at one guidance scale."""
     (name, goal), *_ = target.items()
     options: dict[str, Any] = {"true_cfg_scale": cfg, "negative_prompt": ""} if cfg > 1 else {}
-    began = time.perf_counter()
-    config = afcache.calibrate(
-        pipe,
-        [sampling.prompt_of(seed) for seed in known],
-        progress=False,
-        **target,  # pyright: ignore[reportArgumentType]
-        **sampling.SETTINGS,
-        **options,
-    )
-    seconds = time.perf_counter() - began
+    options |= {**target, **sampling.SETTINGS, "progress": False}
+    prompts = [sampling.prompt_of(seed) for seed in known]
+    config, seconds = seconds_of(lambda: afcache.calibrate(pipe, prompts, **options))
     assert config.calibration is not None
     chosen = next(point for point in config.calibration.curve if point.tolerance == config.tolerance)
     afcache.compile_pipeline(pipe, config, compile=False)
@@ -94,7 +88,7 @@ def main() -> None:
     ]
     shown = [{name: value for name, value in row.items() if name != "goal"} for row in rows]
     print(table(shown))
-    print(write_result("calibrate_cpu_202611", "Calibrated targets on fresh images", rows, notes=notes, shown=shown))
+    print(write_result("calibrate", "Calibrated targets on fresh images", rows, notes=notes, shown=shown))
 
 
 if __name__ == "__main__":

@@ -3,11 +3,11 @@
     python bench/compare_compiled.py --mini --quick          # one knob of every peer
     python bench/compare_compiled.py --mini                  # every knob, compiled and eager; over half an hour
     python bench/compare_compiled.py --random small          # what cached steps cost; quality is not compared
-    python bench/compare_compiled.py --random medium --patterns bench/results/compare_mini_cpu_202611.json
+    python bench/compare_compiled.py --random medium --patterns bench/results/compare_mini_cpu_YYYYMM.json
     python bench/compare_compiled.py --random flux1 --dtype bfloat16 --at-once 1
     python bench/compare_compiled.py --model black-forest-labs/FLUX.1-dev --dtype bfloat16 --at-once 1
     python bench/compare_compiled.py --check                 # README's numbers against bench/results
-    python -m bench.record.readme_tables                            # README's tables, made of bench/results
+    python -m bench.record.readme_tables                     # README's tables, made of bench/results
 
 Every contender runs in a process of its own, with a fresh pipeline, compiled without any compilation cache. A few processes
 live at once, and with them always the uncached pipeline, eager and compiled; they draw one seed after the other in turns, so
@@ -19,15 +19,13 @@ weights, counted, are 34 GB in bfloat16 for FLUX.1-dev and 24 GB for `--random f
 
 import argparse
 import gc
-import importlib.util
 import itertools
 import json
 import os
 import sys
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 # Started as a file, Python looks for modules beside it; bench is found from one folder above.
 if __package__ in (None, ""):
@@ -37,114 +35,26 @@ os.environ["TRANSFORMERS_VERBOSITY"] = "error"
 
 import torch
 from diffusers.utils import logging
-from tqdm import tqdm
 from transformers.utils import logging as transformers_logging
 
 from bench import readme_numbers
 from bench.models.random_flux import SIZES
 from bench.race import compare_report
-from bench.race.contender_process import Drawn, Finished, Racer, Ready
-from bench.race.contenders import Contender, calibrate_magcache, contenders
+from bench.race.contender import Contender
+from bench.race.contenders import contenders
 from bench.race.equal_quality import interpolation_notes, quality_rows, shown_quality, verdict
+from bench.race.peers import calibrate_magcache
+from bench.race.pictures import draw_quality, draw_time
 from bench.race.subjects import DTYPES, Task, draw, load
-from bench.record.recording import table, write_result
+from bench.race.turns import is_installed, run
+from bench.record.naming import result_path
+from bench.record.recording import write_result
+from bench.record.render import table
 
-REFERENCES = ("eager", "compiled")
 OUTPUT = Path("outputs/compare")
 # Refreshes of every contender on random weights, unless --patterns tells: two steps of warmup, then every fourth.
 PATTERN = "FF" + "...F" * 6 + ".."
 FIRST_SEED = 3000
-
-
-class Race(NamedTuple):
-    """All there is to know of one contender's run.
-
-    Attributes:
-        contender: who.
-        failure: what stopped it, or None.
-        ready, finished: what its process said at the start and at the end.
-        drawn: its images by seed.
-        rivals: times of the references on the same seeds, taken in the same turns: `{"eager": {seed: Drawn}, ...}`.
-
-    """
-
-    contender: Contender
-    failure: str | None
-    ready: Ready | None
-    finished: Finished | None
-    drawn: dict[int, Drawn]
-    rivals: dict[str, dict[int, Drawn]]
-
-
-def run(
-    task: Task, chosen: Sequence[Contender], seeds: Sequence[int], *, at_once: int, warm_up: int, logs: Path, limit: float
-) -> Iterator[Race]:
-    """Let the contenders race, `at_once` of them at a time beside the two references.
-
-    Args:
-        task: what everybody does.
-        chosen: who; the references are among them or added.
-        seeds: one image each.
-        at_once: processes beside the references'.
-        warm_up: processes that compile at the same time; 1 for honest first calls.
-        logs: folder for what the processes print.
-        limit: seconds for any answer.
-
-    """
-    logs.mkdir(parents=True, exist_ok=True)
-
-    def racer_of(contender: Contender) -> Racer:
-        return Racer(contender.name, task, seeds, logs / f"{contender.name.replace('/', '_')}.log", limit)
-
-    by_name = {contender.name: contender for contender in contenders()}
-    others = [contender for contender in chosen if contender.name not in REFERENCES]
-    batches = [others[i : i + at_once] for i in range(0, len(others), at_once)] or [[]]
-    references = {name: racer_of(by_name[name]) for name in REFERENCES}
-    ready = {name: racer.start() for name, racer in references.items()}
-    _check(references, logs)
-    first_times: dict[str, dict[int, Drawn]] = {}
-    with tqdm(total=len(others), unit="contender", smoothing=0) as bar:
-        for batch in batches:
-            bar.set_description(", ".join(contender.name for contender in batch)[:60])
-            racers = {contender.name: racer_of(contender) for contender in batch if _is_installed(contender)}
-            with ThreadPoolExecutor(warm_up) as pool:
-                ready |= dict(zip(racers, pool.map(Racer.start, racers.values()), strict=True))
-            times = _rounds({**references, **racers}, seeds)
-            _check(references, logs)
-            rivals = {name: times[name] for name in REFERENCES}
-            first_times = first_times or rivals
-            for contender in batch:
-                racer = racers.get(contender.name)
-                finished = racer.finish() if racer else None
-                failure = racer.failure if racer else f"{contender.module} is not installed"
-                known = ready.get(contender.name)
-                yield Race(contender, failure, known, finished, times.get(contender.name, {}), rivals)
-            bar.update(len(batch))
-    for name, racer in references.items():
-        yield Race(by_name[name], None, ready[name], racer.finish(), first_times[name], first_times)
-
-
-def _check(references: dict[str, Racer], logs: Path) -> None:
-    """Nothing can be said without the uncached pipeline."""
-    if failed := [racer for racer in references.values() if racer.failure]:
-        raise SystemExit(f"the uncached pipeline itself failed ({failed[0].name}): {failed[0].failure}; see {logs}/")
-
-
-def _rounds(racers: dict[str, Racer], seeds: Sequence[int]) -> dict[str, dict[int, Drawn]]:
-    """One image of every seed from everybody, in turns; whoever comes first in one round comes later in the next."""
-    names = list(racers)
-    drawn: dict[str, dict[int, Drawn]] = {name: {} for name in names}
-    for index, seed in enumerate(seeds):
-        first = index % len(names)
-        for name in names[first:] + names[:first]:
-            image = racers[name].draw(seed)
-            if image is not None:
-                drawn[name][seed] = image
-    return drawn
-
-
-def _is_installed(contender: Contender) -> bool:
-    return importlib.util.find_spec(contender.module) is not None
 
 
 def _task(arguments: argparse.Namespace) -> Task:
@@ -186,7 +96,7 @@ def _complaint(arguments: argparse.Namespace, chosen: Sequence[Contender]) -> st
     steps = len(arguments.patterns["eager"]["pattern"]) if "eager" in arguments.patterns else 0
     if steps != arguments.steps:
         return f"--patterns are of {steps} steps, and --steps is {arguments.steps}."
-    strangers = [c.name for c in chosen if c.force and _is_installed(c) and c.name not in arguments.patterns]
+    strangers = [c.name for c in chosen if c.force and is_installed(c) and c.name not in arguments.patterns]
     if strangers:
         return f"--patterns know nothing of {strangers[0]!r}: repeat the run that they are of, or name --contenders."
     return None
@@ -280,17 +190,20 @@ def _compare(arguments: argparse.Namespace, chosen: Sequence[Contender]) -> None
     shown = [compare_report.shown(row) for row in rows]
     print(heading, table(shown), *verdict(rows, is_random=task.is_random, is_quick=arguments.quick), sep="\n")
     model = Path(task.model.replace(":", "_")).name
-    name = f"compare_{model}_{'quick_' if arguments.quick else ''}{task.device}_202611"
+    subject = f"compare_{model}{'_quick' if arguments.quick else ''}"
     notes = compare_report.notes(task, count, is_quick=arguments.quick)
-    folder = arguments.output
-    write_result(name, heading, rows, notes=notes, folder=folder, shown=shown)
+    measured = [row for row in rows if "seconds" in row]
+    where: dict[str, Any] = {"device": task.device, "folder": arguments.output}
+    written = write_result(subject, heading, rows, notes=notes, shown=shown, **where)
     if not task.is_random:
         best = quality_rows(rows)
         notes += interpolation_notes(best)
         title = "Fastest at equal quality, over the uncached pipeline of the same mode"
-        write_result(f"{name}_fastest", title, best, notes=notes, folder=folder, shown=[shown_quality(row) for row in best])
-    compare_report.draw_pictures(rows, task, folder / name)
-    print(f"written to {folder}/: {name}.md, {name}.json and pictures")
+        fastest = [shown_quality(row) for row in best]
+        write_result(subject, title, best, notes=notes, shown=fastest, part="fastest", **where)
+        draw_quality(measured, result_path(subject, ".png", part="quality", **where))
+    draw_time(measured, result_path(subject, ".png", part="time", **where))
+    print(f"written to {arguments.output}/: {written.name}, {written.stem}.json and pictures")
 
 
 def _quality_there(measured: dict[str, dict[str, Any]] | None, name: str) -> dict[str, float]:

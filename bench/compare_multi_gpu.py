@@ -35,11 +35,13 @@ from diffusers import FluxTransformer2DModel
 import afcache
 from afcache import CacheConfig, ParallelConfig
 from bench.models.random_flux import SIZES, draw_random, make_pipeline
-from bench.overhead import forced
 from bench.race.subjects import DTYPES, Task, load
-from bench.record.recording import table, write_result
+from bench.record.naming import RESULTS
+from bench.record.recording import write_result
+from bench.record.render import table
+from bench.record.spread import shown_spread
+from bench.scale.step_costs import STEPS, forced
 
-STEPS = 28
 DIVISIONS = ["alone", "ulysses2", "ring2", "ulysses4", "ulysses2-ring2", "guided", "guided-cfg2", "guided-cfg2-ulysses2"]
 _WORD = re.compile(r"(ulysses|ring|cfg)([1-9]\d*)")
 
@@ -189,10 +191,10 @@ def row_of(division: Division, ranks: list[dict[str, Any]], alone: list[dict[str
     return {
         "division": division.name,
         "processes": division.processes,
-        "uncached step (ms)": _spread(uncached) if is_timed else unknown,
-        "refresh (ms)": _spread(by_kind["refresh"]) if is_timed else unknown,
-        "cached step (ms)": _spread(by_kind["cached step"]) if is_timed else unknown,
-        "gain of caching": _spread(gains) if is_timed else unknown,
+        "uncached step (ms)": shown_spread(uncached) if is_timed else unknown,
+        "refresh (ms)": shown_spread(by_kind["refresh"]) if is_timed else unknown,
+        "cached step (ms)": shown_spread(by_kind["cached step"]) if is_timed else unknown,
+        "gain of caching": shown_spread(gains) if is_timed else unknown,
         "promised": promised,
         "gain of processes, uncached": scaling / statistics.median(uncached) if is_timed else unknown,
         "collectives, refresh": first["collectives"]["refresh"],
@@ -210,14 +212,6 @@ def _difference(rank: dict[str, Any], one: dict[str, Any]) -> float:
     return max(float(np.abs(a - b).max() / np.abs(b).max()) for a, b in pairs)
 
 
-def _spread(values: list[float]) -> str:
-    """Median, and quartiles where there are enough, else extremes."""
-    low, high = (min(values), max(values))
-    if len(values) > 4:
-        low, _, high = statistics.quantiles(values, n=4, method="inclusive")
-    return f"{statistics.median(values):.3g} ({low:.3g} to {high:.3g})"
-
-
 def main() -> None:
     """Run every division, or be a rank of one."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -230,7 +224,7 @@ def main() -> None:
     add("--dtype", choices=DTYPES, default="float32")
     add("--backend", default="inductor", help='of torch.compile; "none" compiles nothing')
     add("--threads", type=int, default=1, help="of each CPU process, alone too (default 1)")
-    add("--output", type=Path, default=Path("bench/results"), help="folder (default bench/results)")
+    add("--output", type=Path, default=RESULTS, help="folder (default bench/results)")
     add("--worker", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.worker is not None:
@@ -247,8 +241,7 @@ def main() -> None:
         is_timed = arguments.device == "cuda" or division.processes * arguments.threads <= (os.cpu_count() or 1)
         rows.append(row_of(division, ranks, alone, is_timed))
         print(f"{division.name}: largest difference {rows[-1]['largest difference']:.1e}", flush=True)
-    kind = "gpu" if arguments.device == "cuda" else "cpu"
-    threads = f", {arguments.threads} thread(s) a process, gloo" if kind == "cpu" else ""
+    threads = f", {arguments.threads} thread(s) a process, gloo" if arguments.device == "cpu" else ""
     size = SIZES[arguments.size]
     notes = [
         f"Random weights, hidden {size.dim}, {size.double} + {size.single} blocks, {size.tokens} image tokens, {STEPS} steps, "
@@ -257,7 +250,7 @@ def main() -> None:
         "images of the same division; messages are those of one rank at one step, by the report, which tests count.",
         "Seconds of divisions with more processes than cores are not measured.",
     ]
-    write_result(f"multi_gpu_{kind}_202611", "Several processes", rows, notes=notes, folder=arguments.output)
+    write_result("multi_gpu", "Several processes", rows, notes=notes, device=arguments.device, folder=arguments.output)
     print(table(rows))
 
 

@@ -19,7 +19,9 @@ import afcache
 from afcache.settings.config import CacheConfig
 from afcache.settings.presets import tuned
 from bench.mini_flux import sampling
-from bench.record.recording import table, write_result
+from bench.record.recording import write_result
+from bench.record.render import table
+from bench.record.spread import quantile
 
 
 def ratios(report: afcache.Report) -> list[float]:
@@ -57,7 +59,6 @@ def measure(pipe: Any, config: CacheConfig, exact: dict[int, np.ndarray]) -> tup
         scatter += ratios(report)
         speed.append(report.block_speedup)
     afcache.restore_pipeline(pipe)
-    logs = np.log(scatter)
     row = {
         "tolerance": config.tolerance,
         "correction": config.correction,
@@ -65,11 +66,16 @@ def measure(pipe: Any, config: CacheConfig, exact: dict[int, np.ndarray]) -> tup
         "latent error, median": statistics.median(truth),
         "latent error, range": f"{min(truth):.2g} to {max(truth):.2g}",
         "sum of estimates, median": statistics.median(estimates),
-        "predicted / measured, median": float(np.exp(np.median(logs))),
-        "predicted / measured, 10 to 90 %": f"{np.exp(np.quantile(logs, 0.1)):.2f} to {np.exp(np.quantile(logs, 0.9)):.2f}",
+        "predicted / measured, median": _log_quantile(scatter, 0.5),
+        "predicted / measured, 10 to 90 %": " to ".join(f"{_log_quantile(scatter, share):.2f}" for share in (0.1, 0.9)),
         "refreshes": len(scatter),
     }
     return row, estimates, truth
+
+
+def _log_quantile(ratios: list[float], share: float) -> float:
+    """Of ratios, so that a half and a double are equally far from one."""
+    return float(np.exp(quantile(np.log(ratios).tolist(), share)))
 
 
 def main() -> None:
@@ -101,7 +107,7 @@ def main() -> None:
         f"{spearman(all_estimates, all_truth):.2f}.",
     ]
     print(table(rows))
-    print(write_result("estimate_cpu_202611", "Estimated against measured error on mini-FLUX", rows, notes=notes))
+    print(write_result("estimate", "Estimated against measured error on mini-FLUX", rows, notes=notes))
 
 
 if __name__ == "__main__":

@@ -9,10 +9,9 @@ of exported steps.
 
 import argparse
 import dataclasses
-import os
+import functools
 import statistics
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,7 +25,9 @@ import afcache
 from afcache import CacheConfig, Layerwise
 from afcache.functional.plans import schedule_steps
 from bench.mini_flux import sampling
-from bench.record.recording import table, write_result
+from bench.record.clock import processor_seconds_of
+from bench.record.recording import write_result
+from bench.record.render import table
 
 STEPS = 28
 BALANCED = afcache.PRESETS["balanced"]
@@ -52,7 +53,7 @@ class Run(NamedTuple):
 def measure(pipe: Any, name: str, config: CacheConfig, cfg: float, folder: Path) -> list[dict[str, Any]]:
     """Rows of one case."""
     problem = sampling.prepare(pipe, [0], steps=STEPS, cfg=cfg)
-    program, seconds = _timed(lambda: export(pipe.transformer, problem, config))
+    program, seconds = processor_seconds_of(lambda: export(pipe.transformer, problem, config), is_brief=False)
 
     def save() -> Step:
         torch.export.save(program, folder / "step.pt2")
@@ -78,7 +79,7 @@ def measure(pipe: Any, name: str, config: CacheConfig, cfg: float, folder: Path)
     }
     for label, (make, file) in made.items():
         try:
-            step, spent = _timed(make)
+            step, spent = processor_seconds_of(make, is_brief=False)
             sample(step, program, problem, config)
             run = sample(step, program, problem, config)
         except Exception as error:
@@ -104,9 +105,9 @@ def sample(step: Step, program: ExportedProgram, problem: sampling.Prepared, con
     pattern, milliseconds = "", []
     with torch.no_grad():
         for schedule in schedule_steps(problem.sigmas, config):
-            started = time.thread_time()
-            latents, states, records = step(inputs, latents, states, schedule._asdict(), scale)
-            milliseconds.append(1e3 * (time.thread_time() - started))
+            arguments = (inputs, latents, states, schedule._asdict(), scale)
+            (latents, states, records), seconds = processor_seconds_of(functools.partial(step, *arguments), is_brief=True)
+            milliseconds.append(1e3 * seconds)
             pattern += "F" if bool(records[0]["is_computed"]) else "."
     return Run(pattern, pytree.tree_leaves((latents, states)), milliseconds)
 
@@ -116,21 +117,14 @@ def sample_plain(pipe: Any, problem: sampling.Prepared, config: CacheConfig, ste
     milliseconds = []
 
     def timed(*args: Any, **static: Any) -> Any:
-        started = time.thread_time()
-        result = step(*args, **static)
-        milliseconds.append(1e3 * (time.thread_time() - started))
+        result, seconds = processor_seconds_of(lambda: step(*args, **static), is_brief=True)
+        milliseconds.append(1e3 * seconds)
         return result
 
     prompt, *others = problem.branches
     guided = {"negative": others[0], "guidance_scale": problem.cfg} if others else {}
     done = afcache.denoise(pipe.transformer, prompt, problem.sigmas, config=config, step=timed, **guided)
     return Run(done.pattern(), pytree.tree_leaves((done.latents, done.states)), milliseconds)
-
-
-def _timed(make: Callable[[], Any]) -> tuple[Any, float]:
-    """What is made, and the processor's seconds for it, those of compilers included."""
-    started = sum(os.times()[:4])
-    return make(), sum(os.times()[:4]) - started
 
 
 def _row(case: str, label: str, run: Run | None, eager: Run, *, says: str = "works") -> dict[str, Any]:
@@ -160,7 +154,7 @@ def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cases", type=int, default=len(CASES), help="how many of the settings")
-    parser.add_argument("--name", default="export_cpu_202611")
+    parser.add_argument("--name", default="export", help="subject of the result (default export)")
     args = parser.parse_args()
     torch.set_num_threads(1)
     inductor.compile_threads, inductor.force_disable_caches = 1, True

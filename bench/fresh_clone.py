@@ -6,10 +6,11 @@ python -m bench.fresh_clone
 import shutil
 import subprocess
 import tempfile
-import time
 from pathlib import Path
 
-from bench.record.recording import RESULTS, write_result
+from bench.record.clock import seconds_of
+from bench.record.naming import RESULTS
+from bench.record.recording import write_result
 
 COMMAND = "./run_afcache.sh"
 
@@ -18,13 +19,13 @@ def main() -> None:
     """Clone, run, and write bench/results."""
     with tempfile.TemporaryDirectory() as folder:
         subprocess.run(["git", "clone", "--quiet", ".", folder], check=True)
-        started = time.perf_counter()
-        result = subprocess.run([COMMAND], cwd=folder, stdout=subprocess.PIPE, text=True, check=True)
-        seconds = time.perf_counter() - started
+        result, seconds = seconds_of(
+            lambda: subprocess.run([COMMAND], cwd=folder, stdout=subprocess.PIPE, text=True, check=True)
+        )
         shutil.copy(Path(folder) / "outputs" / "compare.png", RESULTS / "run_afcache_compare.png")
     print(result.stdout)
     write_result(
-        "run_afcache_cpu_202611",
+        "run_afcache",
         f"{COMMAND} in a fresh clone",
         [{"command": COMMAND, "seconds, set-up included": seconds}],
         notes=[

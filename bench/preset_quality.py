@@ -12,7 +12,8 @@ from typing import Any
 import afcache
 from afcache.settings.presets import PRESETS
 from bench.mini_flux import sampling
-from bench.record.recording import table, write_result
+from bench.record.recording import write_result
+from bench.record.render import table
 
 
 def measure(pipe: Any, preset: str, *, seeds: range, steps: int, cfg: float, references: dict[int, Any]) -> dict[str, Any]:
@@ -60,7 +61,7 @@ def main() -> None:
         "Speed counts block evaluations that really ran (harmonic mean over seeds); it is no wall clock.",
     ]
     print(table(rows))
-    print(write_result("presets_cpu_202611", "Presets on mini-FLUX", rows, notes=notes))
+    print(write_result("presets", "Presets on mini-FLUX", rows, notes=notes))
 
 
 if __name__ == "__main__":

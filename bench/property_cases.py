@@ -14,7 +14,8 @@ from typing import Any
 
 import pytest
 
-from bench.record.recording import table, write_result
+from bench.record.recording import write_result
+from bench.record.render import table
 
 _TESTS = Path(__file__).parent.parent / "tests" / "properties"
 
@@ -49,7 +50,7 @@ class Recorder:
 
 def _count_cases() -> int:
     """All cases so far, of tests that pytest imported."""
-    return sys.modules["tests.cases"].RAN.total()
+    return sys.modules["tests.support.cases"].RAN.total()
 
 
 def main() -> int:
@@ -74,7 +75,7 @@ def main() -> int:
     ]
     print(table(rows))
     if not arguments.only:
-        print(write_result("property_cases_cpu_202611", "Property tests on random cases", rows, notes=notes))
+        print(write_result("property_cases", "Property tests on random cases", rows, notes=notes))
     return int(status)
 
 

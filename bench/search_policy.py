@@ -4,8 +4,8 @@
     python -m bench.search_policy report            # speed against quality of the frozen presets, and of TaylorSeer
     python -m bench.search_policy search --quick    # the same on 4 seeds and few variants, in a minute
 
-Every evaluation is one line of bench/results/evaluations_cpu_202611.jsonl; those found there are not run again. Delete
-the file after a change of the library's mathematics.
+Every evaluation is one line of bench/runs/evaluations.jsonl, a cache that git ignores; those found there are not run again.
+Delete the file after a change of the library's mathematics.
 """
 
 import argparse
@@ -19,7 +19,10 @@ from typing import Any, NamedTuple
 
 from afcache import CacheConfig
 from afcache.settings.presets import PRESETS, tuned
-from bench.record.recording import RESULTS, table, write_result
+from bench.record.figure import new_figure
+from bench.record.naming import result_path
+from bench.record.recording import write_result
+from bench.record.render import table
 from bench.search.curves import Point, speed_at, worst_at
 from bench.search.laboratory import Laboratory, Setting
 
@@ -163,7 +166,7 @@ def search(*, quick: bool) -> None:
     print(table(boldest))
     if not quick:
         write_result(
-            "policy_search_bold_cpu_202611",
+            "policy_search_bold",
             "Search for a policy at 35 dB: fewer block evaluations at equal PSNR, mini-FLUX",
             boldest,
             notes=[
@@ -174,7 +177,7 @@ def search(*, quick: bool) -> None:
             ],
         )
         write_result(
-            "policy_search_cpu_202611",
+            "policy_search",
             "Search for the policy: fewer block evaluations at equal PSNR, mini-FLUX",
             rows,
             notes=[
@@ -219,17 +222,15 @@ def report(*, quick: bool) -> None:
     print(table(comparison))
     if quick:
         return
-    _plot(curves, settings, RESULTS / "policy_curves_cpu_202611.png")
+    _plot(curves, settings, result_path("policy_curves", ".png"))
     notes = [
         "Seeds 2000-2063, on which nothing was looked at before, PSNR against the uncached image of the same seed. Speeds at "
         "equal PSNR are interpolated; a curve that ends above the asked PSNR counts with its last speed, on either side.",
         "TaylorSeer: fixed intervals and finite differences in step index as its authors define them (arXiv 2503.06923), but "
         "on the residual of the whole stack, as its lite variants do; the authors forecast every module's output.",
     ]
-    write_result(
-        "policy_comparison_cpu_202611", "AFCache against fixed-interval Taylor at equal quality", comparison, notes=notes
-    )
-    write_result("policy_curves_cpu_202611", "Speed against quality: every point", rows, notes=notes)
+    write_result("policy_comparison", "AFCache against fixed-interval Taylor at equal quality", comparison, notes=notes)
+    write_result("policy_curves", "Speed against quality: every point", rows, notes=notes)
 
 
 def _compare(
@@ -259,11 +260,7 @@ def _compare(
 
 
 def _plot(curves: dict[tuple[Setting, str], list[Point]], settings: Sequence[Setting], path: Path) -> None:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(9, 7), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(9, 7)
     for axes, setting in zip(figure.subplots(2, 2).flat, settings, strict=True):
         for (where, name), curve in curves.items():
             if where == setting:

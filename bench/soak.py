@@ -8,9 +8,9 @@ interrupted. Every tenth image is the same probe, which must come out as it did 
 """
 
 import argparse
+import functools
 import gc
 import random
-import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,7 +22,11 @@ from torch._subclasses.functional_tensor import FunctionalTensor
 
 import afcache
 from bench.mini_flux import sampling
-from bench.record.recording import RESULTS, table, write_result
+from bench.record.clock import seconds_of
+from bench.record.figure import new_figure
+from bench.record.naming import RESULTS, result_path
+from bench.record.recording import write_result
+from bench.record.render import table
 
 STEPS, SIZES, BATCHES, SCALES = (3, 8, 14, 20, 28), ((32, 32), (48, 32), (64, 64)), (1, 2, 3), (1.0, 2.0)
 PROBE_EVERY = 10
@@ -105,9 +109,8 @@ def soak(pipe: Any, images: int, *, probe_every: int = PROBE_EVERY, progress: bo
     for index in range(images):
         is_probe = index % probe_every == 0
         task = PROBE if is_probe else random_task(source)
-        began = time.perf_counter()
-        image = draw(pipe, task)
-        row: dict[str, Any] = {"image": index, **task._asdict(), "is_probe": is_probe, "seconds": time.perf_counter() - began}
+        image, seconds = seconds_of(functools.partial(draw, pipe, task))
+        row: dict[str, Any] = {"image": index, **task._asdict(), "is_probe": is_probe, "seconds": seconds}
         if is_probe:
             assert image is not None
             now = afcache.report(pipe).pattern()
@@ -154,11 +157,7 @@ def summarise(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def plot(rows: list[dict[str, Any]], path: Path) -> None:
     """Memory and graphs over the images."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(8, 4), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(8, 4)
     memory = figure.subplots()
     graphs: Any = memory.twinx()
     images = [row["image"] for row in rows]
@@ -197,9 +196,9 @@ def main() -> None:
         "0 to 1. Tensors are counted after a garbage collection.",
     ]
     print(table(summary))
-    name = f"soak_{'eager_' if arguments.eager else ''}cpu_202611"
-    print(write_result(name, "Soak", rows, notes=notes, folder=arguments.output, shown=summary))
-    plot(rows, arguments.output / f"{name}.png")
+    subject = "soak_eager" if arguments.eager else "soak"
+    print(write_result(subject, "Soak", rows, notes=notes, folder=arguments.output, shown=summary))
+    plot(rows, result_path(subject, ".png", folder=arguments.output))
 
 
 if __name__ == "__main__":

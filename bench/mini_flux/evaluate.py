@@ -17,7 +17,8 @@ from PIL import Image
 from sklearn.svm import SVC
 
 from bench.mini_flux import data, sampling
-from bench.record.recording import table, write_result
+from bench.record.recording import write_result
+from bench.record.render import table
 
 _COPIES = 4
 _BATCH = 50
@@ -99,7 +100,7 @@ def main() -> None:
     print(table(rows))
     print(f"judge on held-out real digits: {hold_out:.3f}")
     if not arguments.model:
-        print(write_result("mini_flux_accuracy_cpu_202611", "What mini-FLUX draws", rows, notes=notes))
+        print(write_result("mini_flux_accuracy", "What mini-FLUX draws", rows, notes=notes))
 
 
 if __name__ == "__main__":

@@ -1,18 +1,15 @@
-"""What `compare_compiled` measured of a contender, in rows, tables and pictures."""
+"""What `compare_compiled` measured of a contender, in rows and in words."""
 
-import math
 import statistics
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 import afcache
 from bench.race.equal_quality import mode_of
 from bench.race.subjects import Task
-
-if TYPE_CHECKING:
-    from bench.compare_compiled import Race
+from bench.race.turns import Race
+from bench.record.spread import spread_of
 
 
 def heading(task: Task, images: int) -> str:
@@ -21,7 +18,7 @@ def heading(task: Task, images: int) -> str:
     return f"{task.model}, {task.steps} steps{size}, {task.dtype}, {images} images on {task.device}"
 
 
-def row(race: "Race", task: Task) -> dict[str, Any]:
+def row(race: Race, task: Task) -> dict[str, Any]:
     """Everything measured of one contender, for the JSON; None where there is nothing."""
     contender = race.contender
     facts: dict[str, Any] = {
@@ -43,11 +40,11 @@ def row(race: "Race", task: Task) -> dict[str, Any]:
     alone = [sum(a.step_seconds) / sum(b.step_seconds) for a, b in zip(same_mode, mine, strict=True)]
     facts |= {
         "seconds": statistics.median(image.seconds for image in mine),
-        "seconds_spread": _quartiles([image.seconds for image in mine]),
+        "seconds_spread": _ends([image.seconds for image in mine]),
         "transformer_seconds": statistics.median(sum(image.step_seconds) for image in mine),
         "rest_share": statistics.median(1 - sum(image.step_seconds) / image.seconds for image in mine),
         **{f"speedup_over_{name}": statistics.median(gain) for name, gain in gains.items()},
-        **{f"speedup_over_{name}_spread": _quartiles(gain) for name, gain in gains.items()},
+        **{f"speedup_over_{name}_spread": _ends(gain) for name, gain in gains.items()},
         "transformer_speedup": statistics.median(alone),
         "fewer_block_evaluations": task.steps * len(evaluations) / sum(map(sum, evaluations)),
         "efficiency": statistics.median(gain / promise for gain, promise in zip(gains[mode_of(facts)], promised, strict=True)),
@@ -66,9 +63,10 @@ def row(race: "Race", task: Task) -> dict[str, Any]:
     return facts
 
 
-def _quartiles(values: list[float]) -> list[float]:
-    """Quartiles; of fewer than five values the extremes."""
-    return list(statistics.quantiles(values, n=4, method="inclusive")[::2]) if len(values) > 4 else [min(values), max(values)]
+def _ends(values: list[float]) -> list[float]:
+    """Around the median, which has a key of its own."""
+    low, _, high = spread_of(values)
+    return [low, high]
 
 
 def _step_kinds(evaluations: list[list[float]], seconds: list[list[float]]) -> dict[str, Any]:
@@ -197,81 +195,3 @@ def notes(task: Task, images: int, *, is_quick: bool) -> list[str]:
         "PSNR (float64) and SSIM against the uncached, eager image of the same seed.",
         f"MagCache's ratios are of its own calibration mode: {[round(ratio, 4) for ratio in task.mag_ratios]}.",
     ]
-
-
-def draw_pictures(rows: list[dict[str, Any]], task: Task, path: Path) -> None:
-    """Speed against PSNR, one curve per family; and where each contender's time goes."""
-    measured = [facts for facts in rows if "seconds" in facts]
-    if not task.is_random:
-        _draw_quality(measured, path.with_name(f"{path.name}_quality.png"))
-    _draw_time(measured, path.with_name(f"{path.name}_time.png"))
-
-
-def _figure(width: float, height: float) -> Any:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
-
-
-def _draw_quality(rows: list[dict[str, Any]], path: Path) -> None:
-    from matplotlib import colormaps
-
-    figure = _figure(9.5, 5.5)
-    axes = figure.subplots()
-    families = list(dict.fromkeys(facts["family"] for facts in rows if facts["kind"] != "reference"))
-    colors = colormaps["tab10"]
-    for index, family in enumerate(families):
-        for is_compiled in (True, False):
-            points = sorted(
-                (facts["speedup_over_eager"], facts["psnr"])
-                for facts in rows
-                if facts["family"] == family and facts["is_compiled"] == is_compiled and math.isfinite(facts["psnr"])
-            )
-            if not points:
-                continue
-            is_ours = family == "AFCache"
-            axes.plot(
-                *zip(*points, strict=True),
-                "o-" if is_compiled else "o:",
-                color="black" if is_ours else colors(index % 10),
-                linewidth=2.4 if is_ours else 1.2,
-                markerfacecolor=None if is_compiled else "white",
-                label=family + (", compiled" if is_compiled else ", eager"),
-                zorder=3 if is_ours else 2,
-            )
-    compiled = next(facts for facts in rows if facts["contender"] == "compiled")
-    axes.axvline(compiled["speedup_over_eager"], color="gray", linestyle="--", linewidth=1)
-    axes.text(compiled["speedup_over_eager"], axes.get_ylim()[1], " compiled, uncached", va="top", color="gray", fontsize=8)
-    axes.set(xlabel="times faster than the eager, uncached pipeline (wall clock)", ylabel="mean PSNR (dB)")
-    axes.grid(alpha=0.3)
-    figure.legend(*axes.get_legend_handles_labels(), fontsize=7, loc="outside right center")
-    figure.savefig(path, dpi=120)
-
-
-def _draw_time(rows: list[dict[str, Any]], path: Path) -> None:
-    """Milliseconds of one image: its first steps, steps that run all blocks, other steps, the rest of the pipeline."""
-    figure = _figure(10, 1.2 + 0.24 * len(rows))
-    axes = figure.subplots()
-    names = [facts["contender"] for facts in rows]
-    first, refresh, cached = (
-        np.array([1e3 * facts[f"{name}_seconds"] for facts in rows])
-        for name in ("first_two", "later_refreshes", "later_cached")
-    )
-    rest = np.array([1e3 * facts["rest_share"] * facts["seconds"] for facts in rows])
-    left = np.zeros(len(rows))
-    for label, values, color in (
-        ("the first two steps", first, "tab:green"),
-        ("later steps that run all blocks", refresh, "tab:blue"),
-        ("cached steps", cached, "tab:orange"),
-        ("text, decoder, sampling loop", rest, "lightgray"),
-    ):
-        axes.barh(names, values, left=left, color=color, label=label)
-        left = left + values
-    axes.invert_yaxis()
-    axes.tick_params(axis="y", labelsize=7)
-    axes.set(xlabel="milliseconds of one image")
-    figure.legend(*axes.get_legend_handles_labels(), fontsize=8, loc="outside upper center", ncols=4)
-    figure.savefig(path, dpi=120)

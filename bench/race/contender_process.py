@@ -4,7 +4,6 @@ import multiprocessing
 import os
 import resource
 import sys
-import time
 import traceback
 from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection
@@ -12,8 +11,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 
-from bench.race.subjects import Task
+from bench.race.contenders import contenders
+from bench.race.subjects import Task, draw, load
+from bench.record.clock import seconds_of, start_clock
 
 _RECOMPILE_LIMIT = 1024
 # Dynamo's warning names the limit that it hit: this one, or the accumulated one.
@@ -76,29 +78,25 @@ class Failed(NamedTuple):
 class StepClock:
     """Seconds between a scheduler's steps: the transformer's, whatever forward is bound to it or compiled around it."""
 
-    def __init__(self, scheduler: Any, synchronize: Callable[[], None]) -> None:
+    def __init__(self, scheduler: Any, device: str = "cpu") -> None:
         self.seconds: list[float] = []
-        self._started = 0.0
-        self._synchronize = synchronize
+        self._device = torch.device(device)
+        self._stop = start_clock(self._device)
         self._begin, self._step = scheduler.set_begin_index, scheduler.step
         scheduler.set_begin_index, scheduler.step = self._on_begin, self._on_step
 
     def _on_begin(self, *args: Any, **kwargs: Any) -> Any:
         result = self._begin(*args, **kwargs)
         self.seconds = []
-        self._start()
+        self._stop = start_clock(self._device)
         return result
 
     def _on_step(self, *args: Any, **kwargs: Any) -> Any:
-        self._synchronize()
-        self.seconds.append(time.perf_counter() - self._started)
+        # Waits for a GPU: its work on the step is part of the step's time.
+        self.seconds.append(self._stop()())
         result = self._step(*args, **kwargs)
-        self._start()
+        self._stop = start_clock(self._device)
         return result
-
-    def _start(self) -> None:
-        self._synchronize()
-        self._started = time.perf_counter()
 
 
 def count_evaluations(transformer: Any, clock: StepClock, steps: int, sample: Callable[[], Any]) -> list[float]:
@@ -123,11 +121,6 @@ def count_evaluations(transformer: Any, clock: StepClock, steps: int, sample: Ca
 
 class _Session:
     def __init__(self, name: str, task: Task, seeds: Sequence[int]) -> None:
-        import torch
-
-        from bench.race.contenders import contenders
-        from bench.race.subjects import load
-
         torch.compiler.config.force_disable_caches = True
         # Some caches ask for more graphs of one function than Dynamo's 8, beyond which it would run them eagerly.
         torch._dynamo.config.recompile_limit = _RECOMPILE_LIMIT
@@ -138,7 +131,7 @@ class _Session:
         self._pipe = load(task)
         self._enable()
         self._cuda = torch.cuda if task.device == "cuda" else None
-        self._clock = StepClock(self._pipe.scheduler, self._synchronize)
+        self._clock = StepClock(self._pipe.scheduler, task.device)
         self._counters = torch._dynamo.utils.counters
         self._count_by_seed = {seed: self._count(seed) for seed in (seeds[:1] if task.is_random else seeds)}
         if self._contender.compile is not None:
@@ -156,35 +149,24 @@ class _Session:
         else:
             contender.force(self._pipe, patterns.get(contender.name, patterns[""]))
 
-    def _synchronize(self) -> None:
-        if self._cuda:
-            self._cuda.synchronize()
-
     def _graphs(self) -> int:
         return self._counters["stats"]["unique_graphs"]
 
     def _count(self, seed: int) -> list[float]:
-        from bench.race.subjects import draw
-
         return count_evaluations(
             self._pipe.transformer, self._clock, self.steps, lambda: draw(self._pipe, self._task, seed, steps=self.steps)
         )
 
     def draw(self, seed: int) -> Drawn:
-        from bench.race.subjects import draw
-
-        self._synchronize()
-        started = time.perf_counter()
-        pixels = draw(self._pipe, self._task, seed, steps=self.steps)
-        self._synchronize()
-        return Drawn(pixels, time.perf_counter() - started, list(self._clock.seconds))
+        pixels, seconds = seconds_of(lambda: draw(self._pipe, self._task, seed, steps=self.steps), self._task.device)
+        return Drawn(pixels, seconds, list(self._clock.seconds))
 
     def finish(self) -> Finished:
-        peak = self._cuda.max_memory_allocated() / 2**20 if self._cuda else _peak_mib()
+        peak = self._cuda.max_memory_allocated() / 2**20 if self._cuda else peak_mib()
         return Finished(self._graphs() - self.ready.graphs, peak)
 
 
-def _peak_mib(status: Path = Path("/proc/self/status")) -> float:
+def peak_mib(status: Path = Path("/proc/self/status")) -> float:
     """Of this process; where the system does not say, `ru_maxrss`, which is inherited from the one that started it."""
     lines = status.read_text().splitlines() if status.exists() else []
     kib = (int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))

@@ -1,1 +1,1 @@
-"""Results, written and read."""
+"""What every benchmark shares: one clock, one quartile, one writer of results, and their tables."""

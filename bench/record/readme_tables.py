@@ -7,7 +7,8 @@ import json
 from typing import Any
 
 from bench.race.equal_quality import mode_of, quality_rows, shown_quality, speed_of
-from bench.record.recording import RESULTS, table
+from bench.record.naming import newest_result
+from bench.record.render import table
 
 
 def main() -> None:
@@ -18,7 +19,7 @@ def main() -> None:
     print(table([{**_cost(facts, facts["contender"]), "PSNR on mini-FLUX": _quality(facts)} for facts in _by_quality(medium)]))
     print()
     print(table([_cost(facts, facts["family"]) for facts in _by_efficiency(small)]))
-    shapes = json.loads((RESULTS / "full_size_fake_flux1.json").read_text())["rows"]
+    shapes = json.loads(newest_result("full_size_fake_flux1", kind=None).read_text())["rows"]
     print()
     print(table([_step(facts) for facts in shapes if "TFLOP" in facts]))
     print()
@@ -26,7 +27,7 @@ def main() -> None:
 
 
 def _rows(subject: str) -> list[dict[str, Any]]:
-    stored = json.loads((RESULTS / f"compare_{subject}_cpu_202611.json").read_text())
+    stored = json.loads(newest_result(f"compare_{subject}").read_text())
     return [facts for facts in stored["rows"] if "seconds" in facts]
 
 

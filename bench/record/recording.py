@@ -1,4 +1,4 @@
-"""Writing results: a table for people and the same rows as JSON, with everything needed to repeat them."""
+"""Writing results: the rows with everything needed to repeat them as JSON, and the table for people made of it."""
 
 import json
 import os
@@ -13,72 +13,62 @@ from typing import Any
 
 import torch
 
-RESULTS = Path(__file__).parent.parent / "results"
+from bench.record.naming import RESULTS, result_path
+from bench.record.render import render
+
 _STARTED = time.monotonic()
 
 
-def environment() -> dict[str, Any]:
+def environment(device: torch.device | str | None = "cpu") -> dict[str, Any]:
     """Commit, command, versions, machine, and minutes that it took until now."""
     commit = _git("rev-parse", "--short", "HEAD")
     changed = _git("status", "--porcelain", "--", ".", ":!bench/results")
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {os.cpu_count()} cores, {_processor()}"
     return {
         "commit": commit + (" with uncommitted changes" if changed else ""),
         "command": " ".join(["python", _started(), *map(shlex.quote, sys.argv[1:])]),
         "torch": torch.__version__,
         "diffusers": version("diffusers"),
         "python": platform.python_version(),
-        "device": device,
+        "device": _machine(torch.device(device or "cpu")),
         "threads": torch.get_num_threads(),
         "minutes": round((time.monotonic() - _STARTED) / 60, 1),
     }
 
 
 def write_result(
-    name: str,
+    subject: str,
     title: str,
     rows: list[dict[str, Any]],
     *,
     notes: list[str],
-    folder: Path = RESULTS,
     shown: list[dict[str, Any]] | None = None,
+    device: torch.device | str | None = "cpu",
+    part: str = "",
+    folder: Path = RESULTS,
 ) -> Path:
-    """Write `name.md` and `name.json`; return the table's path.
+    """Write `<subject>_<device>_<yyyymm>.json`, and the `.md` that it renders to; return the table's path.
 
     Args:
-        name: file name without extension, `<subject>_<device>_<yyyymm>`.
+        subject: what was measured, in words joined by underscores.
         title: heading.
-        rows: the table, one dict a row, all with the same keys; floats are shown with three digits.
+        rows: the table, one dict a row, all with the same keys where they are shown; floats are shown with three digits.
         notes: what a reader must know, one line each.
+        shown: rows of the readable table, if they are others.
+        device: that it was measured on; None for what is counted by shapes, whose file has the subject's name alone.
+        part: name of a further file of the same result.
         folder: where to.
-        shown: rows of the readable table, if they are others than the JSON's.
 
     """
     folder.mkdir(parents=True, exist_ok=True)
-    facts = environment()
-    (folder / f"{name}.json").write_text(json.dumps({**facts, "notes": notes, "rows": rows}, indent=2) + "\n")
-    lines = [f"# {title}", "", *(f"- {key}: {value}" for key, value in facts.items()), "", *notes, "", table(shown or rows), ""]
-    path = folder / f"{name}.md"
-    path.write_text("\n".join(lines))
-    return path
-
-
-def table(rows: list[dict[str, Any]]) -> str:
-    """Rows as a Markdown table."""
-    keys = list(rows[0])
-    lines = ["| " + " | ".join(keys) + " |", "|" + "---|" * len(keys)]
-    lines += ["| " + " | ".join(_show(row[key]) for key in keys) + " |" for row in rows]
-    return "\n".join(lines)
-
-
-def _show(value: Any) -> str:
-    return (
-        f"{value:.3g}"
-        if isinstance(value, float) and abs(value) < 1
-        else f"{value:.2f}"
-        if isinstance(value, float)
-        else str(value)
-    )
+    result = {"title": title, **environment(device), "notes": notes, "rows": rows}
+    if shown is not None:
+        result["shown"] = shown
+    path = result_path(subject, ".json", device=device, part=part, folder=folder)
+    path.write_text(json.dumps(result, indent=2) + "\n")
+    readable = path.with_suffix(".md")
+    # Of what is stored, so that rendering it again gives the same.
+    readable.write_text(render(json.loads(path.read_text())))
+    return readable
 
 
 def _git(*arguments: str) -> str:
@@ -89,6 +79,12 @@ def _started() -> str:
     """What came after "python": a module, or a file."""
     spec = sys.modules["__main__"].__spec__
     return sys.argv[0] if spec is None else f"-m {spec.name}"
+
+
+def _machine(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"CPU, {os.cpu_count()} cores, {_processor()}"
 
 
 def _processor() -> str:

@@ -8,7 +8,7 @@ import dataclasses
 import statistics
 import time
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,10 +19,14 @@ from afcache.functional.step import full_forward
 from afcache.models.flux1 import architecture as flux1
 from afcache.models.flux1 import inputs as flux1_inputs
 from bench.models.random_flux import SIZES, Size
-from bench.record.recording import table, write_result
+from bench.record.clock import seconds_of
+from bench.record.recording import write_result
+from bench.record.render import table
+from bench.record.spread import shown_spread
+from bench.scale.full_size_rows import EQUALITY, STEP, UNKNOWN, VARIANT, Row, at_most, difference
 from bench.scale.full_size_subject import CONFIG, INTERVAL, TEXT_TOKENS, Shape, Subject, cached, decide, force, plain, regional
+from bench.scale.step_costs import by_kind, gain
 
-UNKNOWN = "not measured"
 # What a cached step costs does not depend on blocks that it does not run, so variants are compiled with few.
 FEW = Size(0, 1, 1, 0)
 # Steps of the images that are compared with diffusers'.
@@ -30,24 +34,6 @@ _EQUAL_STEPS = 4
 # Estimates, until the first compilation has been timed: of a block; and of what a row takes beside its compilation.
 _SECONDS_A_BLOCK = {"cuda": 2.0, "cpu": 0.0}
 _SECONDS_A_ROW = {"cuda": 20.0, "cpu": 0.0}
-
-Row = dict[str, Any]
-_STEP: Row = {
-    "contender": "",
-    "decisions": "-",
-    **dict.fromkeys(("first call (s)", "of the plain model's", "plain step or refresh (ms)", "cached step (ms)"), "-"),
-    **dict.fromkeys(("cached / refresh (%)", "speed-up", "promised", "efficiency", "image (s)"), "-"),
-    "waits of a step": "-",
-    "MiB over plain": "-",
-    "pattern": "-",
-    "note": "",
-}
-_VARIANT: Row = {
-    **dict.fromkeys(("pixels", "batch", "mode", "decisions", "first call (s)", "plain step, all blocks (ms)"), "-"),
-    **dict.fromkeys(("cached step (ms)", "cached / plain (%)", "image (s)", "waits of a step", "pattern"), "-"),
-    "note": "",
-}
-_EQUALITY: Row = {"ours": "", "theirs": "", "largest difference": "-", "largest value": "-", "relative L2": "-", "note": ""}
 
 
 class Variant(NamedTuple):
@@ -109,15 +95,12 @@ class Bench:
 
     def images(self, subject: Subject, shape: Shape) -> tuple[list[float], float]:
         """Seconds of every call of several images, and of the median image with everything around the transformer."""
-        steps, whole = self.arguments.steps, []
+        arguments, steps, whole = self.arguments, self.arguments.steps, []
         subject.draw(shape, steps)
         subject.seconds()
-        for _ in range(self.arguments.rounds):
+        for _ in range(arguments.rounds):
             subject.wait()
-            started = time.perf_counter()
-            subject.draw(shape, steps)
-            subject.wait()
-            whole.append(time.perf_counter() - started)
+            whole.append(seconds_of(lambda: subject.draw(shape, steps), arguments.device)[1])
         return subject.seconds(), statistics.median(whole)
 
     @torch.no_grad()
@@ -144,7 +127,7 @@ class Bench:
         yield {
             "first call (s)": self.plain_first,
             "of the plain model's": 1.0,
-            "plain step or refresh (ms)": spread(self.plain_steps),
+            "plain step or refresh (ms)": shown_spread(self.plain_steps, scale=1e3),
             "image (s)": seconds,
             "waits of a step": at_most(waits),
         }
@@ -154,9 +137,11 @@ class Bench:
         with regional(self.subject, self.arguments.backend):
             first = self.subject.first_call(self.shape)
             steps, seconds = self.images(self.subject, self.shape)
-        yield {"first call (s)": first, "plain step or refresh (ms)": spread(steps), "image (s)": seconds} | self._of_plain(
-            first
-        )
+        yield {
+            "first call (s)": first,
+            "plain step or refresh (ms)": shown_spread(steps, scale=1e3),
+            "image (s)": seconds,
+        } | self._of_plain(first)
 
     def cached_rows(self, *, ahead: bool = False) -> Iterator[Row]:
         """AFCache with forced refreshes, and, in the same graph, with live decisions; or decisions made ahead."""
@@ -177,10 +162,10 @@ class Bench:
         if self.plain_latents is None:
             return
         theirs = f"plain, compiled, {_EQUAL_STEPS} steps"
-        self.equalities.append({**_EQUALITY, "ours": name, "theirs": theirs, **difference(latents, self.plain_latents)})
+        self.equalities.append({**EQUALITY, "ours": name, "theirs": theirs, **difference(latents, self.plain_latents)})
         if self.eager_latents is not None:
             yardstick = {"ours": "plain, eager (the yardstick)", "theirs": theirs}
-            self.equalities.append({**_EQUALITY, **yardstick, **difference(self.eager_latents, self.plain_latents)})
+            self.equalities.append({**EQUALITY, **yardstick, **difference(self.eager_latents, self.plain_latents)})
 
     def _facts(self, first: float) -> Row:
         """A row of the steps' table, of the cached subject as it is set."""
@@ -191,8 +176,8 @@ class Bench:
         peak = subject.peak(self.shape, arguments.steps)
         row = {
             "first call (s)": first,
-            "plain step or refresh (ms)": spread(refreshes),
-            "cached step (ms)": spread(reused),
+            "plain step or refresh (ms)": shown_spread(refreshes, scale=1e3),
+            "cached step (ms)": shown_spread(reused, scale=1e3),
             "image (s)": seconds,
             "waits of a step": at_most(subject.waits(self.shape, arguments.profiled)),
             "MiB over plain": UNKNOWN if peak is None or self.plain_peak is None else peak - self.plain_peak,
@@ -236,7 +221,7 @@ class Bench:
                 row = {
                     "decisions": decisions,
                     "first call (s)": first,
-                    "cached step (ms)": spread(reused),
+                    "cached step (ms)": shown_spread(reused, scale=1e3),
                     "image (s)": seconds,
                 }
                 if whole is not None and reused:
@@ -245,23 +230,23 @@ class Bench:
 
     def steps_table(self) -> list[Row]:
         """Rows of everything at the model's own shape."""
-        rows = self.attempt({**_STEP, "contender": "plain, compiled"}, self.compile_seconds + self.row_seconds, self.plain_rows)
-        row = {**_STEP, "contender": "plain, regional"}
+        rows = self.attempt({**STEP, "contender": "plain, compiled"}, self.compile_seconds + self.row_seconds, self.plain_rows)
+        row = {**STEP, "contender": "plain, regional"}
         rows += self.attempt(row, 2 * self.row_seconds, self.regional_rows)
         seconds = 1.6 * self.compile_seconds + self.row_seconds
-        return rows + self.attempt({**_STEP, "contender": "AFCache"}, seconds, self.cached_rows)
+        return rows + self.attempt({**STEP, "contender": "AFCache"}, seconds, self.cached_rows)
 
     def ahead_table(self) -> list[Row]:
         """The row that may have to wait: decisions made ahead, all blocks compiled once more."""
         seconds = 1.6 * self.compile_seconds + self.row_seconds
-        return self.attempt({**_STEP, "contender": "AFCache"}, seconds, lambda: self.cached_rows(ahead=True))
+        return self.attempt({**STEP, "contender": "AFCache"}, seconds, lambda: self.cached_rows(ahead=True))
 
     def variants_table(self) -> list[Row]:
         """Rows of other shapes, modes and ways to decide."""
         whole: dict[Shape, float] = {}
         rows: list[Row] = []
         for shape in (self.shape, *self.arguments.shapes):
-            row = {**_VARIANT, "pixels": shape.pixels, "batch": shape.batch}
+            row = {**VARIANT, "pixels": shape.pixels, "batch": shape.batch}
             (found,) = self.attempt(row, self.row_seconds, lambda shape=shape: self.shape_seconds(shape))
             if found["note"]:
                 rows.append(found)
@@ -272,7 +257,7 @@ class Bench:
         variants += [Variant(self.shape, mode, ("forced",)) for mode in self.arguments.modes]
         for variant in variants:
             plain_ms = whole.get(variant.shape)
-            row = {**_VARIANT, "pixels": variant.shape.pixels, "batch": variant.shape.batch, "mode": variant.mode or "default"}
+            row = {**VARIANT, "pixels": variant.shape.pixels, "batch": variant.shape.batch, "mode": variant.mode or "default"}
             row |= {"decisions": ", ".join(variant.decisions), "plain step, all blocks (ms)": plain_ms or UNKNOWN}
             rows += self.attempt(row, self.row_seconds, lambda v=variant, ms=plain_ms: self.variant_rows(v, ms))
         # What is measured next counts memory.
@@ -280,52 +265,14 @@ class Bench:
         return rows
 
 
-def gain(plain_steps: list[float], refreshes: list[float], reused: list[float]) -> Row:
-    """Speed-up by the medians of steps, what the skipped blocks promise, and how much of that is kept."""
-    count = len(refreshes) + len(reused)
-    seconds = len(refreshes) * statistics.median(refreshes) + sum(reused and [len(reused) * statistics.median(reused)])
-    speed_up, promised = statistics.median(plain_steps) * count / seconds, count / len(refreshes)
-    return {"speed-up": speed_up, "promised": promised, "efficiency": speed_up / promised}
-
-
-def by_kind(seconds: list[float], pattern: str) -> tuple[list[float], list[float]]:
-    """Seconds of refreshes, and of cached steps, of several images of one pattern."""
-    both = list(zip(seconds, pattern * (len(seconds) // len(pattern)), strict=True))
-    return [s for s, kind in both if kind == "F"], [s for s, kind in both if kind == "."]
-
-
-def at_most(waits: list[int]) -> str:
-    """Of the first step, which reads the schedule, and of all others."""
-    return f"{max(waits[1:])} (first {waits[0]})"
-
-
-def spread(seconds: list[float]) -> str:
-    """Median and quartiles in milliseconds."""
-    if not seconds:
-        return "-"
-    values = [1e3 * value for value in seconds]
-    low, middle, high = statistics.quantiles(values, n=4) if len(values) > 1 else values * 3
-    return f"{middle:.4g} ({low:.4g} to {high:.4g})"
-
-
-def difference(ours: Tensor, theirs: Tensor) -> Row:
-    """How far two results are apart."""
-    gap, exact = ours.float() - theirs.float(), theirs.float()
-    return {
-        "largest difference": float(gap.abs().max()),
-        "largest value": float(exact.abs().max()),
-        "relative L2": float(gap.norm() / exact.norm()),
-    }
-
-
 def measure(arguments: argparse.Namespace) -> None:
     """Run everything that fits, and write the tables."""
     bench = Bench(arguments)
-    equality = bench.attempt(_EQUALITY, bench.row_seconds, bench.equal_forward)
+    equality = bench.attempt(EQUALITY, bench.row_seconds, bench.equal_forward)
     steps = bench.steps_table()
     variants = bench.variants_table()
     steps += bench.ahead_table()
-    size, device = bench.size, "gpu" if arguments.device == "cuda" else "cpu"
+    size = bench.size
     of_what = (
         f"Random weights, {size.double} + {size.single} blocks, hidden {size.dim}, bfloat16, {size.tokens} image and "
         f"{TEXT_TOKENS} text tokens, {arguments.steps} steps, {arguments.rounds} images after one that warms up, backend "
@@ -344,6 +291,6 @@ def measure(arguments: argparse.Namespace) -> None:
     tables = {"steps": steps, "variants": variants, "equality": equality + bench.equalities}
     for name, rows in tables.items():
         title = f"FLUX.1-dev at its real size, {name}" if arguments.size == "flux1" else f"A small FLUX, {name}"
-        result = f"full_size_{arguments.size}_{name}_{device}_202611"
-        write_result(result, title, rows, notes=[of_what, notes[name]], folder=arguments.output)
+        subject, where = f"full_size_{arguments.size}_{name}", {"device": arguments.device, "folder": arguments.output}
+        write_result(subject, title, rows, notes=[of_what, notes[name]], **where)
         print(table(rows))

@@ -4,8 +4,7 @@ import argparse
 import contextlib
 import dataclasses
 import gc
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -15,14 +14,14 @@ from torch._inductor.utils import fresh_cache
 import afcache
 from afcache import CacheConfig
 from afcache.runtime.binding import require_runtime
-from afcache.runtime.clock import start_clock
 from afcache.runtime.compiled import CompileOptions
 from afcache.settings.presets import resolve_config
 from bench.models.random_flux import Size, make_flux1, make_pipeline
+from bench.record.clock import CallClock, seconds_of
+from bench.scale.step_costs import WARMUP
 
 TEXT_TOKENS = 512
 INTERVAL = 4
-WARMUP = 2
 # The error control of the default preset, but for a limit of gaps that would refuse the forced pattern.
 CONFIG = dataclasses.replace(resolve_config(None), max_growth=float("inf"))
 _CALL = "transformer call"
@@ -74,25 +73,11 @@ class Subject:
         self.transformer = make_flux1(size, dtype=torch.bfloat16, device=device)
         self.pipe = make_pipeline(self.transformer)
         self._inputs: dict[Shape, afcache.FluxInputs] = {}
-        self._elapsed: list[Callable[[], float]] = []
-        self._open: list[Any] = []
-        self.transformer.register_forward_pre_hook(self._start)
-        self.transformer.register_forward_hook(self._stop)
-
-    def _start(self, *_: Any) -> None:
-        label = torch.profiler.record_function(_CALL)
-        label.__enter__()
-        self._open = [label, start_clock(torch.device(self.device))]
-
-    def _stop(self, *_: Any) -> None:
-        label, stop = self._open
-        self._elapsed.append(stop())
-        label.__exit__(None, None, None)
+        self._clock = CallClock(self.transformer, device, label=_CALL)
 
     def seconds(self) -> list[float]:
         """Of every call since the last time that this was asked."""
-        elapsed, self._elapsed = self._elapsed, []
-        return [stopped() for stopped in elapsed]
+        return self._clock.take()
 
     def inputs(self, shape: Shape) -> afcache.FluxInputs:
         """Those of one call in the middle of an image, always the same."""
@@ -140,11 +125,9 @@ class Subject:
     def first_call(self, shape: Shape) -> float:
         """Seconds of one step, compilation included."""
         self.wait()
-        started = time.perf_counter()
-        self.draw(shape, 1)
-        self.wait()
+        _, seconds = seconds_of(lambda: self.draw(shape, 1), self.device)
         self.seconds()
-        return time.perf_counter() - started
+        return seconds
 
     def peak(self, shape: Shape, steps: int) -> float | None:
         """MiB that an image needs at most, weights included; None without a device that counts them."""

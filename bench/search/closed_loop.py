@@ -1,8 +1,8 @@
 """Many seeds at once, each with its own decisions, and the block stack only for those that refresh.
 
 The steps are the library's own `cached_forward`; only the stack is told which samples count, because `torch.where` would
-throw the others away. Images and decisions are the pipeline's (tests/bench/test_bench.py), in a fraction of its time. Groups of
-blocks are computed for all samples; what is counted is what each of them alone would have run.
+throw the others away. Images and decisions are the pipeline's (tests/bench/test_search.py), in a fraction of its time. Groups
+of blocks are computed for all samples; what is counted is what each of them alone would have run.
 """
 
 import functools

@@ -6,6 +6,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from bench.record.spread import quantile
+
 
 class Point(NamedTuple):
     """One evaluation.
@@ -40,7 +42,7 @@ class Point(NamedTuple):
     @property
     def tenth(self) -> float:
         """The 10th percentile of the seeds' PSNR in dB."""
-        return float(np.percentile(self.psnr, 10))
+        return quantile(self.psnr, 0.1)
 
 
 def speed_at(curve: list[Point], quality: float) -> float:

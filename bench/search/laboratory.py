@@ -14,11 +14,11 @@ import afcache
 from afcache import CacheConfig
 from bench.mini_flux import sampling
 from bench.mini_flux.evaluate import features, train_judge
-from bench.record.recording import RESULTS
+from bench.record.naming import RUNS
 from bench.search import closed_loop
 from bench.search.curves import Point
 
-RUNS = RESULTS / "evaluations_cpu_202611.jsonl"
+KNOWN = RUNS / "evaluations.jsonl"
 
 
 class Setting(NamedTuple):
@@ -40,7 +40,7 @@ class Laboratory:
 
     """
 
-    def __init__(self, seeds: Sequence[int], runs: Path = RUNS) -> None:
+    def __init__(self, seeds: Sequence[int], runs: Path = KNOWN) -> None:
         self.seeds = tuple(seeds)
         self._runs = runs
         self._pipe = sampling.load()

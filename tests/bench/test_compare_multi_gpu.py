@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from bench.compare_multi_gpu import DIVISIONS, parse_division
+from bench.record.naming import result_path
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -45,7 +46,7 @@ def test_two_processes_agree_with_one(tmp_path: Path):
     command = [sys.executable, str(ROOT / "bench/compare_multi_gpu.py"), "--size", "tiny", "--backend", "none", "--rounds", "1"]
     command += ["--device", "cpu", "--output", str(tmp_path), "--divisions", "alone", "ulysses2"]
     subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)
-    alone, shared = json.loads((tmp_path / "multi_gpu_cpu_202611.json").read_text())["rows"]
+    alone, shared = json.loads(result_path("multi_gpu", ".json", folder=tmp_path).read_text())["rows"]
     assert (alone["collectives, refresh"], alone["largest difference"]) == (0, 0)
     # Three blocks exchange heads twice; one sum of squares; the velocity.
     assert (shared["collectives, refresh"], shared["collectives, cached"]) == (3 * 2 + 1 + 1, 1)

@@ -10,15 +10,17 @@ from typing import Any
 import pytest
 
 from bench import full_size
-from bench.scale.full_size_gpu import Bench, by_kind, gain
+from bench.record.naming import result_path
+from bench.scale.full_size_gpu import Bench
 from bench.scale.full_size_subject import parse_shape
+from bench.scale.step_costs import by_kind, gain
 
 ROOT = Path(__file__).parent.parent.parent
 DIM, TOKENS, IMAGE, BLOCKS = 3072, 4096 + 512, 4096, 19 + 38
 
 
-def rows_of(folder: Path, name: str) -> list[dict[str, Any]]:
-    return json.loads((folder / f"{name}.json").read_text())["rows"]
+def rows_of(folder: Path, subject: str, device: str | None = "cpu") -> list[dict[str, Any]]:
+    return json.loads(result_path(subject, ".json", device=device, folder=folder).read_text())["rows"]
 
 
 def run_main(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
@@ -28,7 +30,7 @@ def run_main(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
 
 def test_flux1_at_its_real_size_is_one_graph_of_one_decision(monkeypatch, tmp_path: Path, capsys):
     run_main(monkeypatch, "--fake", "--output", str(tmp_path))
-    refresh, cached, facts, *messages, h200, h100 = rows_of(tmp_path, "full_size_fake_flux1")
+    refresh, cached, facts, *messages, h200, h100 = rows_of(tmp_path, "full_size_fake_flux1", None)
     assert (facts["graphs"], facts["graph breaks"], facts["decisions"]) == (1, 0, 1)
     # Attention and MLP of both kinds of blocks are 24 dim^2 FLOPs a token; attention between tokens, 4 seq^2 dim a block.
     by_hand = BLOCKS * (24 * TOKENS * DIM**2 + 4 * TOKENS**2 * DIM)
@@ -67,7 +69,7 @@ def test_flux1_at_its_real_size_is_one_graph_of_one_decision(monkeypatch, tmp_pa
 def test_it_starts_as_a_file_from_anywhere(tmp_path: Path):
     command = [sys.executable, str(ROOT / "bench/full_size.py"), "--fake", "--size", "tiny", "--output", str(tmp_path)]
     subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)
-    refresh, cached, facts, *_ = rows_of(tmp_path, "full_size_fake_tiny")
+    refresh, cached, facts, *_ = rows_of(tmp_path, "full_size_fake_tiny", None)
     assert facts["decisions"] == 1
     assert cached["TFLOP"] < refresh["TFLOP"]
 
@@ -91,7 +93,7 @@ SMALL = ["--gpu", "--size", "tiny", "--device", "cpu", "--backend", "aot_eager",
 @pytest.mark.host
 def test_the_measurement_runs_from_end_to_end(monkeypatch, tmp_path: Path):
     run_main(monkeypatch, *SMALL, "--output", str(tmp_path), "--shapes", "96x2", "--modes", "reduce-overhead")
-    steps = rows_of(tmp_path, "full_size_tiny_steps_cpu_202611")
+    steps = rows_of(tmp_path, "full_size_tiny_steps")
     assert [(row["contender"], row["decisions"], row["note"]) for row in steps] == [
         ("plain, compiled", "-", ""),
         ("plain, regional", "-", ""),
@@ -106,7 +108,7 @@ def test_the_measurement_runs_from_end_to_end(monkeypatch, tmp_path: Path):
     assert all(row["MiB over plain"] == "not measured" for row in steps[2:])
     # One decision, and two checks of the timestep that accelerators do without.
     assert forced["waits of a step"].startswith("3 ")
-    variants = rows_of(tmp_path, "full_size_tiny_variants_cpu_202611")
+    variants = rows_of(tmp_path, "full_size_tiny_variants")
     assert [(row["pixels"], row["batch"], row["mode"], row["decisions"], row["note"]) for row in variants] == [
         (64, 1, "default", "forced", ""),
         (64, 1, "default", "live", ""),
@@ -115,7 +117,7 @@ def test_the_measurement_runs_from_end_to_end(monkeypatch, tmp_path: Path):
         (64, 1, "reduce-overhead", "forced", ""),
     ]
     assert all(row["cached / plain (%)"] > 0 for row in variants if row["decisions"] == "forced")
-    forward, compiled, yardstick = rows_of(tmp_path, "full_size_tiny_equality_cpu_202611")
+    forward, compiled, yardstick = rows_of(tmp_path, "full_size_tiny_equality")
     assert forward["relative L2"] < 1e-2
     assert compiled["relative L2"] < max(1e-2, 2 * yardstick["relative L2"])
 
@@ -123,7 +125,7 @@ def test_the_measurement_runs_from_end_to_end(monkeypatch, tmp_path: Path):
 def test_what_does_not_fit_into_the_time_is_named(monkeypatch, tmp_path: Path):
     run_main(monkeypatch, *SMALL, "--output", str(tmp_path), "--minutes", "-1", "--shapes", "--modes")
     for name in ("steps", "variants", "equality"):
-        rows = rows_of(tmp_path, f"full_size_tiny_{name}_cpu_202611")
+        rows = rows_of(tmp_path, f"full_size_tiny_{name}")
         assert rows
         assert all(row["note"].startswith("not measured: 0 s of the time budget left") for row in rows)
 

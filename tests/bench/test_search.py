@@ -1,4 +1,4 @@
-"""The benchmarks' own parts: what they report must be what the pipeline does."""
+"""Searching for settings: what a search counts must be what the pipeline does, and what it concludes follows from it."""
 
 import dataclasses
 import json
@@ -12,11 +12,13 @@ import afcache
 from afcache import CacheConfig, policy
 from afcache.functional.model import Part, model_of
 from afcache.models.flux1.architecture import FLUX, PARTS
-from bench import compare_strategies
+from bench.compare_strategies import _frontier
 from bench.mini_flux.sampling import decode, draw, prepare
 from bench.search import closed_loop
 from bench.search.curves import Point, speed_at, worst_at
+from bench.search.families import Family, families
 from bench.search.laboratory import Laboratory, Setting, block_flops
+from bench.search.strategies import Curve, claim
 from bench.search_policy import BASE
 from tests.support.sampling import largest_difference
 
@@ -111,15 +113,15 @@ def test_the_laboratory_remembers_what_it_has_measured(tmp_path: Path):
 
 def test_a_familys_curve_holds_the_points_that_no_other_beats():
     points = [Point(2.0, (50.0,)), Point(3.0, (40.0,)), Point(2.5, (39.0,)), Point(3.0, (38.0,)), Point(1.5, (50.0,))]
-    assert compare_strategies._frontier(points) == [Point(2.0, (50.0,)), Point(3.0, (40.0,))]
+    assert _frontier(points) == [Point(2.0, (50.0,)), Point(3.0, (40.0,))]
 
 
 def test_the_claim_names_the_best_single_strategy_with_and_without_our_correction():
-    def curve(name: str, kind: str, speed: float) -> compare_strategies.Curve:
+    def curve(name: str, kind: str, speed: float) -> Curve:
         points = [Point(1.0, (60.0,)), Point(speed, (40.0,)), Point(speed + 1, (30.0,))]
-        return compare_strategies.Curve(Setting(28, 1.0), compare_strategies.Family(name, kind, ()), points)
+        return Curve(Setting(28, 1.0), Family(name, kind, ()), points)
 
-    rows = compare_strategies.claim(
+    rows = claim(
         [
             curve("AFCache, default", "ours", 4.0),
             curve("a", "single", 2.0),
@@ -135,7 +137,7 @@ def test_the_claim_names_the_best_single_strategy_with_and_without_our_correctio
 
 
 def test_every_family_is_a_set_of_valid_settings_of_one_kind():
-    found = compare_strategies.families(28)
+    found = families(28)
     assert {family.kind for family in found} == {"ours", "single", "corrected", "control"}
     singles = [family for family in found if family.kind == "single"]
     corrected = [family for family in found if family.kind == "corrected"]
