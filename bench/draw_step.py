@@ -16,9 +16,10 @@ from torch import Tensor
 import afcache
 from afcache.reports.plots import draw_errors, draw_estimate, refused_estimates
 from bench.mini_flux import sampling
-from bench.record.recording import RESULTS, write_result
+from bench.record.naming import RESULTS, result_path
+from bench.record.recording import write_result
 
-NAME = "step_cpu_202611"
+SUBJECT = "step"
 SEED = 0
 STEPS = 28
 TRANSFORMER_INPUTS = (
@@ -51,9 +52,9 @@ def main(folder: Path = RESULTS, *, steps: int = STEPS) -> None:
     for row, distance, other in zip(rows, distances(cached, exact), distances(uncorrected, exact), strict=True):
         row["distance of the latents after it"] = distance
         row["the same without catch-up"] = other
-    draw(rows, cached, folder / f"{NAME}.png")
+    draw(rows, cached, result_path(SUBJECT, ".png", folder=folder))
     write_result(
-        NAME,
+        SUBJECT,
         "One image, step by step",
         rows,
         notes=[

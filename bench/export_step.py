@@ -109,7 +109,11 @@ def sample(step: Step, program: ExportedProgram, problem: sampling.Prepared, con
             (latents, states, records), seconds = processor_seconds_of(functools.partial(step, *arguments), is_brief=True)
             milliseconds.append(1e3 * seconds)
             pattern += "F" if bool(records[0]["is_computed"]) else "."
-    return Run(pattern, pytree.tree_leaves((latents, states)), milliseconds)
+    return Run(pattern, _tensors((latents, states)), milliseconds)
+
+
+def _tensors(value: Any) -> list[torch.Tensor]:
+    return [leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, torch.Tensor)]
 
 
 def sample_plain(pipe: Any, problem: sampling.Prepared, config: CacheConfig, step: Callable[..., Any]) -> Run:
@@ -124,7 +128,7 @@ def sample_plain(pipe: Any, problem: sampling.Prepared, config: CacheConfig, ste
     prompt, *others = problem.branches
     guided = {"negative": others[0], "guidance_scale": problem.cfg} if others else {}
     done = afcache.denoise(pipe.transformer, prompt, problem.sigmas, config=config, step=timed, **guided)
-    return Run(done.pattern(), pytree.tree_leaves((done.latents, done.states)), milliseconds)
+    return Run(done.pattern(), _tensors((done.latents, done.states)), milliseconds)
 
 
 def _row(case: str, label: str, run: Run | None, eager: Run, *, says: str = "works") -> dict[str, Any]:

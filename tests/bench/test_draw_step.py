@@ -8,13 +8,14 @@ import pytest
 import afcache
 from bench import draw_step
 from bench.mini_flux import sampling
+from bench.record.naming import result_path
 
 
 @pytest.mark.host
 def test_the_picture_tells_what_the_policy_saw_and_what_was_true(tmp_path: Path):
     draw_step.main(tmp_path, steps=12)
-    stored = json.loads((tmp_path / f"{draw_step.NAME}.json").read_text())
-    assert (tmp_path / f"{draw_step.NAME}.png").stat().st_size > 20_000
+    stored = json.loads(result_path(draw_step.SUBJECT, ".json", folder=tmp_path).read_text())
+    assert result_path(draw_step.SUBJECT, ".png", folder=tmp_path).stat().st_size > 20_000
     rows, tolerance = stored["rows"], afcache.PRESETS["balanced"].tolerance
     pattern = "".join("F" if row["computed because of"] else "." for row in rows)
     assert any(pattern in note for note in stored["notes"])

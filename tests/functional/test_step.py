@@ -3,7 +3,6 @@ import math
 import pytest
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
 from afcache.functional.decision import decide, predict_error
 from afcache.functional.initial import solo
@@ -25,6 +24,7 @@ from tests.support.toy import (
     polynomial_in_sigma,
     run,
     sample_toy,
+    tensors_of,
     uneven_sigmas,
 )
 
@@ -243,14 +243,14 @@ def step_once(toy: Toy, inputs: ToyInputs, state: CacheState, schedule, *, confi
 def test_cached_forward_leaves_its_inputs_unchanged_and_returns_fresh_tensors(index: int):
     result = run(mixture_flow, sigmas=SIGMAS[: index + 1], tolerance=1e9, warmup_steps=3)
     state, toy = result.state, Toy(mixture_flow)
-    before = [field.clone() for field in pytree.tree_leaves(state)]
+    before = [field.clone() for field in tensors_of(state)]
     config = CacheConfig(tolerance=1e9, warmup_steps=3)
     schedule = schedule_steps(SIGMAS, config)[index]
     inputs = ToyInputs(result.latents, schedule.sigma.expand(2))
     _, after, record = step_once(toy, inputs, state, schedule, config=config)
     assert bool(record.is_computed) == (index == 2)
-    assert all(torch.equal(x, y) for x, y in zip(before, pytree.tree_leaves(state), strict=True))
-    pointers = {field.data_ptr() for field in pytree.tree_leaves(state)}
+    assert all(torch.equal(x, y) for x, y in zip(before, tensors_of(state), strict=True))
+    pointers = {field.data_ptr() for field in tensors_of(state)}
     assert after.history.data_ptr() not in pointers
 
 
@@ -262,7 +262,7 @@ def test_both_branches_return_the_same_metadata():
         schedule = schedule_steps(SIGMAS, config)[index]
         inputs = ToyInputs(result.latents, schedule.sigma.expand(2))
         velocity, state, record = step_once(Toy(mixture_flow), inputs, result.state, schedule, config=config)
-        metadata.append([(x.shape, x.dtype, x.stride()) for x in pytree.tree_leaves((velocity, state, record))])
+        metadata.append([(x.shape, x.dtype, x.stride()) for x in tensors_of((velocity, state, record))])
     assert metadata[0] == metadata[1]
 
 

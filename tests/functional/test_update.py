@@ -14,17 +14,13 @@ from afcache.functional.plans import schedule_steps
 from afcache.functional.state import CacheState
 from afcache.functional.update import restart
 from afcache.sampling.primitives import cached_forward, init_state
-from tests.support.toy import LATENTS, SIGMAS, TOY, Toy, ToyInputs, mixture_flow
+from tests.support.toy import LATENTS, SIGMAS, TOY, Toy, ToyInputs, mixture_flow, tensors_of
 
 CONFIGS = {
     "adaptive": CacheConfig(tolerance=0.05, correction=True),
     "taylorseer": dataclasses.replace(afcache.policy("taylorseer", interval=3), correction=True),
     "spectrum": afcache.policy("spectrum"),
 }
-
-
-def tensors_of(state: CacheState) -> list[torch.Tensor]:
-    return [leaf for leaf in state if isinstance(leaf, torch.Tensor)]
 
 
 def walk(state: CacheState, config: CacheConfig, start: int, stop: int) -> tuple[torch.Tensor, CacheState, str]:

@@ -6,7 +6,6 @@ import math
 import torch
 from hypothesis import strategies as st
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
 from afcache import CacheConfig, check_state
 from afcache.functional.decision import decide, foresee
@@ -17,7 +16,7 @@ from afcache.functional.state import StepSchedule
 from afcache.sampling.primitives import cached_forward, init_state
 from tests.support import cases
 from tests.support.cases import property_test
-from tests.support.toy import TOY, Run, Toy, ToyInputs, VelocityField, euler, sample_toy
+from tests.support.toy import TOY, Run, Toy, ToyInputs, VelocityField, euler, sample_toy, tensors_of
 
 
 def draw(field: VelocityField, sigmas: Tensor, config: CacheConfig, latents: Tensor) -> Run:
@@ -132,7 +131,7 @@ def test_states_keep_their_shape_and_nothing_is_changed_in_place(field, sigmas, 
     state, toy = init_state(batch, img_seq, channels, config=config), Toy(field)
     for schedule in schedule_steps(sigmas, config):
         inputs, coupling = ToyInputs(latents, schedule.sigma.expand(batch)), solo(batch)
-        before = pytree.tree_leaves((inputs, state, schedule, coupling))
+        before = tensors_of((inputs, state, schedule, coupling))
         copies = [tensor.clone() for tensor in before]
         velocity, state, record = cached_forward(
             toy, inputs, state, schedule, coupling, architecture=TOY, kernel=scaled_dot_product_attention, config=config
@@ -140,7 +139,7 @@ def test_states_keep_their_shape_and_nothing_is_changed_in_place(field, sigmas, 
         assert all(torch.equal(x.nan_to_num(), y.nan_to_num()) for x, y in zip(before, copies, strict=True))
         check_state(state, batch=batch, img_seq=img_seq, dim=channels, config=config)
         memory = {tensor.untyped_storage().data_ptr() for tensor in before}
-        after = pytree.tree_leaves((velocity, state, record))
+        after = tensors_of((velocity, state, record))
         assert memory.isdisjoint(tensor.untyped_storage().data_ptr() for tensor in after)
         latents = latents + (schedule.sigma_next - schedule.sigma) * velocity
 

@@ -13,6 +13,7 @@ import afcache
 from afcache import CacheConfig, Denoised, Layerwise
 from bench.mini_flux.sampling import Prepared, prepare
 from tests.support.sampling import ADAPTIVE, page_example
+from tests.support.toy import tensors_of
 
 pytestmark = pytest.mark.host
 STEPS = 10
@@ -32,7 +33,7 @@ def denoise(pipe: Any, problem: Prepared, config: CacheConfig = ADAPTIVE, **opti
 
 def assert_equal(first: Denoised, second: Denoised) -> None:
     """Bit for bit, NaN included, and of the same types."""
-    pairs = zip(pytree.tree_leaves(tuple(first)), pytree.tree_leaves(tuple(second)), strict=True)
+    pairs = zip(tensors_of(tuple(first)), tensors_of(tuple(second)), strict=True)
     assert all(x.dtype == y.dtype and torch.equal(x.view(torch.uint8), y.view(torch.uint8)) for x, y in pairs)
     assert pytree.tree_structure(first) == pytree.tree_structure(second)
 

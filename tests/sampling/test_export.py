@@ -11,7 +11,6 @@ import torch
 from diffusers import FluxTransformer2DModel
 from torch import Tensor, nn
 from torch.export import ExportedProgram
-from torch.utils import _pytree as pytree
 from torchao.quantization import Int8WeightOnlyConfig, quantize_
 
 import afcache
@@ -20,6 +19,7 @@ from afcache.functional.branch import branch
 from afcache.functional.plans import schedule_steps
 from afcache.models.flux1.inputs import probe_inputs
 from tests.support.sampling import page_example
+from tests.support.toy import tensors_of
 
 ADAPTIVE = CacheConfig(tolerance=0.05, warmup_steps=2)
 SIGMAS = torch.linspace(1, 0, 13)
@@ -107,7 +107,7 @@ def test_an_exported_step_is_the_eager_one_to_the_last_bit(
         for each in (program, loaded):
             pattern, latents, states = run(each.module(), each, settings, scale)
             assert pattern == eager.pattern()
-            pairs = zip(pytree.tree_leaves((latents, states)), pytree.tree_leaves((eager.latents, eager.states)), strict=True)
+            pairs = zip(tensors_of((latents, states)), tensors_of((eager.latents, eager.states)), strict=True)
             assert all(torch.equal(exported, ours) for exported, ours in pairs)
     for each in (program, loaded):
         conds = each.graph.find_nodes(op="call_function", target=COND)

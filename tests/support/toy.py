@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from afcache.functional.initial import solo
 from afcache.functional.model import Architecture, Embedded, Model, Sizes, scaled_dot_product_attention
@@ -60,6 +61,11 @@ def _sizes(toy: Any) -> Sizes:
 
 
 TOY = Architecture(sizes=_sizes, embed=_embed, stack=_stack, head=_head, place=_place)
+
+
+def tensors_of(value: Any) -> list[Tensor]:
+    """All tensors of nested tuples, in order; parts that are None have none."""
+    return [leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, Tensor)]
 
 
 class Run(NamedTuple):
