@@ -111,13 +111,14 @@ def test_weights_and_activations_in_int8(short):
     assert not torch._dynamo.utils.counters["graph_break"]
 
 
+# Of adapters, the code that inductor writes is that of ordinary layers.
 @pytest.mark.compile
-@pytest.mark.parametrize("name", ["lora", "int8 weights", "layerwise casting"])
-def test_weights_with_inductor(own, tmp_path, name: str):
-    WEIGHTS[name](own, tmp_path)
-    expected = sample(compiled(own), steps=12, output_type="latent")
-    afcache.compile_pipeline(own, ADAPTIVE)
-    assert largest_difference(sample(own, steps=12, output_type="latent"), expected) < 2e-3
+@pytest.mark.parametrize("name", [pytest.param("lora", marks=pytest.mark.contract), "int8 weights", "layerwise casting"])
+def test_weights_with_inductor(short, tmp_path, name: str):
+    WEIGHTS[name](short, tmp_path)
+    expected = sample(compiled(short), steps=12, output_type="latent")
+    afcache.compile_pipeline(short, ADAPTIVE)
+    assert largest_difference(sample(short, steps=12, output_type="latent"), expected) < 2e-3
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
 
 

@@ -168,6 +168,7 @@ def test_quantised_weights_are_refused(transformer):
         afcache.export_step(transformer, probe(transformer))
 
 
+@pytest.mark.contract
 def test_torch_does_not_export_quantised_weights_inside_a_branch_yet():
     """The day this fails, they need not be refused: outside of a branch they are exported."""
 
