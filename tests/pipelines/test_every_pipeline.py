@@ -1,7 +1,9 @@
 """Every pipeline class that runs a FLUX.1 transformer: exact at tolerance 0, one graph with mixed decisions."""
 
+import itertools
 from typing import Any
 
+import diffusers
 import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, FluxControlNetPipeline
@@ -10,50 +12,41 @@ from diffusers.models.controlnets.controlnet_flux import FluxMultiControlNetMode
 import afcache
 from afcache import CacheConfig, FluxInputs
 from afcache.models.flux1 import architecture as flux1
+from tests.support.one_graph import MIXED, assert_exact_and_one_graph, assert_exact_and_share_a_graph, counters
 from tests.support.pipelines import BY_NAME, KINDS, Kind, draw, load_ip_adapters, make, make_controlnet, make_prior, picture
 
 pytestmark = pytest.mark.host
-MIXED = CacheConfig(tolerance=0.02, warmup_steps=2)
 
 
-def counters() -> Any:
-    return torch._dynamo.utils.counters
+# Pipelines whose transformers are called alike, with and without true CFG: one compiled step serves them all.
+ALIKE = {
+    "text": ["FluxPipeline", "FluxImg2ImgPipeline", "FluxInpaintPipeline"],
+    "fill": ["FluxFillPipeline"],
+    "control": ["FluxControlPipeline", "FluxControlImg2ImgPipeline", "FluxControlInpaintPipeline"],
+    "ControlNet": ["FluxControlNetPipeline", "FluxControlNetImg2ImgPipeline", "FluxControlNetInpaintPipeline"],
+    "Kontext": ["FluxKontextPipeline", "FluxKontextInpaintPipeline"],
+}
 
 
-def assert_exact_and_one_graph(pipe: Any, kind: Kind, **changes: Any) -> None:
-    """At tolerance 0 what diffusers draws; with mixed decisions one graph, that draws what the eager step does."""
-    expected = draw(pipe, kind, **changes)
-    afcache.compile_pipeline(pipe, tolerance=0.0, compile=False)
-    exact = draw(pipe, kind, **changes)
-    assert exact.shape == expected.shape
-    assert (exact - expected).abs().max() < 1e-4
-    assert set(afcache.report(pipe).pattern()) == {"F"}
-    afcache.compile_pipeline(pipe, MIXED, compile=False)
-    eager = draw(pipe, kind, **changes)
-    counters().clear()
-    afcache.compile_pipeline(pipe, MIXED, backend="aot_eager")
-    compiled = draw(pipe, kind, **changes)
-    report = afcache.report(pipe)
-    assert {"F", "."} <= set(report.pattern())
-    assert counters()["stats"]["unique_graphs"] == 1
-    assert not counters()["graph_break"]
-    assert (compiled - eager).abs().max() < 1e-4
-    assert (compiled - expected).abs().max() > 1e-6
+@pytest.mark.parametrize("names", ALIKE.values(), ids=ALIKE)
+def test_pipelines(names: list[str]):
+    first = make(BY_NAME[names[0]], single=1)
+    parts = {name: part for name, part in first.components.items() if part is not None}
+    draws: list[tuple[Any, Kind, dict[str, Any]]] = []
+    for name in names:
+        kind = BY_NAME[name]
+        pipe = first if name == names[0] else getattr(diffusers, name)(**parts)
+        pipe.set_progress_bar_config(disable=True)
+        draws.append((pipe, kind, {}))
+        if kind.guided:
+            draws.append((pipe, kind, {"true_cfg_scale": 2.0, "negative_prompt": ""}))
+    # Fewer steps, and noise levels of the caller's own.
+    draws.append((first, BY_NAME[names[0]], {"sigmas": [1.0, 0.9, 0.8, 0.7, 0.6, 0.45, 0.3, 0.2, 0.1]}))
+    assert_exact_and_share_a_graph(draws)
 
 
-@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
-def test_pipelines(kind: Kind):
-    assert_exact_and_one_graph(make(kind, single=1), kind)
-
-
-GUIDED = [kind for kind in KINDS if kind.guided]
-
-
-@pytest.mark.parametrize("kind", GUIDED, ids=lambda kind: kind.name)
-def test_pipelines_with_true_cfg(kind: Kind):
-    pipe = make(kind, single=1)
-    assert_exact_and_one_graph(pipe, kind, true_cfg_scale=2.0, negative_prompt="")
-    assert {step.branch for step in afcache.report(pipe).steps} == {0, 1}
+def test_no_pipeline_is_left_out():
+    assert sorted(itertools.chain(*ALIKE.values())) == sorted(kind.name for kind in KINDS)
 
 
 @pytest.mark.parametrize(
@@ -307,7 +300,6 @@ def test_image_prompts_of_groups_that_reuse_attention():
 @pytest.mark.parametrize(
     "changes",
     [
-        {"sigmas": [1.0, 0.9, 0.8, 0.7, 0.6, 0.45, 0.3, 0.2, 0.1]},
         {"max_sequence_length": 7},
         {"num_images_per_prompt": 2},
     ],
