@@ -11,25 +11,13 @@ from torchao.quantization import Int8DynamicActivationInt8WeightConfig, Int8Weig
 
 import afcache
 from afcache import CacheConfig
-from tests.support.sampling import ADAPTIVE, compiled, largest_difference, make_lora, sample
+from tests.support.sampling import ADAPTIVE, compiled, largest_difference, make_lora, sample, shorten
 
 pytestmark = pytest.mark.host
 CPU = torch.device("cpu")
 # torchao would otherwise change inductor's settings for the whole process.
 INT8_WEIGHTS = Int8WeightOnlyConfig(set_inductor_config=False)
 INT8_BOTH = Int8DynamicActivationInt8WeightConfig(set_inductor_config=False)
-
-
-@pytest.fixture
-def short(own) -> FluxPipeline:
-    """A transformer of three blocks, which compiles in a third of the time."""
-    return shorten(own)
-
-
-def shorten(pipe: Any) -> Any:
-    pipe.transformer.transformer_blocks = pipe.transformer.transformer_blocks[:1]
-    pipe.transformer.single_transformer_blocks = pipe.transformer.single_transformer_blocks[:2]
-    return pipe
 
 
 def cast(pipe: Any) -> None:
@@ -208,25 +196,25 @@ def test_how_often_adapters_recompile(short, tmp_path):
     assert largest_difference(images[2], images[3]) > 0.01
 
 
-def test_hot_swapped_adapters_are_not_stale_and_share_a_graph(own, tmp_path):
-    """Prepared for it, scales are tensors of the host's own."""
+def test_hot_swapped_adapters_are_not_stale_and_share_a_graph(short, tmp_path):
+    """Prepared for it, scales are tensors of the host's short."""
     for seed, name in enumerate(("first", "second")):
         torch.manual_seed(seed)
         make_lora(tmp_path / name)
-    own.enable_lora_hotswap(target_rank=8)
-    own.load_lora_weights(tmp_path / "first", adapter_name="one")
+    short.enable_lora_hotswap(target_rank=8)
+    short.load_lora_weights(tmp_path / "first", adapter_name="one")
     expected = []
     for name in ("first", "second"):
-        own.load_lora_weights(tmp_path / name, adapter_name="one", hotswap=True)
-        expected.append(sample(own, steps=6))
+        short.load_lora_weights(tmp_path / name, adapter_name="one", hotswap=True)
+        expected.append(sample(short, steps=6))
     assert largest_difference(*expected) > 0.01
     choices: list[dict[str, Any]] = [{"compile": False}, {"backend": "aot_eager"}]
     for options in choices:
-        afcache.compile_pipeline(own, CacheConfig(tolerance=0.0), **options)
+        afcache.compile_pipeline(short, CacheConfig(tolerance=0.0), **options)
         for name, image in zip(("first", "second", "first"), [*expected, expected[0]], strict=True):
-            own.load_lora_weights(tmp_path / name, adapter_name="one", hotswap=True)
-            assert largest_difference(sample(own, steps=6), image) < 1e-4
-            assert largest_difference(sample(own, steps=6, joint_attention_kwargs={"scale": 0.5}), image) > 1e-3
+            short.load_lora_weights(tmp_path / name, adapter_name="one", hotswap=True)
+            assert largest_difference(sample(short, steps=6), image) < 1e-4
+            assert largest_difference(sample(short, steps=6, joint_attention_kwargs={"scale": 0.5}), image) > 1e-3
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
 
 
