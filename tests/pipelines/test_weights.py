@@ -70,7 +70,7 @@ def test_weights(short, tmp_path, name: str):
 
 @pytest.mark.parametrize("name", ["fused qkv", "int8 weights", "layerwise casting"])
 def test_weights_changed_after_compiling(short, tmp_path, name: str):
-    """Nothing stale: one graph more, and what the uncached and the eager pipeline draw of the new weights."""
+    """Nothing stale: one graph more, and what the uncached pipeline draws of the new weights."""
     exact = afcache.compile_pipeline(short, CacheConfig(tolerance=0.0), backend="aot_eager")
     before = sample(exact, steps=6)
     WEIGHTS[name](short, tmp_path)
@@ -79,12 +79,6 @@ def test_weights_changed_after_compiling(short, tmp_path, name: str):
         assert largest_difference(changed, sample(short, steps=6)) < 1e-4
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 2
     assert name == "fused qkv" or largest_difference(changed, before) > 1e-4
-    eager = sample(compiled(short), steps=12, output_type="latent")
-    torch._dynamo.utils.counters.clear()
-    afcache.compile_pipeline(short, ADAPTIVE, backend="aot_eager")
-    assert largest_difference(sample(short, steps=12, output_type="latent"), eager) < 1e-4
-    assert set(afcache.report(short).pattern()) == {"F", "."}
-    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
 
 
 def test_weights_and_activations_in_int8(short):

@@ -17,6 +17,8 @@ from tests.support.pipelines import load_ip_adapters, make_controlnet, picture
 ADAPTIVE = CacheConfig(tolerance=0.02, warmup_steps=2)
 DBCACHE = afcache.policy("dbcache", first_blocks=1, last_blocks=1, threshold=0.5)
 LAYERWISE = afcache.policy("layerwise", groups=4)
+# As much as a compiler can get wrong of them, in half the time.
+TWO_GROUPS = afcache.policy("layerwise", groups=2)
 
 
 class Case(NamedTuple):
@@ -138,6 +140,8 @@ CASES = {
     "odd everything": Case(text=5, height=20, width=28),
     "guided": Case(text=5, height=28, width=28, cfg=2.0),
     "layerwise": Case(config=LAYERWISE),
+    "two groups": Case(config=TWO_GROUPS),
+    "two groups, guided": Case(config=TWO_GROUPS, cfg=2.0),
     "layerwise, odd": Case(text=5, height=20, width=28, config=LAYERWISE),
     "layerwise, guided": Case(config=LAYERWISE, cfg=2.0),
     "teacache": Case(text=5, height=28, width=28, config=afcache.policy("teacache", threshold=0.6)),
