@@ -44,6 +44,11 @@ def eager(*cases: str) -> tuple[Task, ...]:
     return tuple(Task(case) for case in cases)
 
 
+def voted(*cases: str) -> tuple[Task, ...]:
+    """Compiled, with the votes inside of the graph."""
+    return tuple(Task(case, is_compiled=True, is_checked=True) for case in cases)
+
+
 def counted(*cases: str) -> tuple[Task, ...]:
     """Eagerly, where every message can be counted, with votes."""
     return tuple(Task(case, is_checked=True) for case in cases)
@@ -76,7 +81,7 @@ LAYOUTS = {
     "ulysses": Layout(
         {"ulysses_degree": 2},
         compiled("first and last blocks", "controlnet", "image prompt", "inductor", "looked into")
-        + (Task("short text", is_compiled=True, is_checked=True), Task("two groups", is_compiled=True, is_checked=True))
+        + voted("short text", "two groups")
         + eager("divisible", "short text", "long text, odd image", "odd everything", "teacache", "uncached", "guided")
         + eager("layerwise", "eager")
         + counted("layerwise", "counted", "counted, layerwise", "counted, first and last blocks", "counted, uncached"),
