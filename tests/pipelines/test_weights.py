@@ -230,6 +230,10 @@ def test_adapters_rescaled_within_an_image_start_the_cache_again(short, tmp_path
     assert "." in pattern[3:10]
     assert "." in pattern[12:]
     assert afcache.psnr(image, expected) > 30
+    # A compiled step is shown tensors in place of the host's numbers, which must be there again.
+    scales = [scale for module in short.transformer.modules() for scale in getattr(module, "scaling", {}).values()]
+    assert scales
+    assert all(isinstance(scale, float) for scale in scales)
     if options.get("compile", True):
         assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
 

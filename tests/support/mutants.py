@@ -186,7 +186,7 @@ MUTANTS = (
         "layer.scaling[name] = number",
         "layer.scaling[name] = _",
         "pipelines/test_weights.py",
-        "how_often",
+        "rescaled_within and compiled",
     ),
     Mutant(
         "a checkpoint without the lag",
