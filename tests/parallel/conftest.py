@@ -49,7 +49,7 @@ def alone() -> Callable[[str], Drawn]:
     def find(name: str) -> Drawn:
         if name not in drawn:
             case = CASES[name]._replace(backend=None)
-            drawn[name] = draw(make_pipeline(case.steered_by), case)
+            drawn[name] = draw(make_pipeline(case.steered_by, case.blocks), case)
         return drawn[name]
 
     return find

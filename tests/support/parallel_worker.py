@@ -16,7 +16,7 @@ def draw_task(layout: Layout, task: Task) -> Drawn:
     case = CASES[task.case]
     case = case if task.is_compiled else case._replace(backend=None)
     parallel = ParallelConfig(**layout.degrees, backend="gloo", check_decisions=task.is_checked)
-    return draw(make_pipeline(case.steered_by), case, parallel)
+    return draw(make_pipeline(case.steered_by, case.blocks), case, parallel)
 
 
 def main() -> None:
