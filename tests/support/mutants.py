@@ -169,8 +169,8 @@ MUTANTS = (
         "functional/lookahead.py",
         "initial=state.accumulated_error",
         "initial=torch.zeros_like(state.accumulated_error)",
-        "properties/test_trajectories.py",
-        "foreseen",
+        "runtime/test_foresight.py",
+        "decisions_are_the_same and batch",
     ),
     Mutant(
         "last blocks counted once",
