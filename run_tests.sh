@@ -1,12 +1,25 @@
 #!/usr/bin/env bash
 # Lint, types and tests on a fresh clone. Arguments are passed on to pytest, e.g. ./run_tests.sh -k forecast
+# ./run_tests.sh --contract also runs the tests of what torch itself does (tests/contract); without it they run where
+# constraints.txt has changed since they last passed, which tests/contract/passed_with records.
 # TEST_PROCESSES (2) tests run at once, each on one thread: more of them only wait for each other on models this small.
 set -euo pipefail
 cd "$(dirname "$0")"
 source environment.sh
+arguments=() contract=""
+for argument in "$@"; do
+    if [ "$argument" = "--contract" ]; then contract=1; else arguments+=("$argument"); fi
+done
 make_environment "[test,bench]"
 .venv/bin/ruff check .
 .venv/bin/ruff format --check .
 .venv/bin/pyright
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
-exec .venv/bin/python -m pytest --numprocesses "${TEST_PROCESSES:-2}" "$@"
+# Tests that share what is costly to start, such as ranks, are in one group, and run in one process.
+pytest=(.venv/bin/python -m pytest --numprocesses "${TEST_PROCESSES:-2}" --dist loadgroup)
+constraints="$(cksum < constraints.txt)"
+if [ -n "$contract" ] || [ "$constraints" != "$(cat tests/contract/passed_with 2> /dev/null)" ]; then
+    "${pytest[@]}" -m contract
+    echo "$constraints" > tests/contract/passed_with
+fi
+exec "${pytest[@]}" -m "not contract" ${arguments[@]+"${arguments[@]}"}

@@ -1,8 +1,11 @@
+import copy
+
 import pytest
 import torch
 from diffusers import FluxPipeline
 
 import afcache
+from tests.support.sampling import shorten
 
 
 @pytest.fixture(autouse=True)
@@ -31,9 +34,21 @@ def pipe(mini_flux):
         afcache.restore_pipeline(mini_flux)
 
 
-@pytest.fixture
-def own() -> FluxPipeline:
-    """A pipeline of the test's own, to be changed for good."""
+@pytest.fixture(scope="session")
+def untouched() -> FluxPipeline:
+    """What pipelines of tests' own are copies of; never drawn with."""
     pipe = afcache.load_mini_flux()
     pipe.set_progress_bar_config(disable=True)
     return pipe
+
+
+@pytest.fixture
+def own(untouched) -> FluxPipeline:
+    """A pipeline of the test's own, to be changed for good."""
+    return copy.deepcopy(untouched)
+
+
+@pytest.fixture
+def short(own) -> FluxPipeline:
+    """A pipeline of the test's own, of three blocks: for what is compiled, where their number does not matter."""
+    return shorten(own)

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+# One process builds the wheel for all of them.
+pytestmark = pytest.mark.xdist_group("wheel")
 ROOT = Path(__file__).parent.parent
 
 

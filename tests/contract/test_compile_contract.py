@@ -24,8 +24,7 @@ from torch._dynamo.exc import (
 )
 from torch._dynamo.utils import counters
 
-from afcache._typing import typed
-
+pytestmark = pytest.mark.contract
 X = torch.arange(6.0).reshape(2, 3)
 
 
@@ -98,16 +97,6 @@ def test_checked_functions_do_not_trace(function: Callable[..., Any], error: typ
     assert torch.equal(checked_double(X), 2 * X)
     with pytest.raises(error, match=match):
         function(X)
-
-
-@pytest.mark.parametrize(
-    "function",
-    [compiled(typed(double)), compiled(branching(typed(double), torch.neg)), branching(typed(double), torch.neg)],
-    ids=["function", "branch", "branch of eager cond"],
-)
-def test_typed_functions_trace(function: Callable[..., Any]):
-    assert torch.equal(function(X), 2 * X)
-    assert num_graphs() == 1
 
 
 def test_nested_named_tuples_survive_as_captures_and_results_of_branches():

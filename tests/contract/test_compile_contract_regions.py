@@ -16,6 +16,7 @@ from torch._inductor.utils import run_and_get_code
 from torch.fx import GraphModule
 from torch.nn.functional import silu
 
+pytestmark = pytest.mark.contract
 X = torch.arange(6.0).reshape(2, 3)
 WEIGHTS = [torch.eye(3), 2 * torch.eye(3), 3 * torch.eye(3)]
 

@@ -1,10 +1,6 @@
 """What goes wrong between ranks is an error that says so, in time, and replicas go their own ways."""
 
-import json
-import os
-import socket
-import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,92 +13,67 @@ import afcache
 from afcache import CacheConfig
 from afcache.cli.main import main
 from tests.support.parallel_cases import ADAPTIVE, Case, draw, make_pipeline
-from tests.support.parallel_mishaps import DIFFERENCES, SIZES, SMALL, draw_size
+from tests.support.parallel_layouts import TORCHRUN, Met, run
+from tests.support.parallel_mishaps import COMMAND, DIFFERENCES, SIZES, SMALL, draw_size
 
-pytestmark = [pytest.mark.dist, pytest.mark.timeout(300)]
-ROOT = Path(__file__).parent.parent.parent
-SECONDS = 120
-
-
-def start_by_hand(scenario: str, folder: Path) -> list[subprocess.Popen[str]]:
-    """Two ranks as torchrun would start them, that nobody stops when one fails."""
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, "-m", "tests.support.parallel_mishaps", scenario, str(folder)]
-    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
-    shared["PYTHONPATH"] = str(ROOT)
-    return [
-        subprocess.Popen(
-            command,
-            cwd=ROOT,
-            env={**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
+pytestmark = [pytest.mark.dist, pytest.mark.timeout(900)]
+RanksOf = Callable[[str], list[Met]]
+on_ulysses, on_ring, on_guidance = (pytest.mark.xdist_group(name) for name in ("ulysses", "ring", "guidance"))
 
 
-def run_by_hand(scenario: str, folder: Path, *, survivors: tuple[int, ...] = (0, 1)) -> list[dict[str, Any]]:
-    """What each survivor met."""
-    ranks = start_by_hand(scenario, folder)
-    try:
-        errors = {rank: ranks[rank].communicate(timeout=SECONDS)[1] for rank in survivors}
-    finally:
-        for rank in ranks:
-            rank.kill()
-            rank.wait()
-            assert rank.stderr is not None
-            rank.stderr.close()
-    assert all(ranks[rank].returncode == 0 for rank in survivors), errors
-    return [json.loads((folder / f"rank{rank}.json").read_text()) for rank in survivors]
+@on_ulysses
+def test_a_killed_rank_is_a_readable_error_at_once(ranks_of: RanksOf):
+    error = ranks_of("ulysses")[0].stories["killed"]["error"]
+    assert error.startswith("rank 0 of 2 lost another rank at step 4: a process has ended, failed or is stuck")
 
 
-@pytest.mark.parametrize("scenario", ["killed", "stopped"])
-def test_a_lost_rank_is_a_readable_error(scenario: str, tmp_path: Path):
-    """A killed rank is noticed at once, one that stands still after the time-out."""
-    (met,) = run_by_hand(scenario, tmp_path, survivors=(0,))
-    assert met["error"].startswith("rank 0 of 2 lost another rank at step 4: a process has ended, failed or is stuck")
+@on_guidance
+def test_a_rank_that_stands_still_is_a_readable_error_after_the_time_out(ranks_of: RanksOf):
+    error = ranks_of("guidance")[0].stories["stopped"]["error"]
+    assert error.startswith("rank 0 of 2 lost another rank at step 4: a process has ended, failed or is stuck")
 
 
-def test_ranks_that_would_divide_the_work_otherwise_are_told(tmp_path: Path):
-    for met in run_by_hand("divide otherwise", tmp_path):
-        assert met["error"].startswith("rank 0 was given parallel=ParallelConfig(ulysses_degree=1, ring_degree=2, cfg_degree=1")
-        assert "and rank 1 ParallelConfig(ulysses_degree=2, ring_degree=1" in met["error"]
+def test_ranks_that_would_divide_the_work_otherwise_are_told(ranks_of: RanksOf):
+    for rank in ranks_of("divided otherwise"):
+        error = rank.stories["divide otherwise"]["error"]
+        assert error.startswith("rank 0 was given parallel=ParallelConfig(ulysses_degree=1, ring_degree=2, cfg_degree=1")
+        assert "and rank 1 ParallelConfig(ulysses_degree=2, ring_degree=1" in error
 
 
-def test_votes_that_differ_name_the_step_and_the_ranks(tmp_path: Path):
-    for met in run_by_hand("disagree", tmp_path):
-        assert met["error"].startswith("ranks decided differently at step 2: rank 0 of the replica chose [1")
-        assert "rank 1 [0" in met["error"]
+@on_ulysses
+def test_votes_that_differ_name_the_step_and_the_ranks(ranks_of: RanksOf):
+    for rank in ranks_of("ulysses"):
+        error = rank.stories["disagree"]["error"]
+        assert error.startswith("ranks decided differently at step 2: rank 0 of the replica chose [1")
+        assert "rank 1 [0" in error
 
 
-def test_ranks_with_different_work_are_told_what_differs(tmp_path: Path):
-    ranks = run_by_hand("otherwise", tmp_path)
-    for name in DIFFERENCES:
-        for met in ranks:
-            assert met["errors"][name].startswith("ranks 0 and 1 were given different ")
-            assert name in met["errors"][name]
+@on_ulysses
+def test_ranks_with_different_work_are_told_what_differs(ranks_of: RanksOf):
     # Nothing of it is left for the next image.
     alone = draw(make_pipeline(), SMALL).latents
-    for met in ranks:
+    for rank in ranks_of("ulysses"):
+        met = rank.stories["otherwise"]
+        for name in DIFFERENCES:
+            assert met["errors"][name].startswith("ranks 0 and 1 were given different ")
+            assert name in met["errors"][name]
         torch.testing.assert_close(torch.tensor(met["latents"]), alone, rtol=0, atol=1e-4)
 
 
-def test_one_compiled_pipeline_draws_several_sizes(tmp_path: Path):
+@on_ulysses
+def test_one_compiled_pipeline_draws_several_sizes(ranks_of: RanksOf):
     pipe = make_pipeline()
     afcache.compile_pipeline(pipe, ADAPTIVE, compile=False)
     alone = [draw_size(pipe, height, width) for height, width in SIZES]
-    for met in run_by_hand("sizes", tmp_path):
+    for rank in ranks_of("ulysses"):
+        met = rank.stories["sizes"]
         for latents, expected in zip(met["latents"], alone, strict=True):
             torch.testing.assert_close(torch.tensor(latents), expected, rtol=0, atol=1e-4)
         assert met["graphs"] == 2
 
 
-def test_replicas_decide_alone(tmp_path: Path):
-    ranks = run_by_hand("replicas", tmp_path)
+def test_replicas_decide_alone(ranks_of: RanksOf):
+    ranks = [rank.stories["replicas"] for rank in ranks_of("replicas")]
     assert [met["share"] for met in ranks] == [["a", "c"], ["b"]]
     for rank, (met, tolerance) in enumerate(zip(ranks, (0.02, 0.1), strict=True)):
         config = CacheConfig(tolerance=tolerance, warmup_steps=2)
@@ -112,20 +83,26 @@ def test_replicas_decide_alone(tmp_path: Path):
         torch.testing.assert_close(torch.tensor(met["latents"]), alone.latents, rtol=0, atol=1e-4)
 
 
-@pytest.mark.parametrize("flags", [["--ring", "2"], []])
-def test_the_command_line_draws_together_and_speaks_once(flags: list[str], tmp_path: Path, capsys):
-    """Mini-FLUX has three heads, so ranks share a ring, or its two guidance branches."""
-    draws = ["generate", "--no-compile", "--steps", "12", "--prompt", "a handwritten two on a palace", "--output"]
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "afcache"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    together = tmp_path / "together"
-    command = [*torchrun, *draws, str(together), *flags]
-    result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=SECONDS, check=False)
-    assert result.returncode == 0, result.stderr[-2000:]
-    assert result.stdout.splitlines()[0] == f"2 processes: {'ring' if flags else 'guidance'} 2"
+def assert_drawn_together(said: str, folder: Path, share: str) -> None:
+    """One voice, and the picture that one process draws."""
+    assert said.splitlines()[0] == f"2 processes: {share} 2"
     for line in ("written to", "messages   computed call"):
-        assert result.stdout.count(line) == 1
-    assert main([*draws, str(tmp_path / "alone")]) == 0
-    pictures = [np.asarray(Image.open(path)) for path in sorted(tmp_path.glob("*/a_handwritten_two_on_a_palace_seed0.png"))]
+        assert said.count(line) == 1
+    assert main([*COMMAND, str(folder / "alone")]) == 0
+    pictures = [np.asarray(Image.open(path)) for path in sorted(folder.glob("*/a_handwritten_two_on_a_palace_seed0.png"))]
     assert len(pictures) == 2
     assert np.abs(pictures[0].astype(int) - pictures[1]).max() <= 1
+
+
+@on_ring
+def test_the_command_line_draws_in_a_ring_and_speaks_once(ranks_of: RanksOf, folder_of: Callable[[str], Path], capsys):
+    """Mini-FLUX has three heads, so ranks share a ring, or its two guidance branches."""
+    met: list[dict[str, Any]] = [rank.stories["command line"] for rank in ranks_of("ring")]
+    assert [rank["status"] for rank in met] == [0, 0]
+    assert_drawn_together("".join(rank["said"] for rank in met), folder_of("ring"), "ring")
+
+
+def test_torchrun_starts_the_command_line_and_it_shares_guidance(tmp_path: Path, capsys):
+    result = run([*TORCHRUN, "2", "-m", "afcache", *COMMAND, str(tmp_path / "together")])
+    assert result.returncode == 0, result.stderr[-2000:]
+    assert_drawn_together(result.stdout, tmp_path, "guidance")

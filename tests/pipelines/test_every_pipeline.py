@@ -1,59 +1,51 @@
 """Every pipeline class that runs a FLUX.1 transformer: exact at tolerance 0, one graph with mixed decisions."""
 
+import itertools
 from typing import Any
 
+import diffusers
 import pytest
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler, FluxControlNetPipeline
-from diffusers.models.controlnets.controlnet_flux import FluxMultiControlNetModel
+from diffusers import FlowMatchEulerDiscreteScheduler
 
 import afcache
 from afcache import CacheConfig, FluxInputs
 from afcache.models.flux1 import call as flux1_call
-from tests.support.pipelines import BY_NAME, KINDS, Kind, draw, load_ip_adapters, make, make_controlnet, make_prior, picture
+from tests.support.one_graph import MIXED, assert_exact_and_one_graph, assert_exact_and_share_a_graph, counters
+from tests.support.pipelines import BY_NAME, KINDS, Kind, draw, make, picture
 
 pytestmark = pytest.mark.host
-MIXED = CacheConfig(tolerance=0.02, warmup_steps=2)
 
 
-def counters() -> Any:
-    return torch._dynamo.utils.counters
+# Pipelines whose transformers are called alike, with and without true CFG: one compiled step serves them all.
+ALIKE = {
+    "text": ["FluxPipeline", "FluxImg2ImgPipeline", "FluxInpaintPipeline"],
+    "fill": ["FluxFillPipeline"],
+    "control": ["FluxControlPipeline", "FluxControlImg2ImgPipeline", "FluxControlInpaintPipeline"],
+    "ControlNet": ["FluxControlNetPipeline", "FluxControlNetImg2ImgPipeline", "FluxControlNetInpaintPipeline"],
+    "Kontext": ["FluxKontextPipeline", "FluxKontextInpaintPipeline"],
+}
 
 
-def assert_exact_and_one_graph(pipe: Any, kind: Kind, **changes: Any) -> None:
-    """At tolerance 0 what diffusers draws; with mixed decisions one graph, that draws what the eager step does."""
-    expected = draw(pipe, kind, **changes)
-    afcache.compile_pipeline(pipe, tolerance=0.0, compile=False)
-    exact = draw(pipe, kind, **changes)
-    assert exact.shape == expected.shape
-    assert (exact - expected).abs().max() < 1e-4
-    assert set(afcache.report(pipe).pattern()) == {"F"}
-    afcache.compile_pipeline(pipe, MIXED, compile=False)
-    eager = draw(pipe, kind, **changes)
-    counters().clear()
-    afcache.compile_pipeline(pipe, MIXED, backend="aot_eager")
-    compiled = draw(pipe, kind, **changes)
-    report = afcache.report(pipe)
-    assert {"F", "."} <= set(report.pattern())
-    assert counters()["stats"]["unique_graphs"] == 1
-    assert not counters()["graph_break"]
-    assert (compiled - eager).abs().max() < 1e-4
-    assert (compiled - expected).abs().max() > 1e-6
+@pytest.mark.parametrize("names", ALIKE.values(), ids=ALIKE)
+def test_pipelines(names: list[str]):
+    first = make(BY_NAME[names[0]], single=1)
+    parts = {name: part for name, part in first.components.items() if part is not None}
+    draws: list[tuple[Any, Kind, dict[str, Any]]] = []
+    for name in names:
+        kind = BY_NAME[name]
+        pipe = first if name == names[0] else getattr(diffusers, name)(**parts)
+        pipe.set_progress_bar_config(disable=True)
+        draws.append((pipe, kind, {}))
+        if kind.guided:
+            draws.append((pipe, kind, {"true_cfg_scale": 2.0, "negative_prompt": ""}))
+    # Fewer steps, and noise levels of the caller's own.
+    draws.append((first, BY_NAME[names[0]], {"sigmas": [1.0, 0.9, 0.8, 0.7, 0.6, 0.45, 0.3, 0.2, 0.1]}))
+    assert_exact_and_share_a_graph(draws)
 
 
-@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
-def test_pipelines(kind: Kind):
-    assert_exact_and_one_graph(make(kind, single=1), kind)
-
-
-GUIDED = [kind for kind in KINDS if kind.guided]
-
-
-@pytest.mark.parametrize("kind", GUIDED, ids=lambda kind: kind.name)
-def test_pipelines_with_true_cfg(kind: Kind):
-    pipe = make(kind, single=1)
-    assert_exact_and_one_graph(pipe, kind, true_cfg_scale=2.0, negative_prompt="")
-    assert {step.branch for step in afcache.report(pipe).steps} == {0, 1}
+def test_no_pipeline_is_left_out():
+    assert sorted(itertools.chain(*ALIKE.values())) == sorted(kind.name for kind in KINDS)
 
 
 @pytest.mark.parametrize(
@@ -133,147 +125,6 @@ def test_groups_of_blocks_refuse_reference_images():
         draw(pipe, kind)
 
 
-@pytest.mark.parametrize("limits", [{"control_guidance_end": 0.5}, {"control_guidance_start": 0.5}])
-def test_a_step_at_which_a_controlnet_is_switched_is_computed(limits: dict[str, Any]):
-    kind = BY_NAME["FluxControlNetPipeline"]
-    pipe = make(kind)
-    expected = draw(pipe, kind, **limits)
-    always = afcache.policy("fixed", interval=100, warmup_steps=2)
-    afcache.compile_pipeline(pipe, always, compile=False)
-    draw(pipe, kind)
-    assert afcache.report(pipe).pattern() == "FF.........."
-    draw(pipe, kind, **limits)
-    assert afcache.report(pipe).pattern() == "FF....F....."
-    afcache.compile_pipeline(pipe, tolerance=0.0, compile=False)
-    assert (draw(pipe, kind, **limits) - expected).abs().max() < 1e-4
-
-
-@pytest.mark.parametrize("comes", ["late", "early"])
-def test_a_controlnet_that_is_not_always_called(comes: str):
-    """Pipelines of one's own: residuals at some steps, none at others. Guards are left out from the third step on."""
-    kind = BY_NAME["FluxControlNetPipeline"]
-    pipe = make(kind, double=1, single=1)
-
-    def switch(transformer: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-        is_late = bool(kwargs["timestep"][0] < 0.6)
-        none = {"controlnet_block_samples": None, "controlnet_single_block_samples": None}
-        return args, (kwargs if is_late == (comes == "late") else {**kwargs, **none})
-
-    pipe.transformer.register_forward_pre_hook(switch, with_kwargs=True)
-    expected = draw(pipe, kind)
-    afcache.compile_pipeline(pipe, tolerance=0.0, backend="aot_eager")
-    assert (draw(pipe, kind) - expected).abs().max() < 1e-4
-    # Once with residuals and once without.
-    assert counters()["stats"]["unique_graphs"] == 2
-    afcache.compile_pipeline(pipe, MIXED, compile=False)
-    assert (draw(pipe, kind) - expected).norm() < 0.2 * expected.norm()
-
-
-@pytest.mark.parametrize("limits", [{"control_guidance_end": 0.5}, {"control_guidance_start": 0.5}])
-@pytest.mark.parametrize("correction", [True, False])
-def test_the_jump_of_a_switched_controlnet_is_no_error_to_catch_up_with(limits: dict[str, Any], correction: bool):
-    """With the history of the other velocity this was off by 0.09 to 0.12, and by 0.06 to 0.08."""
-    kind = BY_NAME["FluxControlNetPipeline"]
-    pipe = make(kind)
-    expected = draw(pipe, kind, **limits)
-    afcache.compile_pipeline(pipe, afcache.policy("taylorseer", interval=3, correction=correction), compile=False)
-    assert (draw(pipe, kind, **limits) - expected).norm() < 0.07 * expected.norm()
-    assert afcache.report(pipe).pattern()[6] == "F"
-
-
-def test_several_controlnets_and_their_scales():
-    kind = BY_NAME["FluxControlNetPipeline"]
-    pipe = make(kind, single=1)
-    second = make_controlnet(afcache.load_mini_flux().transformer, double=2, single=0)
-    pipe.controlnet = FluxMultiControlNetModel([pipe.controlnet, second])
-    changes: dict[str, Any] = {
-        "control_image": [picture(), picture(1)],
-        "controlnet_conditioning_scale": [0.7, 0.4],
-        "control_mode": [None, None],
-    }
-    assert_exact_and_one_graph(pipe, kind, **changes)
-
-
-def test_residuals_for_reference_images():
-    """No pipeline of diffusers has both; its transformer adds residuals to all tokens, reference images last."""
-    kind = BY_NAME["FluxKontextPipeline"]
-    pipe = make(kind)
-
-    def control(transformer: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-        generator, seq = torch.Generator().manual_seed(0), kwargs["hidden_states"].shape[1]
-        double, single = (0.3 * torch.randn(2, 1, seq, transformer.inner_dim, generator=generator)).unbind()
-        return args, {**kwargs, "controlnet_block_samples": [double], "controlnet_single_block_samples": [single]}
-
-    pipe.transformer.register_forward_pre_hook(control, with_kwargs=True)
-    expected = draw(pipe, kind)
-    afcache.compile_pipeline(pipe, tolerance=0.0, compile=False)
-    assert (draw(pipe, kind) - expected).abs().max() < 1e-4
-
-
-def test_a_controlnet_whose_residuals_go_round():
-    """Xlabs' kind: the transformer is told to repeat them over its blocks."""
-    kind = BY_NAME["FluxControlNetPipeline"]
-    pipe = make(kind, double=3, single=1)
-    pipe.controlnet = make_controlnet(afcache.load_mini_flux().transformer, double=2, single=0)
-    repeats: list[bool] = []
-
-    def repeat(transformer: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-        repeats.append(True)
-        return args, {**kwargs, "controlnet_blocks_repeat": True}
-
-    spread_out = draw(pipe, kind)
-    pipe.transformer.register_forward_pre_hook(repeat, with_kwargs=True)
-    assert_exact_and_one_graph(pipe, kind)
-    assert (draw(pipe, kind) - spread_out).abs().max() > 1e-3
-    assert repeats
-
-
-@pytest.mark.parametrize(("adapters", "cfg"), [(1, 1.0), (2, 2.0)])
-def test_image_prompts(adapters: int, cfg: float):
-    kind = BY_NAME["FluxPipeline"]
-    pipe = make(kind, single=1)
-    without = draw(pipe, kind)
-    load_ip_adapters(pipe, adapters)
-    prompts = [torch.randn(1, 1, 16, generator=torch.Generator().manual_seed(i)) for i in range(adapters)]
-    # diffusers encodes a black picture for the negative branch if it is not told its embedding.
-    negative = [torch.zeros_like(prompt) for prompt in prompts]
-    changes: dict[str, Any] = {"ip_adapter_image_embeds": prompts, "negative_ip_adapter_image_embeds": negative}
-    if cfg > 1:
-        changes |= {"true_cfg_scale": cfg, "negative_prompt": ""}
-    assert_exact_and_one_graph(pipe, kind, **changes)
-    # Rescaled and unloaded after compile_pipeline.
-    pipe.set_ip_adapter_scale(0.2)
-    rescaled = draw(pipe, kind, **changes)
-    with afcache.uncached(pipe):
-        expected = draw(pipe, kind, **changes)
-    afcache.compile_pipeline(pipe, tolerance=0.0, compile=False)
-    assert (draw(pipe, kind, **changes) - expected).abs().max() < 1e-4
-    assert (rescaled - expected).abs().max() < 0.2
-    pipe.unload_ip_adapter()
-    assert (draw(pipe, kind) - without).abs().max() < 1e-4
-
-
-def test_image_prompts_rescaled_at_every_step_are_one_graph():
-    """A scale is an input of the graph, and another scale is another velocity, of which nothing is known yet."""
-    kind = BY_NAME["FluxPipeline"]
-    pipe = make(kind, double=1, single=1)
-    load_ip_adapters(pipe, 1)
-
-    def fade(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
-        pipe.set_ip_adapter_scale(0.5 if step < 2 or step > 8 else 0.5 - 0.05 * step)
-        return {}
-
-    names = ("callback_on_step_end", "ip_adapter_image_embeds", "negative_ip_adapter_image_embeds")
-    changes: dict[str, Any] = dict(zip(names, (fade, [torch.ones(1, 1, 16)], [torch.ones(1, 1, 16)]), strict=True))
-    expected = draw(pipe, kind, **changes)
-    afcache.compile_pipeline(pipe, tolerance=0.0, backend="aot_eager")
-    assert (draw(pipe, kind, **changes) - expected).abs().max() < 1e-4
-    assert counters()["stats"]["unique_graphs"] == 1
-    afcache.compile_pipeline(pipe, afcache.policy("fixed", interval=100, warmup_steps=2), compile=False)
-    draw(pipe, kind, **changes)
-    assert afcache.report(pipe).pattern() == "FF.FFFFFFFF."
-
-
 def test_a_prompt_exchanged_by_a_callback_starts_the_cache_again():
     kind = BY_NAME["FluxPipeline"]
     pipe = make(kind)
@@ -288,26 +139,9 @@ def test_a_prompt_exchanged_by_a_callback_starts_the_cache_again():
     assert afcache.report(pipe).pattern() == "FF...F......"
 
 
-def test_image_prompts_of_groups_that_reuse_attention():
-    kind = BY_NAME["FluxPipeline"]
-    pipe = make(kind)
-    load_ip_adapters(pipe, 1)
-    changes: dict[str, Any] = {
-        name: [torch.ones(1, 1, 16)] for name in ("ip_adapter_image_embeds", "negative_ip_adapter_image_embeds")
-    }
-    expected = draw(pipe, kind, **changes)
-    settings = afcache.policy("attention", threshold=1.0)
-    afcache.compile_pipeline(pipe, settings, compile=False)
-    cached = draw(pipe, kind, **changes)
-    report = afcache.report(pipe)
-    assert report.mlp_evaluations > 0
-    assert 1e-6 < (cached - expected).abs().max() < 1.0
-
-
 @pytest.mark.parametrize(
     "changes",
     [
-        {"sigmas": [1.0, 0.9, 0.8, 0.7, 0.6, 0.45, 0.3, 0.2, 0.1]},
         {"max_sequence_length": 7},
         {"num_images_per_prompt": 2},
     ],
@@ -316,29 +150,6 @@ def test_image_prompts_of_groups_that_reuse_attention():
 def test_arguments_of_a_call(changes: dict[str, Any]):
     kind = BY_NAME["FluxPipeline"]
     assert_exact_and_one_graph(make(kind, single=1), kind, **changes)
-
-
-def test_prompt_embeddings_of_redux():
-    """A picture as the prompt: its tokens follow the text's, which Redux makes 512."""
-    kind = BY_NAME["FluxPipeline"]
-    pipe = make(kind, single=1)
-    prior = make_prior(pipe)
-    with pytest.raises(NotImplementedError, match="pipe is a FluxPriorReduxPipeline; supported pipelines are FluxPipeline"):
-        afcache.compile_pipeline(prior)
-    embeddings = prior(picture(), prompt="a two")
-    assert embeddings.prompt_embeds.shape == (1, 512 + 4, 64)
-    assert_exact_and_one_graph(pipe, kind, prompt=None, **embeddings)
-
-
-def test_a_pipeline_made_from_a_cached_one_is_cached():
-    kind = BY_NAME["FluxControlNetPipeline"]
-    pipe = make(BY_NAME["FluxPipeline"])
-    afcache.compile_pipeline(pipe, tolerance=0.0, compile=False)
-    other = FluxControlNetPipeline.from_pipe(pipe, controlnet=make_controlnet(pipe.transformer))
-    with afcache.uncached(other):
-        expected = draw(other, kind)
-    assert (draw(other, kind) - expected).abs().max() < 1e-4
-    assert afcache.report(other).num_steps == 12
 
 
 @pytest.mark.parametrize("name", ["FluxPipeline", "FluxFillPipeline", "FluxControlNetPipeline", "FluxKontextPipeline"])

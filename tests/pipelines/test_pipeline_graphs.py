@@ -15,7 +15,7 @@ pytestmark = pytest.mark.host
 @pytest.mark.parametrize(
     ("backend", "tolerance"), [("aot_eager", 1e-4), pytest.param("inductor", 2e-3, marks=pytest.mark.compile)]
 )
-def test_everything_is_one_graph(pipe, backend: str, tolerance: float):
+def test_everything_is_one_graph(short, backend: str, tolerance: float):
     """Prompts, seeds, step counts, guidance on and off, and what is decided: one graph, no break, eager's decisions."""
     runs: list[dict[str, Any]] = [
         {"steps": 28},
@@ -23,25 +23,25 @@ def test_everything_is_one_graph(pipe, backend: str, tolerance: float):
         {"steps": 20, "cfg": 2.0},
         {"steps": 28, "prompt": "a handwritten nine on a palace", "seed": 5},
     ]
-    compiled(pipe)
+    compiled(short)
     expected = []
     for options in runs:
-        latents = sample(pipe, **options, output_type="latent")
-        expected.append((latents, afcache.report(pipe).pattern()))
-    afcache.compile_pipeline(pipe, ADAPTIVE, backend=backend)
+        latents = sample(short, **options, output_type="latent")
+        expected.append((latents, afcache.report(short).pattern()))
+    afcache.compile_pipeline(short, ADAPTIVE, backend=backend)
     for options, (latents, pattern) in zip(runs, expected, strict=True):
-        result = sample(pipe, **options, output_type="latent")
-        assert afcache.report(pipe).pattern() == pattern
+        result = sample(short, **options, output_type="latent")
+        assert afcache.report(short).pattern() == pattern
         assert set(pattern) == {"F", "."}
         assert largest_difference(result, latents) < tolerance
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
     assert not torch._dynamo.utils.counters["graph_break"]
-    assert math.isfinite(afcache.report(pipe).seconds(is_computed=False))
+    assert math.isfinite(afcache.report(short).seconds(is_computed=False))
 
 
-def test_a_new_kind_of_shape_adds_one_graph_and_the_next_of_its_kind_none(pipe):
-    afcache.compile_pipeline(pipe, ADAPTIVE, backend="aot_eager")
-    sample(pipe, steps=3)
+def test_a_new_kind_of_shape_adds_one_graph_and_the_next_of_its_kind_none(short):
+    afcache.compile_pipeline(short, ADAPTIVE, backend="aot_eager")
+    sample(short, steps=3)
     expected = 1
     kinds: list[list[dict[str, Any]]] = [
         [{"height": 48, "width": 48}, {"height": 64, "width": 48}],
@@ -51,7 +51,7 @@ def test_a_new_kind_of_shape_adds_one_graph_and_the_next_of_its_kind_none(pipe):
     for shapes in kinds:
         expected += 1
         for options in shapes:
-            sample(pipe, steps=3, **options)
+            sample(short, steps=3, **options)
             assert torch._dynamo.utils.counters["stats"]["unique_graphs"] <= expected, options
     assert not torch._dynamo.utils.counters["graph_break"]
 
@@ -59,16 +59,16 @@ def test_a_new_kind_of_shape_adds_one_graph_and_the_next_of_its_kind_none(pipe):
 @pytest.mark.parametrize(
     "options", [{"compile": False}, {"backend": "aot_eager", "dynamic": False}], ids=["eager", "fixed shape"]
 )
-def test_cached_steps_keep_the_history_where_it_is(pipe, options: dict[str, Any]):
+def test_cached_steps_keep_the_history_where_it_is(short, options: dict[str, Any]):
     """The runtime owns its states, so a step of fixed shape writes into them instead of copying them."""
     pointers = set()
-    afcache.compile_pipeline(pipe, ADAPTIVE, **options)
+    afcache.compile_pipeline(short, ADAPTIVE, **options)
 
     def look(pipe: Any, step: int, timestep: torch.Tensor, arguments: dict[str, Any]) -> dict[str, Any]:
         del step, timestep
         pointers.add(pipe.transformer._afcache.last_trajectory(pipe).branches[0].state.history.data_ptr())
         return arguments
 
-    sample(pipe, callback_on_step_end=look)
-    assert set(afcache.report(pipe).pattern()) == {"F", "."}
+    sample(short, callback_on_step_end=look)
+    assert set(afcache.report(short).pattern()) == {"F", "."}
     assert len(pointers) == 1

@@ -8,7 +8,7 @@ from diffusers.models.controlnets.controlnet_flux import FluxMultiControlNetMode
 
 import afcache
 from afcache.runtime.controls import Controls, controls_of
-from tests.pipelines.test_every_pipeline import assert_exact_and_one_graph
+from tests.support.one_graph import assert_exact_and_one_graph, assert_exact_and_share_a_graph
 from tests.support.pipelines import BY_NAME, draw, load_ip_adapters, make, make_controlnet, picture
 
 pytestmark = pytest.mark.host
@@ -59,9 +59,9 @@ CASES: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_a_switch_is_exact_and_one_graph(name: str):
-    assert_exact_and_one_graph(make(CONTROLNET, double=1, single=1), CONTROLNET, **CASES[name])
+def test_switches_are_exact_and_share_a_graph():
+    pipe = make(CONTROLNET, double=1, single=1)
+    assert_exact_and_share_a_graph([(pipe, CONTROLNET, changes) for changes in CASES.values()])
 
 
 @pytest.mark.parametrize("name", [name for name in CASES if name != "latents"])

@@ -11,25 +11,13 @@ from torchao.quantization import Int8DynamicActivationInt8WeightConfig, Int8Weig
 
 import afcache
 from afcache import CacheConfig
-from tests.support.sampling import ADAPTIVE, compiled, largest_difference, make_lora, sample
+from tests.support.sampling import ADAPTIVE, compiled, largest_difference, make_lora, sample, shorten
 
 pytestmark = pytest.mark.host
 CPU = torch.device("cpu")
 # torchao would otherwise change inductor's settings for the whole process.
 INT8_WEIGHTS = Int8WeightOnlyConfig(set_inductor_config=False)
 INT8_BOTH = Int8DynamicActivationInt8WeightConfig(set_inductor_config=False)
-
-
-@pytest.fixture
-def short(own) -> FluxPipeline:
-    """A transformer of three blocks, which compiles in a third of the time."""
-    return shorten(own)
-
-
-def shorten(pipe: Any) -> Any:
-    pipe.transformer.transformer_blocks = pipe.transformer.transformer_blocks[:1]
-    pipe.transformer.single_transformer_blocks = pipe.transformer.single_transformer_blocks[:2]
-    return pipe
 
 
 def cast(pipe: Any) -> None:
@@ -82,7 +70,7 @@ def test_weights(short, tmp_path, name: str):
 
 @pytest.mark.parametrize("name", ["fused qkv", "int8 weights", "layerwise casting"])
 def test_weights_changed_after_compiling(short, tmp_path, name: str):
-    """Nothing stale: one graph more, and what the uncached and the eager pipeline draw of the new weights."""
+    """Nothing stale: one graph more, and what the uncached pipeline draws of the new weights."""
     exact = afcache.compile_pipeline(short, CacheConfig(tolerance=0.0), backend="aot_eager")
     before = sample(exact, steps=6)
     WEIGHTS[name](short, tmp_path)
@@ -91,12 +79,6 @@ def test_weights_changed_after_compiling(short, tmp_path, name: str):
         assert largest_difference(changed, sample(short, steps=6)) < 1e-4
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 2
     assert name == "fused qkv" or largest_difference(changed, before) > 1e-4
-    eager = sample(compiled(short), steps=12, output_type="latent")
-    torch._dynamo.utils.counters.clear()
-    afcache.compile_pipeline(short, ADAPTIVE, backend="aot_eager")
-    assert largest_difference(sample(short, steps=12, output_type="latent"), eager) < 1e-4
-    assert set(afcache.report(short).pattern()) == {"F", "."}
-    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
 
 
 def test_weights_and_activations_in_int8(short):
@@ -111,13 +93,14 @@ def test_weights_and_activations_in_int8(short):
     assert not torch._dynamo.utils.counters["graph_break"]
 
 
+# Of adapters, the code that inductor writes is that of ordinary layers.
 @pytest.mark.compile
-@pytest.mark.parametrize("name", ["lora", "int8 weights", "layerwise casting"])
-def test_weights_with_inductor(own, tmp_path, name: str):
-    WEIGHTS[name](own, tmp_path)
-    expected = sample(compiled(own), steps=12, output_type="latent")
-    afcache.compile_pipeline(own, ADAPTIVE)
-    assert largest_difference(sample(own, steps=12, output_type="latent"), expected) < 2e-3
+@pytest.mark.parametrize("name", [pytest.param("lora", marks=pytest.mark.contract), "int8 weights", "layerwise casting"])
+def test_weights_with_inductor(short, tmp_path, name: str):
+    WEIGHTS[name](short, tmp_path)
+    expected = sample(compiled(short), steps=12, output_type="latent")
+    afcache.compile_pipeline(short, ADAPTIVE)
+    assert largest_difference(sample(short, steps=12, output_type="latent"), expected) < 2e-3
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
 
 
@@ -207,25 +190,25 @@ def test_how_often_adapters_recompile(short, tmp_path):
     assert largest_difference(images[2], images[3]) > 0.01
 
 
-def test_hot_swapped_adapters_are_not_stale_and_share_a_graph(own, tmp_path):
-    """Prepared for it, scales are tensors of the host's own."""
+def test_hot_swapped_adapters_are_not_stale_and_share_a_graph(short, tmp_path):
+    """Prepared for it, scales are tensors of the host's short."""
     for seed, name in enumerate(("first", "second")):
         torch.manual_seed(seed)
         make_lora(tmp_path / name)
-    own.enable_lora_hotswap(target_rank=8)
-    own.load_lora_weights(tmp_path / "first", adapter_name="one")
+    short.enable_lora_hotswap(target_rank=8)
+    short.load_lora_weights(tmp_path / "first", adapter_name="one")
     expected = []
     for name in ("first", "second"):
-        own.load_lora_weights(tmp_path / name, adapter_name="one", hotswap=True)
-        expected.append(sample(own, steps=6))
+        short.load_lora_weights(tmp_path / name, adapter_name="one", hotswap=True)
+        expected.append(sample(short, steps=6))
     assert largest_difference(*expected) > 0.01
     choices: list[dict[str, Any]] = [{"compile": False}, {"backend": "aot_eager"}]
     for options in choices:
-        afcache.compile_pipeline(own, CacheConfig(tolerance=0.0), **options)
+        afcache.compile_pipeline(short, CacheConfig(tolerance=0.0), **options)
         for name, image in zip(("first", "second", "first"), [*expected, expected[0]], strict=True):
-            own.load_lora_weights(tmp_path / name, adapter_name="one", hotswap=True)
-            assert largest_difference(sample(own, steps=6), image) < 1e-4
-            assert largest_difference(sample(own, steps=6, joint_attention_kwargs={"scale": 0.5}), image) > 1e-3
+            short.load_lora_weights(tmp_path / name, adapter_name="one", hotswap=True)
+            assert largest_difference(sample(short, steps=6), image) < 1e-4
+            assert largest_difference(sample(short, steps=6, joint_attention_kwargs={"scale": 0.5}), image) > 1e-3
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
 
 
@@ -247,6 +230,10 @@ def test_adapters_rescaled_within_an_image_start_the_cache_again(short, tmp_path
     assert "." in pattern[3:10]
     assert "." in pattern[12:]
     assert afcache.psnr(image, expected) > 30
+    # A compiled step is shown tensors in place of the host's numbers, which must be there again.
+    scales = [scale for module in short.transformer.modules() for scale in getattr(module, "scaling", {}).values()]
+    assert scales
+    assert all(isinstance(scale, float) for scale in scales)
     if options.get("compile", True):
         assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
 

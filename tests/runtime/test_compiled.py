@@ -110,12 +110,12 @@ def unguarded_calls(pipe) -> list[bool]:
 
 
 @pytest.mark.parametrize("cfg", [1.0, 2.0])
-def test_a_pipeline_checks_guards_at_the_start_of_every_image(pipe, cfg: float):
+def test_a_pipeline_checks_guards_at_the_start_of_every_image(short, cfg: float):
     """A block's number that changes between steps is seen by the next image, and by no recompilation before."""
-    afcache.compile_pipeline(pipe, ADAPTIVE, backend="aot_eager")
-    first = sample(pipe, cfg=cfg, output_type="latent")
-    assert unguarded_calls(pipe) == [True] * (1 if cfg == 1 else 2)
-    norm = pipe.transformer.norm_out.norm
+    afcache.compile_pipeline(short, ADAPTIVE, backend="aot_eager")
+    first = sample(short, cfg=cfg, output_type="latent")
+    assert unguarded_calls(short) == [True] * (1 if cfg == 1 else 2)
+    norm = short.transformer.norm_out.norm
     graphs = []
 
     def disturb(_pipe, step: int, _timestep, arguments: dict[str, Any]) -> dict[str, Any]:
@@ -124,17 +124,17 @@ def test_a_pipeline_checks_guards_at_the_start_of_every_image(pipe, cfg: float):
         return arguments
 
     try:
-        second = sample(pipe, cfg=cfg, output_type="latent", callback_on_step_end=disturb)
+        second = sample(short, cfg=cfg, output_type="latent", callback_on_step_end=disturb)
         assert set(graphs) == {1}
         assert largest_difference(second, first) == 0
-        third = sample(pipe, cfg=cfg, output_type="latent")
+        third = sample(short, cfg=cfg, output_type="latent")
     finally:
         norm.eps = 1e-6
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 2
     assert largest_difference(third, first) > 1e-3
 
 
-def test_adapters_switched_within_an_image_are_not_stale(own, tmp_path):
+def test_adapters_switched_within_an_image_are_not_stale(short, tmp_path):
     """A transformer with adapters keeps its guards, and one that gets some in the middle of an image gets them back."""
     make_lora(tmp_path)
 
@@ -146,11 +146,11 @@ def test_adapters_switched_within_an_image_are_not_stale(own, tmp_path):
         return arguments
 
     config = afcache.CacheConfig(tolerance=0.0)
-    afcache.compile_pipeline(own, config, compile=False)
-    eager = sample(own, steps=12, output_type="latent", callback_on_step_end=switch)
-    plain = sample(own, steps=12, output_type="latent")
+    afcache.compile_pipeline(short, config, compile=False)
+    eager = sample(short, steps=12, output_type="latent", callback_on_step_end=switch)
+    plain = sample(short, steps=12, output_type="latent")
     assert largest_difference(eager, plain) > 0.01
-    afcache.compile_pipeline(own, config, backend="aot_eager")
-    assert largest_difference(sample(own, steps=12, output_type="latent"), plain) < 1e-4
-    switched = sample(own, steps=12, output_type="latent", callback_on_step_end=switch)
+    afcache.compile_pipeline(short, config, backend="aot_eager")
+    assert largest_difference(sample(short, steps=12, output_type="latent"), plain) < 1e-4
+    switched = sample(short, steps=12, output_type="latent", callback_on_step_end=switch)
     assert largest_difference(switched, eager) < 1e-4

@@ -207,13 +207,13 @@ def test_ahead_cached_steps_read_nothing(pipe, monkeypatch, as_on_an_accelerator
 
 @pytest.mark.host
 @pytest.mark.parametrize("decide_ahead", [False, True])
-def test_a_compiled_step_reads_one_value(pipe, as_on_an_accelerator, decide_ahead: bool):
+def test_a_compiled_step_reads_one_value(short, as_on_an_accelerator, decide_ahead: bool):
     """In the running pipeline, by the profiler: the predicate, which decided ahead is the host's own; one graph either way."""
-    afcache.compile_pipeline(pipe, ADAPTIVE, compile=False)
-    expected = sample(pipe, output_type="latent")
-    pattern = afcache.report(pipe).pattern()
-    afcache.compile_pipeline(pipe, ADAPTIVE, backend="aot_eager", decide_ahead=decide_ahead)
-    sample(pipe, steps=6)
+    afcache.compile_pipeline(short, ADAPTIVE, compile=False)
+    expected = sample(short, output_type="latent")
+    pattern = afcache.report(short).pattern()
+    afcache.compile_pipeline(short, ADAPTIVE, backend="aot_eager", decide_ahead=decide_ahead)
+    sample(short, steps=6)
     labels: list[Any] = []
 
     def start(*_: Any) -> None:
@@ -224,10 +224,10 @@ def test_a_compiled_step_reads_one_value(pipe, as_on_an_accelerator, decide_ahea
         labels.pop().__exit__(None, None, None)
         return arguments
 
-    handle = pipe.transformer.register_forward_pre_hook(start)
+    handle = short.transformer.register_forward_pre_hook(start)
     try:
         with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
-            latents = sample(pipe, output_type="latent", callback_on_step_end=stop)
+            latents = sample(short, output_type="latent", callback_on_step_end=stop)
     finally:
         handle.remove()
     events: Any = profile.events()
@@ -236,7 +236,7 @@ def test_a_compiled_step_reads_one_value(pipe, as_on_an_accelerator, decide_ahea
     counts = [sum(span.start <= moment < span.end for moment in moments) for span in calls]
     assert len(counts) == 28
     assert counts[1:] == [1] * 27
-    assert afcache.report(pipe).pattern() == pattern
+    assert afcache.report(short).pattern() == pattern
     assert largest_difference(latents, expected) < 1e-4
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
     assert not torch._dynamo.utils.counters["graph_break"]

@@ -60,14 +60,14 @@ def test_scheduler(pipe, name: str):
     assert afcache.psnr(image, expected) > (40 if is_euler else 30)
 
 
-def test_all_schedulers_share_two_graphs(pipe):
+def test_all_schedulers_share_two_graphs(short):
     """One graph with the correction, one without; mixed decisions under all of them, no break."""
-    afcache.compile_pipeline(pipe, ADAPTIVE, backend="aot_eager")
-    original = pipe.scheduler
+    afcache.compile_pipeline(short, ADAPTIVE, backend="aot_eager")
+    original = short.scheduler
     for name, (kind, _) in SCHEDULERS.items():
-        pipe.scheduler = original
-        sample(schedule(pipe, name), steps=14)
-        assert set(afcache.report(pipe).pattern()) == {"F", "."}, name
+        short.scheduler = original
+        sample(schedule(short, name), steps=14)
+        assert set(afcache.report(short).pattern()) == {"F", "."}, name
         graphs = 1 if kind is FlowMatchEulerDiscreteScheduler else 2
         assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == graphs, name
     assert not torch._dynamo.utils.counters["graph_break"]

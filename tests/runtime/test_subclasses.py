@@ -85,6 +85,7 @@ def test_opening_lets_a_branch_read_quantised_weights(kind: str):
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
 
 
+@pytest.mark.contract
 @torch.no_grad()
 def test_torch_does_not_do_that_yet():
     """The day this fails, `opening` can go."""

@@ -64,14 +64,14 @@ def test_one_state_has_several_futures(pipe):
     assert same.pattern() != other.pattern()
 
 
-def test_a_compiled_step_goes_on_in_the_same_graph(pipe, tmp_path: Path):
-    problem = prepare(pipe, [0], steps=STEPS)
+def test_a_compiled_step_goes_on_in_the_same_graph(short, tmp_path: Path):
+    problem = prepare(short, [0], steps=STEPS)
     torch._dynamo.reset()
     counters.clear()
     step = torch.compile(afcache.denoising_step, fullgraph=True, backend="aot_eager")
-    whole = denoise(pipe, problem, step=step)
-    afcache.save_checkpoint(denoise(pipe, problem, step=step, stop=5), tmp_path / "half.safetensors")
-    assert_equal(denoise(pipe, problem, step=step, start=afcache.load_checkpoint(tmp_path / "half.safetensors")), whole)
+    whole = denoise(short, problem, step=step)
+    afcache.save_checkpoint(denoise(short, problem, step=step, stop=5), tmp_path / "half.safetensors")
+    assert_equal(denoise(short, problem, step=step, start=afcache.load_checkpoint(tmp_path / "half.safetensors")), whole)
     assert counters["stats"]["unique_graphs"] == 1
 
 

@@ -142,6 +142,7 @@ def test_the_pages_program_runs_without_afcache(tmp_path, monkeypatch: pytest.Mo
     assert torch.equal(torch.load("latents.pt"), eager.latents)
 
 
+@pytest.mark.xdist_group("exported step")
 @pytest.mark.compile
 @pytest.mark.filterwarnings("ignore:.*LeafSpec.*:FutureWarning")
 def test_inductor_takes_the_exported_step_ahead_of_time_and_just_in_time(transformer, adaptive, tmp_path):
@@ -156,6 +157,7 @@ def test_inductor_takes_the_exported_step_ahead_of_time_and_just_in_time(transfo
         torch.testing.assert_close(latents, eager.latents, rtol=0, atol=1e-5)
 
 
+@pytest.mark.xdist_group("exported step")
 def test_shapes_are_fixed_and_torch_says_so(adaptive: Any):
     inputs, latents, *others = adaptive.example_inputs[0]
     with pytest.raises(AssertionError, match=r"Guard failed: latents\.size\(\)\[1\] == 64"):
@@ -168,6 +170,7 @@ def test_quantised_weights_are_refused(transformer):
         afcache.export_step(transformer, probe(transformer))
 
 
+@pytest.mark.contract
 def test_torch_does_not_export_quantised_weights_inside_a_branch_yet():
     """The day this fails, they need not be refused: outside of a branch they are exported."""
 

@@ -66,21 +66,23 @@ def test_a_trajectory_changes_nothing_that_went_in(pipe):
 @pytest.mark.parametrize(
     ("backend", "tolerance"), [("aot_eager", 1e-4), pytest.param("inductor", 2e-3, marks=pytest.mark.compile)]
 )
-def test_a_compiled_step_is_one_graph_for_each_number_of_branches(pipe, backend: str, tolerance: float):
-    """Eager's decisions and latents, whatever changes between images."""
+def test_a_compiled_step_is_one_graph_for_each_number_of_branches(short, backend: str, tolerance: float):
+    """Eager's decisions and latents, whatever changes between images. Of one branch, inductor's are the pipeline's."""
     step = torch.compile(afcache.denoising_step, fullgraph=True, backend=backend)
     problems = [
-        (prepare(pipe, [0]), ADAPTIVE),
-        (prepare(pipe, [3], cfg=2.0), ADAPTIVE),
-        (prepare(pipe, [17], steps=20), ADAPTIVE),
-        (prepare(pipe, [5], steps=20, cfg=4.0), ADAPTIVE),
+        (prepare(short, [0]), ADAPTIVE),
+        (prepare(short, [3], cfg=2.0), ADAPTIVE),
+        (prepare(short, [17], steps=20), ADAPTIVE),
+        (prepare(short, [5], steps=20, cfg=4.0), ADAPTIVE),
     ]
+    if backend == "inductor":
+        problems = [(problem, config) for problem, config in problems if problem.cfg > 1]
     for problem, config in problems:
-        eager, compiled = denoise(pipe, problem, config), denoise(pipe, problem, config, step=step)
+        eager, compiled = denoise(short, problem, config), denoise(short, problem, config, step=step)
         assert compiled.pattern() == eager.pattern()
         assert set(compiled.pattern()) == {"F", "."}
         assert largest_difference(compiled.latents.numpy(), eager.latents.numpy()) < tolerance
-    assert counters["stats"]["unique_graphs"] == 2
+    assert counters["stats"]["unique_graphs"] == len({len(problem.branches) for problem, _ in problems})
     assert not counters["graph_break"]
 
 
@@ -91,23 +93,23 @@ def test_policy_none_computes_every_step(pipe):
     assert largest_difference(result.latents.numpy(), problem.latents.numpy()) < 1e-4
 
 
-def test_one_step_serves_every_tolerance_and_few_graphs_every_shape(pipe):
+def test_one_step_serves_every_tolerance_and_few_graphs_every_shape(short):
     """A new tolerance adds no graph; batch sizes and text lengths add one each, the third of a kind none."""
     step = torch.compile(afcache.denoising_step, fullgraph=True, backend="aot_eager")
-    problem = prepare(pipe, [0], steps=6)
+    problem = prepare(short, [0], steps=6)
     for tolerance in (0.0, 0.01, 0.1):
-        denoise(pipe, problem, dataclasses.replace(ADAPTIVE, tolerance=tolerance), step=step)
+        denoise(short, problem, dataclasses.replace(ADAPTIVE, tolerance=tolerance), step=step)
     assert counters["stats"]["unique_graphs"] == 1
     for seeds in ([0, 1], [0, 1, 2], [0, 1, 2, 3]):
-        batch = prepare(pipe, seeds, steps=6)
-        eager, compiled = denoise(pipe, batch), denoise(pipe, batch, step=step)
+        batch = prepare(short, seeds, steps=6)
+        eager, compiled = denoise(short, batch), denoise(short, batch, step=step)
         assert largest_difference(compiled.latents.numpy(), eager.latents.numpy()) < 1e-4
     assert counters["stats"]["unique_graphs"] == 2
     for length in (12, 10, 8):
         (inputs,) = problem.branches
         text = inputs.encoder_hidden_states[:, :length].clone()
         shorter = inputs._replace(encoder_hidden_states=text, txt_ids=inputs.txt_ids[:length].clone())
-        denoise(pipe, problem._replace(branches=(shorter,)), step=step)
+        denoise(short, problem._replace(branches=(shorter,)), step=step)
     assert counters["stats"]["unique_graphs"] == 3
     assert not counters["graph_break"]
 
@@ -133,9 +135,9 @@ def test_guidance_switched_on_late_computes(pipe):
     assert bool(torch.isfinite(latents).all())
 
 
-def test_prompts_that_were_encoded_in_one_batch_compile(pipe):
+def test_prompts_that_were_encoded_in_one_batch_compile(short):
     """Views of one tensor, which torch.cond would not take."""
-    problem = prepare(pipe, [0], steps=6, cfg=2.0)
+    problem = prepare(short, [0], steps=6, cfg=2.0)
     prompt, negative = problem.branches
     text = torch.cat([prompt.encoder_hidden_states, negative.encoder_hidden_states])
     ids = torch.cat([prompt.txt_ids, prompt.img_ids])
@@ -145,8 +147,8 @@ def test_prompts_that_were_encoded_in_one_batch_compile(pipe):
         negative._replace(encoder_hidden_states=text[1:], **shared),
     )
     step = torch.compile(afcache.denoising_step, fullgraph=True, backend="aot_eager")
-    compiled = denoise(pipe, problem._replace(branches=views), step=step)
-    torch.testing.assert_close(compiled.latents, denoise(pipe, problem).latents, rtol=0, atol=1e-4)
+    compiled = denoise(short, problem._replace(branches=views), step=step)
+    torch.testing.assert_close(compiled.latents, denoise(short, problem).latents, rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,8 @@ from tests.support.pipelines import load_ip_adapters, make_controlnet, picture
 ADAPTIVE = CacheConfig(tolerance=0.02, warmup_steps=2)
 DBCACHE = afcache.policy("dbcache", first_blocks=1, last_blocks=1, threshold=0.5)
 LAYERWISE = afcache.policy("layerwise", groups=4)
+# As much as a compiler can get wrong of them, in half the time.
+TWO_GROUPS = afcache.policy("layerwise", groups=2)
 
 
 class Case(NamedTuple):
@@ -31,6 +33,7 @@ class Case(NamedTuple):
         backend: of torch.compile; None: eager.
         steered_by: what steers the blocks beside the prompt: "controlnet", "image prompt", "reference image", "adapter"
             or nothing.
+        blocks: double-stream and single-stream ones.
 
     """
 
@@ -42,6 +45,7 @@ class Case(NamedTuple):
     steps: int = 28
     backend: str | None = "aot_eager"
     steered_by: str = ""
+    blocks: tuple[int, int] = (2, 3)
 
 
 class Drawn(NamedTuple):
@@ -138,13 +142,15 @@ CASES = {
     "odd everything": Case(text=5, height=20, width=28),
     "guided": Case(text=5, height=28, width=28, cfg=2.0),
     "layerwise": Case(config=LAYERWISE),
+    "two groups": Case(config=TWO_GROUPS),
+    "two groups, guided": Case(config=TWO_GROUPS, cfg=2.0),
     "layerwise, odd": Case(text=5, height=20, width=28, config=LAYERWISE),
     "layerwise, guided": Case(config=LAYERWISE, cfg=2.0),
     "teacache": Case(text=5, height=28, width=28, config=afcache.policy("teacache", threshold=0.6)),
     "teacache, guided": Case(text=5, height=28, width=28, cfg=2.0, config=afcache.policy("teacache", threshold=0.6)),
     "first and last blocks": Case(text=5, height=28, width=28, config=DBCACHE),
     "uncached": Case(text=5, height=28, width=28, config=afcache.policy("none"), steps=6),
-    "inductor": Case(text=5, height=28, width=28, backend="inductor"),
+    "inductor": Case(text=5, height=28, width=28, backend="inductor", blocks=(1, 1)),
     "eager": Case(text=5, height=28, width=28, backend=None),
     "counted": Case(text=5, height=28, width=28, cfg=2.0, backend=None),
     "counted, layerwise": Case(text=5, height=28, width=28, cfg=2.0, config=LAYERWISE, backend=None),
@@ -159,14 +165,14 @@ CASES = {
 }
 
 
-def make_pipeline(steered_by: str = "") -> Any:
+def make_pipeline(steered_by: str = "", blocks: tuple[int, int] = (2, 3)) -> Any:
     """Mini-FLUX with a random transformer of four heads, as a pipeline that takes what else is to steer it."""
     pipe: Any = afcache.load_mini_flux()
     torch.manual_seed(0)
     pipe.transformer = FluxTransformer2DModel(
         in_channels=32,
-        num_layers=2,
-        num_single_layers=3,
+        num_layers=blocks[0],
+        num_single_layers=blocks[1],
         attention_head_dim=16,
         num_attention_heads=4,
         joint_attention_dim=64,

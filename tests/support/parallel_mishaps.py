@@ -1,8 +1,8 @@
-"""One rank of runs that go wrong, or go their own way; what it met goes to a file."""
+"""What goes wrong between ranks, or goes its own way: each story is told by all ranks of a layout, and returns what it met."""
 
-import argparse
+import contextlib
 import dataclasses
-import json
+import io
 import os
 import signal
 from collections.abc import Callable
@@ -13,11 +13,14 @@ import torch
 
 import afcache
 from afcache import CacheConfig, ParallelConfig
+from afcache.cli.main import main
 from afcache.functional.ranks import step as parallel_step
 from tests.support.parallel_cases import ADAPTIVE, Case, draw, make_pipeline
 
 RANK = int(os.environ.get("RANK", "0"))
 PAIR = ParallelConfig(ulysses_degree=2, backend="gloo", timeout=10)
+BRANCHES = ParallelConfig(cfg_degree=2, backend="gloo", timeout=10)
+COMMAND = ["generate", "--no-compile", "--steps", "12", "--prompt", "a handwritten two on a palace", "--output"]
 SIZES = [(32, 32), (28, 20), (32, 32)]
 SMALL = Case(backend=None, steps=8, cfg=2.0)
 # What rank 1 does otherwise than rank 0, and what the error should call it.
@@ -50,7 +53,8 @@ def draw_otherwise() -> dict[str, Any]:
 def draw_sizes() -> dict[str, Any]:
     """Several sizes with one compiled pipeline."""
     pipe = make_pipeline()
-    afcache.compile_pipeline(pipe, ADAPTIVE, parallel=PAIR, backend="aot_eager")
+    # Without the short time-out: ranks may compile for longer than each other.
+    afcache.compile_pipeline(pipe, ADAPTIVE, parallel=dataclasses.replace(PAIR, timeout=None), backend="aot_eager")
     torch._dynamo.utils.counters.clear()
     latents = [draw_size(pipe, height, width).tolist() for height, width in SIZES]
     return {"latents": latents, "graphs": torch._dynamo.utils.counters["stats"]["unique_graphs"]}
@@ -97,13 +101,17 @@ def disagree() -> dict[str, Any]:
         draw(make_pipeline(), SMALL, dataclasses.replace(PAIR, check_decisions=True))
     except RuntimeError as error:
         return {"error": str(error)}
+    finally:
+        parallel_step.exchange_of = exchange_of
     return {"error": "nothing"}
 
 
-def lose_a_rank(how: signal.Signals) -> dict[str, Any]:
+def lose_a_rank(how: signal.Signals, parallel: ParallelConfig) -> dict[str, Any]:
     """Rank 1 is killed, or stopped, within an image."""
     pipe = make_pipeline()
-    afcache.compile_pipeline(pipe, ADAPTIVE, parallel=PAIR, compile=False)
+    afcache.compile_pipeline(pipe, ADAPTIVE, parallel=parallel, compile=False)
+    guided: dict[str, Any] = {"true_cfg_scale": 2.0, "negative_prompt": ""} if parallel.cfg_degree > 1 else {}
+    size: dict[str, Any] = {"num_inference_steps": 8, "max_sequence_length": 8, "output_type": "latent", **guided}
 
     def strike(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
         if RANK == 1 and step == 3:
@@ -111,34 +119,26 @@ def lose_a_rank(how: signal.Signals) -> dict[str, Any]:
         return tensors
 
     try:
-        pipe("a two", num_inference_steps=8, max_sequence_length=8, output_type="latent", callback_on_step_end=strike)
+        pipe("a two", callback_on_step_end=strike, **size)
     except RuntimeError as error:
         return {"error": str(error)}
     return {"error": "nothing"}
 
 
-SCENARIOS: dict[str, Callable[[], dict[str, Any]]] = {
-    "otherwise": draw_otherwise,
-    "replicas": draw_replicas,
-    "sizes": draw_sizes,
-    "divide otherwise": divide_otherwise,
-    "disagree": disagree,
-    "killed": lambda: lose_a_rank(signal.SIGKILL),
-    "stopped": lambda: lose_a_rank(signal.SIGSTOP),
+def draw_by_command(folder: Path) -> dict[str, Any]:
+    """The command line, in ranks that are there already."""
+    with contextlib.redirect_stdout(io.StringIO()) as said:
+        status = main([*COMMAND, str(folder / "together"), "--ring", "2"])
+    return {"status": status, "said": said.getvalue()}
+
+
+STORIES: dict[str, Callable[[Path], dict[str, Any]]] = {
+    "otherwise": lambda _: draw_otherwise(),
+    "replicas": lambda _: draw_replicas(),
+    "sizes": lambda _: draw_sizes(),
+    "divide otherwise": lambda _: divide_otherwise(),
+    "disagree": lambda _: disagree(),
+    "killed": lambda _: lose_a_rank(signal.SIGKILL, PAIR),
+    "stopped": lambda _: lose_a_rank(signal.SIGSTOP, BRANCHES),
+    "command line": draw_by_command,
 }
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("scenario", choices=SCENARIOS)
-    parser.add_argument("output", type=Path)
-    arguments = parser.parse_args()
-    torch.set_num_threads(1)
-    met = SCENARIOS[arguments.scenario]()
-    (arguments.output / f"rank{RANK}.json").write_text(json.dumps(met))
-    # Nothing more is owed to ranks that are gone.
-    os._exit(0)
-
-
-if __name__ == "__main__":
-    main()

@@ -1,4 +1,4 @@
-"""One rank of a parallel run: draws cases, and saves what it drew. Started by torchrun."""
+"""One rank of a layout: draws its tasks, tells its stories, and writes down what it drew and met."""
 
 import argparse
 import os
@@ -7,32 +7,36 @@ from pathlib import Path
 import torch
 
 from afcache import ParallelConfig
-from tests.support.parallel_cases import CASES, draw, make_pipeline
+from tests.support.parallel_cases import CASES, Drawn, draw, make_pipeline
+from tests.support.parallel_layouts import LAYOUTS, Layout, Met, Task, write
+from tests.support.parallel_mishaps import STORIES
+
+
+def draw_task(layout: Layout, task: Task) -> Drawn:
+    case = CASES[task.case]
+    case = case if task.is_compiled else case._replace(backend=None)
+    parallel = ParallelConfig(**layout.degrees, backend="gloo", check_decisions=task.is_checked)
+    return draw(make_pipeline(case.steered_by, case.blocks), case, parallel)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("output", type=Path)
-    parser.add_argument("cases", nargs="+")
-    for name in ("ulysses", "ring", "cfg", "data"):
-        parser.add_argument(f"--{name}", type=int, default=1)
-    parser.add_argument("--check", action="store_true")
+    parser.add_argument("layout", choices=LAYOUTS)
+    parser.add_argument("folder", type=Path)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    parallel = ParallelConfig(
-        ulysses_degree=arguments.ulysses,
-        ring_degree=arguments.ring,
-        cfg_degree=arguments.cfg,
-        data_degree=arguments.data,
-        backend="gloo",
-        check_decisions=arguments.check,
-    )
-    drawn = {}
-    for name in arguments.cases:
-        pipe = make_pipeline(CASES[name].steered_by)
-        drawn[name] = draw(pipe, CASES[name], parallel)._asdict()
-    torch.save(drawn, arguments.output / f"rank{os.environ['RANK']}.pt")
-    torch.distributed.destroy_process_group()
+    layout, rank = LAYOUTS[arguments.layout], int(os.environ["RANK"])
+    met = Met({task: draw_task(layout, task) for task in layout.tasks}, {})
+    for story in layout.stories:
+        # The last one may be a rank's end.
+        write(arguments.folder, rank, met)
+        met.stories[story] = STORIES[story](arguments.folder)
+    write(arguments.folder, rank, met)
+    if layout.survivors:
+        # Nothing more is owed to ranks that are gone.
+        os._exit(0)
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 if __name__ == "__main__":

@@ -21,6 +21,13 @@ def compiled(pipe: Any, config: CacheConfig = ADAPTIVE, **options: Any) -> Any:
     return afcache.compile_pipeline(pipe, config, compile=False, **options)
 
 
+def shorten(pipe: Any) -> Any:
+    """Leave three of mini-FLUX's blocks, of both kinds: they compile in a third of the time."""
+    pipe.transformer.transformer_blocks = pipe.transformer.transformer_blocks[:1]
+    pipe.transformer.single_transformer_blocks = pipe.transformer.single_transformer_blocks[:2]
+    return pipe
+
+
 def sample(
     pipe: Any, seed: int | list[int] = 0, *, steps: int = 28, cfg: float = 1.0, prompt: str | list[str] = PROMPT, **options: Any
 ) -> np.ndarray:

@@ -1,0 +1,244 @@
+"""The faults that `python -m tests.mutants` plants: one expression each, found once in its file, in the words of the code."""
+
+from typing import NamedTuple
+
+
+class Mutant(NamedTuple):
+    """A fault.
+
+    Attributes:
+        name: of the fault.
+        file: under afcache/.
+        old: the exact text that it replaces; found once in the file.
+        new: what it puts there.
+        tests: files or node ids under tests/ that must catch it.
+        only: an expression of pytest's -k; empty: all of them.
+
+    """
+
+    name: str
+    file: str
+    old: str
+    new: str
+    tests: str
+    only: str = ""
+
+
+ERROR_CONTROL, STEP, RANKS = "functional/error_control.py", "functional/step.py", "functional/ranks/step.py"
+ERROR_TESTS, STEP_TESTS = "functional/test_error_control.py", "functional/test_step.py"
+PARALLEL_TESTS, GROUP_TESTS = "parallel/test_parallel.py", "functional/groups/test_layerwise.py"
+MUTANTS = (
+    # Signs.
+    Mutant("catch-up with the wrong sign", ERROR_CONTROL, "+ factor * difference", "- factor * difference", ERROR_TESTS),
+    Mutant("lag of the wrong sign", ERROR_CONTROL, "lag + (sigma_next", "lag - (sigma_next", ERROR_TESTS),
+    Mutant(
+        "Euler step backwards",
+        STEP,
+        "(schedule.sigma_next - schedule.sigma) * velocity",
+        "(schedule.sigma - schedule.sigma_next) * velocity",
+        "sampling/test_loop.py",
+        "tolerance_zero",
+    ),
+    Mutant(
+        "guidance away from the prompt",
+        STEP,
+        "(velocity - other)",
+        "(other - velocity)",
+        "sampling/test_loop.py",
+        "tolerance_zero",
+    ),
+    Mutant(
+        "forecast to the other side",
+        "functional/forecast.py",
+        "(sigma - nodes[j]) /",
+        "(nodes[j] - sigma) /",
+        "functional/test_forecast.py",
+    ),
+    Mutant(
+        "noise adds to what is measured",
+        "functional/rounding.py",
+        "measured.square() - floor.square()",
+        "measured.square() + floor.square()",
+        "functional/test_rounding.py",
+    ),
+    # Comparisons.
+    Mutant(
+        "tolerance may be reached", ERROR_CONTROL, "(accumulated < tolerance) &", "(accumulated <= tolerance) &", ERROR_TESTS
+    ),
+    Mutant("growth without two refreshes", ERROR_CONTROL, "else last_gap > 0", "else last_gap >= 0", ERROR_TESTS),
+    Mutant(
+        "NaN is fine",
+        ERROR_CONTROL,
+        "(accumulated < tolerance) & torch.isfinite(accumulated)",
+        "~(accumulated >= tolerance)",
+        ERROR_TESTS,
+    ),
+    Mutant(
+        "a gate's NaN is fine",
+        "functional/gates/gate.py",
+        "~(changed < config.threshold)",
+        "(changed >= config.threshold)",
+        "functional/gates/test_gate.py",
+    ),
+    Mutant(
+        "one cached step too many",
+        "functional/gates/gate.py",
+        "gate.num_cached >= config",
+        "gate.num_cached > config",
+        "functional/gates/test_gate.py",
+    ),
+    Mutant(
+        "every call is a new image",
+        "runtime/trajectory.py",
+        "step.index < trajectory.index",
+        "step.index <= trajectory.index",
+        "pipelines/test_guidance.py",
+        "decide_together",
+    ),
+    # Clones left out.
+    Mutant("cached velocity handed through", STEP, "made.velocity.clone()", "made.velocity", STEP_TESTS, "one_graph"),
+    Mutant("cached history handed through", STEP, "(state.history.clone(),)", "(state.history,)", STEP_TESTS, "fresh"),
+    Mutant(
+        "group's tokens handed through",
+        "functional/groups/proposal.py",
+        "(kept.clone(), attention.clone())",
+        "(kept, attention)",
+        GROUP_TESTS,
+        "all_four",
+    ),
+    # Axes and orders.
+    Mutant(
+        "distance over all samples",
+        "functional/distance.py",
+        'reduce(x.square(), "batch seq channels -> batch", "sum")',
+        "x.square().sum().expand(x.shape[0])",
+        "functional/test_distance.py",
+    ),
+    Mutant(
+        "image before text",
+        "models/flux1/attention.py",
+        "(torch.cat([t, i], dim=2)",
+        "(torch.cat([i, t], dim=2)",
+        "models/test_flux.py",
+    ),
+    Mutant(
+        "history from the wrong end",
+        "functional/forecast.py",
+        "[newest.to(history.dtype)[None], history[:-1]]",
+        "[history[1:], newest.to(history.dtype)[None]]",
+        "functional/test_forecast.py",
+    ),
+    Mutant(
+        "past and present exchanged",
+        "functional/groups/stability.py",
+        "torch.lerp(similarity, stability, decay)",
+        "torch.lerp(stability, similarity, decay)",
+        "functional/groups/test_stability.py",
+    ),
+    Mutant(
+        "hysteresis inside out",
+        "functional/groups/stability.py",
+        "(-margin, 0.0, margin)",
+        "(margin, 0.0, -margin)",
+        "functional/groups/test_stability.py",
+    ),
+    # Off by one, left out, miscounted.
+    Mutant(
+        "one step of warmup more",
+        "functional/plans.py",
+        "step < config.warmup_steps",
+        "step <= config.warmup_steps",
+        STEP_TESTS,
+    ),
+    Mutant(
+        "fixed intervals a step late",
+        "functional/plans.py",
+        "range(config.warmup_steps - 1, num_steps",
+        "range(config.warmup_steps, num_steps",
+        "functional/test_step_variants.py",
+    ),
+    Mutant(
+        "followers without a history forecast",
+        "functional/decision.py",
+        "coupling.leader_refresh | (state.num_nodes == 0)",
+        "coupling.leader_refresh",
+        STEP_TESTS,
+    ),
+    Mutant(
+        "an estimate that starts anew at every look ahead",
+        "functional/lookahead.py",
+        "initial=state.accumulated_error",
+        "initial=torch.zeros_like(state.accumulated_error)",
+        "runtime/test_foresight.py",
+        "decisions_are_the_same and batch",
+    ),
+    Mutant(
+        "last blocks counted once",
+        "reports/records.py",
+        "num_blocks + config.last_blocks if",
+        "num_blocks if",
+        "bench/test_bench.py",
+        "other_policies and dbcache",
+    ),
+    Mutant(
+        "adapters' scales left as tensors",
+        "runtime/weights.py",
+        "layer.scaling[name] = number",
+        "layer.scaling[name] = _",
+        "pipelines/test_weights.py",
+        "rescaled_within and compiled",
+    ),
+    Mutant(
+        "a checkpoint without the lag",
+        "sampling/checkpoint.py",
+        'for name, tensor in _flatten("", trajectory)}',
+        'for name, tensor in _flatten("", trajectory) if not name.endswith(".lag")}',
+        "sampling/test_checkpoint.py",
+        "never_stopped",
+    ),
+    # Ranks.
+    Mutant(
+        "errors not summed over tokens",
+        RANKS,
+        "over_tokens=lambda sums: all_sum(sums, whole)",
+        "over_tokens=lambda sums: sums",
+        "parallel/test_exchange.py",
+    ),
+    Mutant(
+        "errors not summed over branches",
+        RANKS,
+        "over_branches=lambda errors: all_sum(errors, cfg)",
+        "over_branches=lambda errors: errors",
+        "parallel/test_exchange.py",
+    ),
+    Mutant(
+        "gates sum over branches",
+        RANKS,
+        "sums if cfg.rank == 0 else torch.zeros_like(sums)",
+        "sums",
+        "parallel/test_exchange.py",
+    ),
+    Mutant(
+        "padding is seen",
+        "functional/ranks/sharding.py",
+        "if not (lengths.txt_seq % ranks.size or lengths.img_seq % ranks.size):",
+        "if lengths:",
+        PARALLEL_TESTS,
+        "what_one_process and ulysses and ring",
+    ),
+    Mutant(
+        "a ring's weights exchanged",
+        "functional/ranks/attention.py",
+        "output.to(torch.float32) * share + other.to(torch.float32) * other_share",
+        "output.to(torch.float32) * other_share + other.to(torch.float32) * share",
+        "functional/ranks/test_sequence_parts.py",
+    ),
+    Mutant(
+        "a ring hides its own padding at every hop",
+        "functional/ranks/attention.py",
+        "(ring.rank + hop) % ring.size",
+        "(ring.rank + 0 * hop) % ring.size",
+        PARALLEL_TESTS,
+        "what_one_process and ulysses and ring",
+    ),
+)
