@@ -41,7 +41,7 @@ MUTANTS = (
     ),
     Mutant(
         "guidance away from the prompt",
-        STEP,
+        "functional/guidance.py",
         "(velocity - other)",
         "(other - velocity)",
         "sampling/test_loop.py",
@@ -76,28 +76,28 @@ MUTANTS = (
     Mutant(
         "a gate's NaN is fine",
         "functional/gates/gate.py",
-        "~(changed < config.threshold)",
-        "(changed >= config.threshold)",
+        "~(change < config.threshold)",
+        "(change >= config.threshold)",
         "functional/gates/test_gate.py",
     ),
     Mutant(
         "one cached step too many",
         "functional/gates/gate.py",
-        "gate.num_cached >= config",
-        "gate.num_cached > config",
+        "state.num_cached >= config",
+        "state.num_cached > config",
         "functional/gates/test_gate.py",
     ),
     Mutant(
         "every call is a new image",
         "runtime/trajectory.py",
-        "step.index < trajectory.index",
-        "step.index <= trajectory.index",
+        "step.index < self.index",
+        "step.index <= self.index",
         "pipelines/test_guidance.py",
         "decide_together",
     ),
     # Clones left out.
-    Mutant("cached velocity handed through", STEP, "made.velocity.clone()", "made.velocity", STEP_TESTS, "one_graph"),
-    Mutant("cached history handed through", STEP, "(state.history.clone(),)", "(state.history,)", STEP_TESTS, "fresh"),
+    Mutant("cached velocity handed through", STEP, "prepared.velocity.clone()", "prepared.velocity", STEP_TESTS, "one_graph"),
+    Mutant("cached history handed through", STEP, "history.clone() if is_pure", "history if is_pure", STEP_TESTS, "fresh"),
     Mutant(
         "group's tokens handed through",
         "functional/groups/proposal.py",
@@ -166,7 +166,7 @@ MUTANTS = (
     ),
     Mutant(
         "an estimate that starts anew at every look ahead",
-        "functional/lookahead.py",
+        "functional/decision.py",
         "initial=state.accumulated_error",
         "initial=torch.zeros_like(state.accumulated_error)",
         "runtime/test_foresight.py",
@@ -177,7 +177,7 @@ MUTANTS = (
         "reports/records.py",
         "num_blocks + config.last_blocks if",
         "num_blocks if",
-        "bench/test_bench.py",
+        "bench/test_search.py",
         "other_policies and dbcache",
     ),
     Mutant(
