@@ -41,7 +41,7 @@ def run(arguments: argparse.Namespace) -> None:
     compiles = not (arguments.no_compile or arguments.no_cache)
     if compiles and (problem := missing_compiler(device)):
         raise OSError(problem)
-    parallel = processes.share_out(
+    parallel = processes.choose_degrees(
         ulysses=arguments.ulysses,
         ring=arguments.ring,
         cfg=arguments.cfg_parallel,

@@ -51,7 +51,7 @@ def own_device(name: str | None, device: "torch.device") -> "torch.device":
     return torch.device("cuda", rank)
 
 
-def share_out(
+def choose_degrees(
     *, ulysses: int | None, ring: int | None, cfg: int | None, heads: int, is_guided: bool, device: "torch.device"
 ) -> "ParallelConfig | None":
     """The degrees that were asked for, and good ones for what was left open: None where one process does it all.

@@ -82,7 +82,7 @@ def decide(
     state: CacheState,
     schedule: StepSchedule,
     coupling: Coupling,
-    seen: Observation | None = None,
+    observation: Observation | None = None,
     *,
     config: CacheConfig,
     exchange: Exchange = ALONE,
@@ -93,7 +93,7 @@ def decide(
         state: what the branch remembers.
         schedule: where the step stands.
         coupling: decisions shared with other guidance branches.
-        seen: by the policy's gate; None without one.
+        observation: of the policy's gate; None without one.
         config: settings; static.
         exchange: what ranks that take the step together tell each other.
 
@@ -103,9 +103,9 @@ def decide(
     accumulated = state.accumulated_error + error_control.contribution(step_error, schedule.sigma, schedule.sigma_next)
     if config.rule.is_error_controlled:
         refresh = would_exceed(state, schedule, accumulated, config=config)
-    elif seen is not None:
+    elif observation is not None:
         assert state.gate is not None
-        refresh = is_changed(state.gate, seen.change, schedule.is_forced, config=config) | (state.num_nodes == 0)
+        refresh = is_changed(state.gate, observation.change, schedule.is_forced, config=config) | (state.num_nodes == 0)
     else:
         refresh = schedule.is_forced | (state.num_nodes == 0)
     # A follower without a history (guidance switched on late) computes, whatever the leader does.

@@ -11,7 +11,7 @@ from einops import rearrange
 
 from afcache._typing import PerSample, Velocity, typed
 from afcache.functional.decision import predict_error
-from afcache.functional.initial import solo
+from afcache.functional.initial import uncoupled
 from afcache.functional.state import CacheState, Coupling, GroupRecord, StepRecord, StepSchedule
 from afcache.settings.config import CacheConfig
 
@@ -20,7 +20,7 @@ from afcache.settings.config import CacheConfig
 def lead(states: tuple[CacheState, ...], schedule: StepSchedule, guidance_scale: PerSample, *, config: CacheConfig) -> Coupling:
     """The coupling of the first branch, which decides for all: errors of the guided velocity weigh |s| and |1 - s|."""
     first, *others = states
-    coupling = solo(len(guidance_scale), groups=config.num_groups, device=first.nodes.device)
+    coupling = uncoupled(len(guidance_scale), groups=config.num_groups, device=first.nodes.device)
     if not others:
         return coupling
     weight = (1 - guidance_scale).abs()

@@ -153,7 +153,7 @@ def state_bytes(state: CacheState) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
-def solo(batch: int, *, groups: int = 0, device: torch.device | str = "cpu") -> Coupling:
+def uncoupled(batch: int, *, groups: int = 0, device: torch.device | str = "cpu") -> Coupling:
     """The coupling of a trajectory without guidance branches: the one branch leads and weighs 1."""
     zeros = torch.zeros(batch, dtype=torch.float32, device=device)
     return Coupling(

@@ -103,7 +103,7 @@ def take(
         return _take_one_by_one(model, branches, schedule, coupling, config=config)
     prepared = tuple(prepare(model, each, schedule, config=config) for each in branches)
     first, *others = prepared
-    decision = decide(first.state, schedule, coupling, first.seen, config=config, exchange=model.exchange)
+    decision = decide(first.state, schedule, coupling, first.observation, config=config, exchange=model.exchange)
     decision = agree(compute_without_history(decision, [other.state for other in others]), model.exchange)
     is_refreshed = decision.refresh.any()
     outcomes = branch(
@@ -111,7 +111,7 @@ def take(
         lambda: tuple(_compute(model, each, decision.refresh, schedule, config=config, writer=writer) for each in prepared),
         lambda: tuple(_reuse(each, is_pure=writer is None) for each in prepared),
     )
-    decisions = [decision, *(_follow(decision, other.state, schedule, config=config) for other in others)]
+    decisions = [decision, *(_carry_out(decision, other.state, schedule, config=config) for other in others)]
     taken = []
     for each, outcome, its in zip(prepared, outcomes, decisions, strict=True):
         outcome = measure(each, outcome, its.refresh)
@@ -164,7 +164,7 @@ def prepare(model: Model, before: Branch, schedule: StepSchedule, *, config: Cac
         velocity=model.architecture.head(model.transformer, hidden_states, embedded.temb),
         orders=orders,
         growth=growth(state.nodes, orders, schedule.sigma, config=config),
-        seen=gate.observe(model, state.gate, embedded, start, config=config),
+        observation=gate.observe(model, state.gate, embedded, start, config=config),
     )
 
 
@@ -199,7 +199,7 @@ def _reuse(prepared: Prepared, *, is_pure: bool) -> Outcome:
     return Outcome(prepared.velocity.clone(), unmeasured, history.clone() if is_pure else written_in_place(history))
 
 
-def _follow(decision: Decision, state: CacheState, schedule: StepSchedule, *, config: CacheConfig) -> Decision:
+def _carry_out(decision: Decision, state: CacheState, schedule: StepSchedule, *, config: CacheConfig) -> Decision:
     """The first branch's decision as another branch of the call carries it out, with estimates of its own."""
     error = predict_error(state, schedule, config=config)
     added = error_control.contribution(error, schedule.sigma, schedule.sigma_next)

@@ -39,7 +39,7 @@ class Prepared(NamedTuple):
         velocity: v_hat.
         orders: order of the row that made it.
         growth: g at this step by the law of that order.
-        seen: by the policy's gate; None under policies without one.
+        observation: of the policy's gate; None under policies without one.
 
     """
 
@@ -50,7 +50,7 @@ class Prepared(NamedTuple):
     velocity: Velocity
     orders: Counts
     growth: PerSample
-    seen: Observation | None = None
+    observation: Observation | None = None
 
 
 class Outcome(NamedTuple):
@@ -147,7 +147,7 @@ def advance(
         accumulated_error=torch.where(refresh, zeros, decision.accumulated_error),
         last_gap=torch.where(refresh, gap, state.last_gap),
         lag=torch.where(refresh, zeros, lag),
-        gate=remember(state.gate, prepared.seen, refresh, config=config),
+        gate=remember(state.gate, prepared.observation, refresh, config=config),
         groups=groups,
     )
 

@@ -66,12 +66,12 @@ def weigh(scale: Tensor | None, ones: Tensor) -> tuple[Tensor, Tensor]:
     return torch.where(is_known, scale.abs(), ones), torch.where(is_known, (1 - scale).abs(), ones)
 
 
-def check_conditioning(now: dict[str, Any], seen: list[dict[str, Any]], branch: int, step: int) -> None:
+def check_conditioning(now: dict[str, Any], at_first: list[dict[str, Any]], branch: int, step: int) -> None:
     """Raise unless a guidance branch is conditioned on what it was at the first step.
 
     Args:
         now: conditioning of the call.
-        seen: of every branch, at the first step.
+        at_first: of every branch, at the first step.
         branch: which one calls, in order.
         step: position in the schedule.
 
@@ -79,13 +79,13 @@ def check_conditioning(now: dict[str, Any], seen: list[dict[str, Any]], branch: 
         RuntimeError: there are fewer or more branches than at the first step, or one has another prompt.
 
     """
-    if len(seen) != 2 or branch >= len(seen):
+    if len(at_first) != 2 or branch >= len(at_first):
         raise RuntimeError(
-            f"cfg_degree=2 shares out the two branches of true CFG, but the pipeline called the transformer {len(seen)} times "
-            "at its first step. Pass true_cfg_scale above 1 and a negative_prompt, or use cfg_degree=1."
+            "cfg_degree=2 shares out the two branches of true CFG, but the pipeline called the transformer "
+            f"{len(at_first)} times at its first step. Pass true_cfg_scale above 1 and a negative_prompt, or use cfg_degree=1."
         )
     for name, value in now.items():
-        if not _is_equal(value, seen[branch][name]):
+        if not _is_equal(value, at_first[branch][name]):
             raise RuntimeError(
                 f"{name} of guidance branch {branch} changed at step {step}, which cfg_degree=2 does not "
                 "support: another rank computes the branch. Leave prompts alone in callbacks, or use cfg_degree=1."

@@ -32,7 +32,7 @@ class Foresight:
         self._forced = forced_steps(config, len(schedule))
         self._rows: dict[int, tuple[Tensor, bool]] = {}
 
-    def lead(
+    def for_leader(
         self,
         position: int,
         coupling: Coupling,
@@ -61,7 +61,7 @@ class Foresight:
         adopted = coupling._replace(is_follower=torch.ones_like(coupling.is_follower), leader_refresh=refresh)
         return self._foretell(adopted, is_computed=is_computed)
 
-    def follow(self, coupling: Coupling, *, has_history: bool) -> Coupling:
+    def for_follower(self, coupling: Coupling, *, has_history: bool) -> Coupling:
         """The coupling of a branch that does what the leader did; without a history it computes."""
         return self._foretell(coupling, is_computed=not has_history or bool(coupling.known))
 

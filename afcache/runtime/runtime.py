@@ -8,7 +8,7 @@ import torch
 from diffusers.utils import logging
 from torch import Tensor
 
-from afcache.functional.initial import solo
+from afcache.functional.initial import uncoupled
 from afcache.functional.plans import schedule_steps
 from afcache.functional.ranks.traffic import Call as Messages
 from afcache.models.families import family_of
@@ -107,7 +107,7 @@ class Runtime:
         trajectory = self._trajectories.get(scheduler)
         if trajectory is None or trajectory.is_left(step, call.latents.shape):
             trajectory = self._start(scheduler, step, call)
-        trajectory.enter(call, step.index)
+        trajectory.begin_call(call, step.index)
         stop = start_clock(call.latents.device)
         try:
             velocity, record = trajectory.take(call)
@@ -143,7 +143,7 @@ class Runtime:
             timesteps=step.timesteps,
             sigmas=sigmas,
             schedule=schedule,
-            alone=solo(latents.shape[0], groups=config.num_groups, device=sigmas.device),
+            alone=uncoupled(latents.shape[0], groups=config.num_groups, device=sigmas.device),
             first_index=step.index,
             shape=latents.shape,
             corrects=self._corrects(scheduler),

@@ -91,8 +91,8 @@ class Trajectory:
         is_restarted = step.index < self.index or (step.index == self.first_index and shape != self.shape)
         return step.timesteps is not self.timesteps or is_restarted
 
-    def enter(self, call: Call, index: int) -> None:
-        """Come to a step of the schedule.
+    def begin_call(self, call: Call, index: int) -> None:
+        """Find which guidance branch calls, at which step.
 
         Raises:
             RuntimeError: with latents of another shape, or once more than guidance has branches.
@@ -259,14 +259,14 @@ class Trajectory:
         if self.foresight is None:
             return coupling
         states = [branch.state for branch in self.branches]
-        return self.foresight.lead(self._position, coupling, states, weights, has_history=leader.has_history)
+        return self.foresight.for_leader(self._position, coupling, states, weights, has_history=leader.has_history)
 
     def _follow(self, branch: BranchCalls) -> Coupling:
         """The other branches do what the leader did."""
         assert self.coupling is not None
         if self.foresight is None:
             return self.coupling
-        return self.foresight.follow(self.coupling, has_history=branch.has_history)
+        return self.foresight.for_follower(self.coupling, has_history=branch.has_history)
 
     def _conditioning_of(self, call: Call) -> dict[str, Any]:
         return {name: getattr(call.inputs, name) for name in self.bound.family.calls.of_branches}

@@ -9,7 +9,7 @@ from torch.utils import _pytree as pytree
 from torch.utils.flop_counter import FlopCounterMode
 
 from afcache import CacheConfig
-from afcache.functional.initial import solo
+from afcache.functional.initial import uncoupled
 from afcache.functional.model import scaled_dot_product_attention
 from afcache.functional.plans import schedule_steps
 from afcache.models.flux1 import architecture as flux1
@@ -81,7 +81,7 @@ def capture(size: Size, config: CacheConfig) -> Captured:
         transformer = make_flux1(size, dtype=torch.bfloat16)
         inputs = make_inputs(size, transformer)
         state = init_state(1, size.tokens, size.dim, config=config, dtype=torch.bfloat16)
-        arguments = (inputs, state, type(schedule)(*map(mode.from_tensor, schedule)), solo(1))
+        arguments = (inputs, state, type(schedule)(*map(mode.from_tensor, schedule)), uncoupled(1))
 
         def trace() -> None:
             with contextlib.suppress(StoppedError):

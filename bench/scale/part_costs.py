@@ -10,7 +10,7 @@ import torch
 import afcache
 from afcache.functional import forecast
 from afcache.functional.decision import forecast_row
-from afcache.functional.initial import solo
+from afcache.functional.initial import uncoupled
 from afcache.functional.model import Architecture, Embedded, scaled_dot_product_attention
 from afcache.functional.plans import schedule_steps
 from afcache.models.flux1 import architecture as flux1
@@ -33,7 +33,7 @@ def measure_parts(tokens: int, repeats: int) -> list[dict[str, Any]]:
     inputs = make_inputs(tokens, transformer.config.joint_attention_dim)
     config = dataclasses.replace(forced(1000), warmup_steps=1)
     schedules = schedule_steps(torch.linspace(1, 0, STEPS + 1), config)
-    state, coupling = init_state(1, tokens, 512, config=config), solo(1)
+    state, coupling = init_state(1, tokens, 512, config=config), uncoupled(1)
     embedded = flux1.embed(transformer, inputs)
     velocity = flux1.head(transformer, embedded.hidden_states, embedded.temb)
     # The machinery of a step around a model that costs nothing.

@@ -16,7 +16,7 @@ from afcache.functional import forecast
 from afcache.functional.decision import decide, forecast_row, predict_error
 from afcache.functional.groups.group import divide
 from afcache.functional.guidance import follow
-from afcache.functional.initial import solo
+from afcache.functional.initial import uncoupled
 from afcache.functional.model import Embedded, Model, Part, model_of, scaled_dot_product_attention
 from afcache.functional.plans import schedule_steps
 from afcache.functional.state import CacheState, Coupling, GroupRecord, StepRecord, StepSchedule
@@ -74,7 +74,7 @@ def sample(transformer: Any, problem: Prepared, config: CacheConfig, *, use_surp
     refreshes, runs = [], torch.zeros(2, sizes(transformer).num_blocks, dtype=torch.int64)
     for schedule in schedule_steps(problem.sigmas, config):
         placed = [FLUX.place(branch, latents, schedule.sigma) for branch in problem.branches]
-        coupling = solo(batch, groups=config.num_groups)
+        coupling = uncoupled(batch, groups=config.num_groups)
         if len(states) == 2:
             others = abs(1 - problem.cfg) * predict_error(states[1], schedule, config=config)
             coupling = coupling._replace(weight=torch.full((batch,), abs(problem.cfg)), others_error=others)
@@ -115,7 +115,7 @@ def _decide(
         return decide(state, schedule, coupling, config=config)[0]
     model = model_of(transformer, FLUX, scaled_dot_product_attention)
     prepared = prepare(model, Branch(inputs, state), schedule, config=config)
-    return decide(state, schedule, coupling, prepared.seen, config=config)[0]
+    return decide(state, schedule, coupling, prepared.observation, config=config)[0]
 
 
 def _sparse(refresh: Tensor, blocks: int, config: CacheConfig) -> Any:

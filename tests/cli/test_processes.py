@@ -13,9 +13,9 @@ from afcache.parallel.config import ParallelConfig
 CPU = torch.device("cpu")
 
 
-def share_out(**changes: Any) -> ParallelConfig | None:
+def choose_degrees(**changes: Any) -> ParallelConfig | None:
     open_degrees: dict[str, Any] = {"ulysses": None, "ring": None, "cfg": None, "heads": 24, "is_guided": False, "device": CPU}
-    return processes.share_out(**{**open_degrees, **changes})
+    return processes.choose_degrees(**{**open_degrees, **changes})
 
 
 def degrees(parallel: ParallelConfig | None) -> tuple[int, int, int]:
@@ -25,8 +25,8 @@ def degrees(parallel: ParallelConfig | None) -> tuple[int, int, int]:
 
 def test_one_process_shares_nothing(monkeypatch):
     monkeypatch.delenv("WORLD_SIZE", raising=False)
-    assert share_out() is None
-    assert share_out(ulysses=1) is None
+    assert choose_degrees() is None
+    assert choose_degrees(ulysses=1) is None
     assert processes.is_first()
 
 
@@ -46,7 +46,7 @@ def test_one_process_shares_nothing(monkeypatch):
 )
 def test_degrees_that_are_not_given_are_chosen(monkeypatch, count: int, given: dict[str, Any], expected: tuple[int, ...]):
     monkeypatch.setenv("WORLD_SIZE", str(count))
-    parallel = share_out(**given)
+    parallel = choose_degrees(**given)
     assert degrees(parallel) == expected
     assert parallel is not None
     assert parallel.backend == "gloo"
@@ -70,7 +70,7 @@ def test_degrees_that_cannot_be_are_refused(monkeypatch, count: int, given: dict
     monkeypatch.setenv("WORLD_SIZE", str(count))
     monkeypatch.setattr(sys, "argv", ["afcache", "generate"])
     with pytest.raises(ValueError, match=message):
-        share_out(**given)
+        choose_degrees(**given)
 
 
 def test_one_gpu_is_not_for_all_processes(monkeypatch):

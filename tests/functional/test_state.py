@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from afcache.functional.initial import solo, state_bytes
+from afcache.functional.initial import state_bytes, uncoupled
 from afcache.functional.plans import schedule_steps
 from afcache.sampling.primitives import check_state, init_state
 from afcache.settings.config import CacheConfig
@@ -56,6 +56,6 @@ def test_a_scheduled_step_is_made_of_scalars_in_float32():
 
 
 def test_solo_weighs_one_and_follows_nobody():
-    coupling = solo(3)
+    coupling = uncoupled(3)
     assert coupling.weight.tolist() == [1.0] * 3
     assert not bool(coupling.is_follower)

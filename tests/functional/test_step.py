@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from afcache.functional.decision import decide, predict_error
-from afcache.functional.initial import solo
+from afcache.functional.initial import uncoupled
 from afcache.functional.model import scaled_dot_product_attention
 from afcache.functional.plans import schedule_steps
 from afcache.functional.state import CacheState
@@ -232,7 +232,7 @@ def step_once(toy: Toy, inputs: ToyInputs, state: CacheState, schedule, *, confi
         inputs,
         state,
         schedule,
-        coupling or solo(inputs.hidden_states.shape[0]),
+        coupling or uncoupled(inputs.hidden_states.shape[0]),
         architecture=TOY,
         kernel=scaled_dot_product_attention,
         config=config,
@@ -284,7 +284,9 @@ def test_decide_weighs_the_leaders_error_and_adds_that_of_the_others():
     leader, other = measured_state(5.0), measured_state(3.0)
     schedule = schedule_steps(sigmas, config)[2]
     # e = c h^2 = 5 * 0.01 and 3 * 0.01; guidance scale 4: 4 * 0.05 + 3 * 0.03, times a step of 0.1.
-    coupling = solo(1)._replace(weight=torch.tensor([4.0]), others_error=3.0 * predict_error(other, schedule, config=config))
+    coupling = uncoupled(1)._replace(
+        weight=torch.tensor([4.0]), others_error=3.0 * predict_error(other, schedule, config=config)
+    )
     _, predicted, accumulated, _ = decide(leader, schedule, coupling, config=config)
     assert float(predicted) == pytest.approx(0.05, rel=1e-4)
     assert float(accumulated) == pytest.approx((4 * 0.05 + 3 * 0.03) * 0.1, rel=1e-4)
@@ -294,7 +296,7 @@ def test_decide_weighs_the_leaders_error_and_adds_that_of_the_others():
 def test_a_follower_adopts_the_leaders_decision(adopted: bool):
     config = CacheConfig(warmup_steps=1, tolerance=1e9 if adopted else 0.0)
     schedule = schedule_steps(torch.tensor([1.0, 0.9, 0.8, 0.7, 0.6, 0.0]), config)[2]
-    coupling = solo(1)._replace(is_follower=torch.tensor(True), leader_refresh=torch.tensor([adopted]))
+    coupling = uncoupled(1)._replace(is_follower=torch.tensor(True), leader_refresh=torch.tensor([adopted]))
     refresh, *_ = decide(measured_state(1.0), schedule, coupling, config=config)
     assert bool(refresh) == adopted
 
@@ -302,7 +304,7 @@ def test_a_follower_adopts_the_leaders_decision(adopted: bool):
 def test_a_follower_without_history_computes():
     config = CacheConfig(warmup_steps=1, tolerance=1e9)
     schedule = schedule_steps(torch.tensor([1.0, 0.9, 0.8, 0.7, 0.6, 0.0]), config)[2]
-    coupling = solo(1)._replace(is_follower=torch.tensor(True))
+    coupling = uncoupled(1)._replace(is_follower=torch.tensor(True))
     refresh, *_ = decide(init_state(1, 3, 4, config=config), schedule, coupling, config=config)
     assert bool(refresh)
 
@@ -332,7 +334,7 @@ def test_cached_forward_compiles_to_one_graph_that_equals_eager():
         state, latents, pattern = init_state(2, 3, 4, config=config), LATENTS, ""
         for index in range(steps):
             schedule = schedule_steps(sigmas, config)[index]
-            velocity, state, record = compiled(ToyInputs(latents, schedule.sigma.expand(2)), state, schedule, solo(2))
+            velocity, state, record = compiled(ToyInputs(latents, schedule.sigma.expand(2)), state, schedule, uncoupled(2))
             latents = latents + (schedule.sigma_next - schedule.sigma) * velocity
             pattern += "F" if bool(record.refresh[0]) else "."
         if steps == 28:

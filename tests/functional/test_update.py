@@ -8,7 +8,7 @@ import torch
 
 import afcache
 from afcache import CacheConfig
-from afcache.functional.initial import solo
+from afcache.functional.initial import uncoupled
 from afcache.functional.model import scaled_dot_product_attention
 from afcache.functional.plans import schedule_steps
 from afcache.functional.state import CacheState
@@ -30,7 +30,7 @@ def walk(state: CacheState, config: CacheConfig, start: int, stop: int) -> tuple
         inputs = ToyInputs(latents, schedule.sigma.expand(len(latents)))
         parts: dict[str, Any] = {"architecture": TOY, "kernel": scaled_dot_product_attention, "config": config}
         toy: Any = Toy(mixture_flow)
-        velocity, state, record = cached_forward(toy, inputs, state, schedule, solo(len(latents)), **parts)
+        velocity, state, record = cached_forward(toy, inputs, state, schedule, uncoupled(len(latents)), **parts)
         latents = latents + (schedule.sigma_next - schedule.sigma) * velocity
         pattern += "F" if bool(record.is_computed) else "."
     return latents, state, pattern

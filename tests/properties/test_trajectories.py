@@ -9,7 +9,7 @@ from torch import Tensor
 
 from afcache import CacheConfig, check_state
 from afcache.functional.decision import decide, foresee
-from afcache.functional.initial import solo
+from afcache.functional.initial import uncoupled
 from afcache.functional.model import scaled_dot_product_attention
 from afcache.functional.plans import forced_steps, schedule_steps
 from afcache.functional.state import StepSchedule
@@ -130,7 +130,7 @@ def test_states_keep_their_shape_and_nothing_is_changed_in_place(field, sigmas, 
     batch, img_seq, channels = latents.shape
     state, toy = init_state(batch, img_seq, channels, config=config), Toy(field)
     for schedule in schedule_steps(sigmas, config):
-        inputs, coupling = ToyInputs(latents, schedule.sigma.expand(batch)), solo(batch)
+        inputs, coupling = ToyInputs(latents, schedule.sigma.expand(batch)), uncoupled(batch)
         before = tensors_of((inputs, state, schedule, coupling))
         copies = [tensor.clone() for tensor in before]
         velocity, state, record = cached_forward(
@@ -174,7 +174,7 @@ def test_a_larger_tolerance_refreshes_no_sample_more(case):
         values = (sigma, sigma_next, 9, False, tolerance, 0.0)
         kinds = (torch.float32, torch.float32, torch.int64, torch.bool, torch.float32, torch.float32)
         schedule = StepSchedule(*(torch.tensor(v, dtype=kind) for v, kind in zip(values, kinds, strict=True)))
-        return decide(state, schedule, solo(state.last_gap.shape[0]), config=config)[0]
+        return decide(state, schedule, uncoupled(state.last_gap.shape[0]), config=config)[0]
 
     assert bool((refreshed(high) <= refreshed(low)).all())
     assert bool(refreshed(0.0).all())

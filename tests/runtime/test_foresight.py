@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import afcache
 from afcache import CacheConfig, policy
 from afcache.functional.decision import decide, foresee
-from afcache.functional.initial import solo
+from afcache.functional.initial import uncoupled
 from afcache.functional.model import scaled_dot_product_attention
 from afcache.functional.plans import schedule_steps
 from afcache.functional.state import StepSchedule
@@ -47,8 +47,8 @@ def test_foresee_decides_what_the_steps_will(law: Any, decisions: Any):
     assert rows.shape == (15, 3)
     state, seen = start, []
     for schedule, row in zip(later, rows, strict=True):
-        _, error, *_ = decide(other, schedule, solo(3), config=config)
-        coupling = solo(3)._replace(weight=weight, others_error=others_weight * error)
+        _, error, *_ = decide(other, schedule, uncoupled(3), config=config)
+        coupling = uncoupled(3)._replace(weight=weight, others_error=others_weight * error)
         refresh, _, accumulated, _ = decide(state, schedule, coupling, config=config)
         seen.append(refresh)
         assert torch.equal(row, refresh)
@@ -259,13 +259,13 @@ def test_a_step_that_is_decided_ahead_reads_nothing_of_the_device():
     compiled = torch.compile(step, fullgraph=True, backend="aot_eager")
     for is_computed in (True, False):
         known = torch.tensor(is_computed)
-        velocity, _, record = compiled(inputs, state, schedule, solo(1, device="meta")._replace(known=(known,)))
+        velocity, _, record = compiled(inputs, state, schedule, uncoupled(1, device="meta")._replace(known=(known,)))
         assert velocity.is_meta
         assert velocity.shape == inputs.hidden_states.shape
         assert bool(record.is_computed) == is_computed
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
     with pytest.raises(RuntimeError, match="meta tensors"):
-        compiled(inputs, state, schedule, solo(1, device="meta"))
+        compiled(inputs, state, schedule, uncoupled(1, device="meta"))
 
 
 @pytest.mark.host

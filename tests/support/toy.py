@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from afcache.functional.initial import solo
+from afcache.functional.initial import uncoupled
 from afcache.functional.model import Architecture, Embedded, Model, Sizes, scaled_dot_product_attention
 from afcache.functional.plans import schedule_steps
 from afcache.functional.state import CacheState, Coupling, StepRecord
@@ -104,7 +104,7 @@ def sample_toy(
             inputs,
             state,
             schedule,
-            coupling or solo(batch),
+            coupling or uncoupled(batch),
             architecture=TOY,
             kernel=scaled_dot_product_attention,
             config=config,

@@ -91,14 +91,16 @@ def is_changed(state: GateState, change: PerSample, is_forced: Flag, *, config: 
 
 
 @typed
-def remember(state: GateState | None, seen: Observation | None, refresh: Flags, *, config: CacheConfig) -> GateState | None:
+def remember(
+    state: GateState | None, observation: Observation | None, refresh: Flags, *, config: CacheConfig
+) -> GateState | None:
     """The gate after the step; None without one."""
-    if state is None or seen is None:
+    if state is None or observation is None:
         return None
-    zeros = torch.zeros_like(seen.change)
+    zeros = torch.zeros_like(observation.change)
     is_reference = refresh if GATES[config.policy].looks_back_to_refresh else torch.ones_like(refresh)
     return GateState(
-        reference=torch.where(is_reference[:, None, None], seen.features, state.reference),
-        accumulated=torch.where(refresh, zeros, seen.change),
+        reference=torch.where(is_reference[:, None, None], observation.features, state.reference),
+        accumulated=torch.where(refresh, zeros, observation.change),
         num_cached=torch.where(refresh, torch.zeros_like(state.num_cached), state.num_cached + 1),
     )

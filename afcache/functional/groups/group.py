@@ -200,7 +200,7 @@ def _agree(
         choice = torch.where(request.is_follower, adopted, choice)
     if config.batch_decisions == "shared":
         choice = torch.where((choice == 0).any(), torch.zeros_like(choice), choice)
-    return model.exchange.agree(model.exchange.follow(choice))
+    return model.exchange.agree(model.exchange.adopt(choice))
 
 
 def _run(

@@ -23,7 +23,7 @@ class Exchange(NamedTuple):
         over_tokens: sums `[count, batch]` partial sums over the ranks that hold a guidance branch's tokens.
         of_leader: the same for what only the leading guidance branch says; other branches contribute nothing.
         over_branches: sums weighted errors over the guidance branches that other ranks compute.
-        follow: what the leading branch's first rank has in place of this rank's; as it is where no branch is elsewhere.
+        adopt: what the leading branch's first rank has in place of this rank's; as it is where no branch is elsewhere.
         gather_summary: `(summary [batch, coarse, dim], txt_seq) -> (everybody's, txt_seq)`, text first.
         agree: `codes [...]` (0: compute) -> the smallest over ranks, and `(codes of every rank [ranks, ...],)`; outside of
             the debug option the codes as they are, and nothing.
@@ -34,7 +34,7 @@ class Exchange(NamedTuple):
     over_tokens: Reduction = no_reduction
     of_leader: Reduction = no_reduction
     over_branches: Callable[[Tensor], Tensor] = no_reduction
-    follow: Callable[[Tensor], Tensor] = no_reduction
+    adopt: Callable[[Tensor], Tensor] = no_reduction
     gather_summary: Callable[[Tensor, int], tuple[Tensor, int]] = _gather_nothing
     agree: Callable[[Tensor], tuple[Tensor, tuple[Tensor, ...]]] = _agree_alone
     shards: int = 1

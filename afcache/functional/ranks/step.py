@@ -95,7 +95,7 @@ def exchange_of(layout: Layout, lengths: Lengths) -> Exchange:
     def of_leader(sums: Tensor) -> Tensor:
         return all_sum(sums if cfg.rank == 0 else torch.zeros_like(sums), replica)
 
-    def follow(choice: Tensor) -> Tensor:
+    def adopt(choice: Tensor) -> Tensor:
         if cfg.size == 1:
             return choice
         return all_sum(choice if replica.rank == 0 else torch.zeros_like(choice), replica)
@@ -118,7 +118,7 @@ def exchange_of(layout: Layout, lengths: Lengths) -> Exchange:
         over_tokens=lambda sums: all_sum(sums, whole),
         of_leader=of_leader,
         over_branches=lambda errors: all_sum(errors, cfg),
-        follow=follow,
+        adopt=adopt,
         gather_summary=gather_summary,
         agree=agree,
         shards=whole.size,
