@@ -48,7 +48,7 @@ def euler_step(
 
     Args:
         model: the transformer.
-        branches: the prompt's first. Latents and timestep of their inputs are replaced by `latents` and the schedule's sigma.
+        branches: the prompt's first, placed at `latents` and the schedule's sigma.
         latents: x_i.
         schedule: where the step stands.
         guidance_scale: s per sample; unused without a second branch.
@@ -58,9 +58,8 @@ def euler_step(
         x_{i+1} in the dtype of `latents`; the branches after the step.
 
     """
-    placed = tuple(Branch(model.architecture.place(each.inputs, latents, schedule.sigma), each.state) for each in branches)
     coupling = lead(tuple(each.state for each in branches), schedule, guidance_scale, config=config)
-    taken = take(model, placed, schedule, coupling, config=config)
+    taken = take(model, branches, schedule, coupling, config=config)
     velocity = guide(tuple(each.velocity for each in taken), guidance_scale)
     stepped = latents.to(torch.float32) + (schedule.sigma_next - schedule.sigma) * velocity
     return stepped.to(latents.dtype), taken

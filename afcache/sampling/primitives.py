@@ -96,7 +96,9 @@ def denoising_step(
     if not 1 <= len(inputs) <= 2:
         raise ValueError(f"inputs must have one entry for each guidance branch, one or two, got {len(inputs)}.")
     model = model_of(transformer, architecture, kernel)
-    branches = tuple(Branch(each, state) for each, state in zip(inputs, states, strict=True))
+    # Inputs are placed before they are held together: Dynamo would take the latents that they bring for an input of the graph.
+    placed = [architecture.place(each, latents, schedule.sigma) for each in inputs]
+    branches = tuple(Branch(each, state) for each, state in zip(placed, states, strict=True))
     stepped, taken = euler_step(model, branches, latents, schedule, guidance_scale, config=config)
     return stepped, tuple(each.state for each in taken), tuple(each.record for each in taken)
 
