@@ -39,6 +39,7 @@ class Calls(NamedTuple):
         reader: `(transformer) -> reader`: keeps what is read once of several calls.
         answer: `(transformer, reader, forward, *args, **kwargs)`: the host's forward by ours, which maps a `Call` to a
             velocity.
+        read: `(inputs) -> Call` of inputs that are made of a call's.
         of_branches: fields of the inputs in which guidance branches differ.
         describe: `(inputs, is_later=) -> {name: value}`: what all ranks of an image must be given alike.
         probe: `(transformer, dtype=, device=) -> inputs` of a small sample, always the same.
@@ -47,6 +48,7 @@ class Calls(NamedTuple):
 
     reader: Callable[[HostModule], Any]
     answer: Callable[..., Any]
+    read: Callable[[Any], Call]
     of_branches: tuple[str, ...]
     describe: Callable[..., dict[str, Any]]
     probe: Callable[..., Any]

@@ -155,17 +155,17 @@ class Trajectory:
             return self.velocities[branch_index], None
         rank = parallel.layout.cfg.rank
         # Latents, time and a ControlNet's residuals are the present ones; pipelines give both branches the same.
-        mine = call.inputs._replace(**self.conditioning[rank])
+        mine = self.bound.family.calls.read(call.inputs._replace(**self.conditioning[rank]))
         if not self.bound.config.rule.is_cached:
             with self.bound.steps.traceable():
-                velocities, record = self._step()(mine), None
+                velocities, record = self._step()(mine.inputs), None
         else:
             self._learn_guidance(call.latents)
             branch = self.branches[rank if len(self.branches) > 1 else 0]
             self.branches = [branch]
-            self._steer(branch, call)
+            self._steer(branch, mine)
             coupling = self.alone._replace(weight=weigh(self.guidance_scale, self.alone.weight)[rank])
-            velocities, record = self._run(branch, mine, coupling)
+            velocities, record = self._run(branch, mine.inputs, coupling)
         check_votes(parallel, record, self.index)
         self.velocities = velocities
         return velocities[0], record

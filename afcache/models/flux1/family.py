@@ -20,7 +20,7 @@ from afcache.models.family import Calls, Checks, Family
 from afcache.models.flux1 import checks
 from afcache.models.flux1.architecture import FLUX
 from afcache.models.flux1.backend import attention_backend, attention_kernel
-from afcache.models.flux1.call import OF_BRANCHES, Reader, answer, describe
+from afcache.models.flux1.call import OF_BRANCHES, Reader, answer, describe, read_call
 from afcache.models.flux1.inputs import probe_inputs
 
 FLUX1 = Family(
@@ -44,6 +44,7 @@ FLUX1 = Family(
     calls=Calls(
         reader=Reader,
         answer=answer,
+        read=read_call,
         of_branches=OF_BRANCHES,
         describe=describe,
         probe=probe_inputs,
