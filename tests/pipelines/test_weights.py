@@ -190,25 +190,25 @@ def test_how_often_adapters_recompile(short, tmp_path):
     assert largest_difference(images[2], images[3]) > 0.01
 
 
-def test_hot_swapped_adapters_are_not_stale_and_share_a_graph(short, tmp_path):
-    """Prepared for it, scales are tensors of the host's short."""
+def test_hot_swapped_adapters_are_not_stale_and_share_a_graph(own, tmp_path):
+    """Prepared for it, scales are tensors of the host's own."""
     for seed, name in enumerate(("first", "second")):
         torch.manual_seed(seed)
         make_lora(tmp_path / name)
-    short.enable_lora_hotswap(target_rank=8)
-    short.load_lora_weights(tmp_path / "first", adapter_name="one")
+    own.enable_lora_hotswap(target_rank=8)
+    own.load_lora_weights(tmp_path / "first", adapter_name="one")
     expected = []
     for name in ("first", "second"):
-        short.load_lora_weights(tmp_path / name, adapter_name="one", hotswap=True)
-        expected.append(sample(short, steps=6))
+        own.load_lora_weights(tmp_path / name, adapter_name="one", hotswap=True)
+        expected.append(sample(own, steps=6))
     assert largest_difference(*expected) > 0.01
     choices: list[dict[str, Any]] = [{"compile": False}, {"backend": "aot_eager"}]
     for options in choices:
-        afcache.compile_pipeline(short, CacheConfig(tolerance=0.0), **options)
+        afcache.compile_pipeline(own, CacheConfig(tolerance=0.0), **options)
         for name, image in zip(("first", "second", "first"), [*expected, expected[0]], strict=True):
-            short.load_lora_weights(tmp_path / name, adapter_name="one", hotswap=True)
-            assert largest_difference(sample(short, steps=6), image) < 1e-4
-            assert largest_difference(sample(short, steps=6, joint_attention_kwargs={"scale": 0.5}), image) > 1e-3
+            own.load_lora_weights(tmp_path / name, adapter_name="one", hotswap=True)
+            assert largest_difference(sample(own, steps=6), image) < 1e-4
+            assert largest_difference(sample(own, steps=6, joint_attention_kwargs={"scale": 0.5}), image) > 1e-3
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
 
 
