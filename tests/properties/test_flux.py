@@ -17,7 +17,8 @@ from torch.utils import _pytree as pytree
 import afcache
 from afcache import CacheConfig, FluxInputs, Layerwise
 from afcache.functional.initial import state_bytes
-from afcache.functional.model import scaled_dot_product_attention
+from afcache.functional.model import model_of, scaled_dot_product_attention
+from afcache.functional.step import full_forward
 from afcache.models.flux1 import architecture as flux1
 from afcache.models.flux1 import inputs as flux1_inputs
 from afcache.sampling.primitives import denoising_step
@@ -299,9 +300,6 @@ def test_the_forward_is_diffusers_own_at_any_noise_level(sigma, batch):
     inputs = FluxInputs(
         **values, timestep=torch.full((batch,), sigma), img_ids=torch.ones(4, 3), txt_ids=torch.zeros(3, 3), guidance=None
     )
-    ours = afcache.functional.step.full_forward(
-        TRANSFORMER, inputs, architecture=flux1.FLUX, kernel=scaled_dot_product_attention
-    )
-    torch.testing.assert_close(
-        ours, TRANSFORMER(**flux1_inputs.host_arguments(inputs), return_dict=False)[0], rtol=0, atol=1e-5
-    )
+    ours = full_forward(model_of(TRANSFORMER, flux1.FLUX, scaled_dot_product_attention), inputs)
+    host = TRANSFORMER(**flux1_inputs.host_arguments(inputs), return_dict=False)[0]
+    torch.testing.assert_close(ours, host, rtol=0, atol=1e-5)

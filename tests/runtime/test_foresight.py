@@ -17,6 +17,7 @@ from afcache.functional.plans import schedule_steps
 from afcache.functional.state import StepSchedule
 from afcache.models.flux1 import architecture as flux1
 from afcache.models.flux1 import inputs as flux1_inputs
+from afcache.runtime import pipelines
 from afcache.runtime.foresight import Foresight
 from afcache.sampling.primitives import cached_forward, init_state
 from bench.models.random_flux import SIZES, make_flux1
@@ -144,13 +145,13 @@ class Reads(TorchDispatchMode):
 @pytest.fixture
 def as_on_an_accelerator(monkeypatch):
     """Only where reading is free is the timestep checked at every step."""
-    read_step = afcache.runtime.read_step
+    read_step = pipelines.read_step
 
     def unverified(scheduler: Any, timestep: Tensor, *, verify: bool) -> Any:
         del verify
         return read_step(scheduler, timestep, verify=False)
 
-    monkeypatch.setattr("afcache.runtime.read_step", unverified)
+    monkeypatch.setattr(pipelines, "read_step", unverified)
 
 
 @pytest.mark.host
@@ -259,7 +260,7 @@ def test_a_step_that_is_decided_ahead_reads_nothing_of_the_device():
     compiled = torch.compile(step, fullgraph=True, backend="aot_eager")
     for is_computed in (True, False):
         known = torch.tensor(is_computed)
-        velocity, _, record = compiled(inputs, state, schedule, uncoupled(1, device="meta")._replace(known=(known,)))
+        velocity, _, record = compiled(inputs, state, schedule, uncoupled(1, device="meta")._replace(known=known))
         assert velocity.is_meta
         assert velocity.shape == inputs.hidden_states.shape
         assert bool(record.is_computed) == is_computed

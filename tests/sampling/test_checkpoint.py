@@ -56,7 +56,7 @@ def test_a_trajectory_goes_on_from_a_file_as_if_it_had_never_stopped(pipe, tmp_p
 def test_one_state_has_several_futures(pipe):
     problem = prepare(pipe, [0], steps=STEPS)
     half = denoise(pipe, problem, stop=4)
-    before = pytree.tree_map(torch.clone, tuple(half))
+    before = pytree.tree_map_only(torch.Tensor, torch.clone, tuple(half))
     same, other = (denoise(pipe, problem, CacheConfig(tolerance=t, warmup_steps=2), start=half) for t in (0.02, 10.0))
     assert_equal(half, Denoised(*before))
     assert_equal(same, denoise(pipe, problem))
@@ -146,7 +146,7 @@ def test_files_that_lack_a_part_are_refused(pipe, tmp_path: Path):
     for lost in (["latents"], ["states.0.history"], records):
         kept = {name: tensor for name, tensor in tensors.items() if name not in lost}
         assert len(kept) < len(tensors)
-        save_file(kept, path, metadata={"format": "afcache checkpoint 1"})
+        save_file(kept, path, metadata={"format": "afcache checkpoint 2"})
         with pytest.raises(ValueError, match=r"half\.safetensors lacks a part of a trajectory"):
             afcache.load_checkpoint(path)
 
@@ -156,7 +156,7 @@ def test_files_that_are_no_checkpoint_are_refused(tmp_path: Path):
     with pytest.raises(ValueError, match="text is no safetensors file, or a damaged one"):
         afcache.load_checkpoint(tmp_path / "text")
     save_file({"latents": torch.zeros(1)}, tmp_path / "other")
-    with pytest.raises(ValueError, match="other must have the format 'afcache checkpoint 1', got None"):
+    with pytest.raises(ValueError, match="other must have the format 'afcache checkpoint 2', got None"):
         afcache.load_checkpoint(tmp_path / "other")
     with pytest.raises(OSError, match="none"):
         afcache.load_checkpoint(tmp_path / "none")
