@@ -7,7 +7,7 @@ from afcache._typing import AttentionMap, Features, HostModule, Tokens, Velocity
 from afcache.functional.model import Architecture, Embedded, Model, Part, Parts, Sizes, TokenAxes
 from afcache.models.flux1.attention import mean_attention_map
 from afcache.models.flux1.blocks import modulate_double, modulate_single
-from afcache.models.flux1.inputs import FluxInputs, place, prefix_length, split_tokens, token_lengths, visible_channels
+from afcache.models.flux1.inputs import FluxInputs, place, prefix_length, split_tokens, token_lengths
 from afcache.models.flux1.stack import Blocks, Control, run_part, run_stack
 
 
@@ -23,7 +23,7 @@ def embed(transformer: HostModule, inputs: FluxInputs) -> Embedded:
         image tokens of width `dim` and the conditioning vector; fresh.
 
     """
-    hidden_states = transformer.x_embedder(visible_channels(inputs))
+    hidden_states = transformer.x_embedder(_visible_channels(inputs))
     timestep = inputs.timestep.to(hidden_states.dtype) * 1000
     if inputs.guidance is None:
         temb = transformer.time_text_embed(timestep, inputs.pooled_projections)
@@ -31,6 +31,13 @@ def embed(transformer: HostModule, inputs: FluxInputs) -> Embedded:
         guidance = inputs.guidance.to(hidden_states.dtype) * 1000
         temb = transformer.time_text_embed(timestep, guidance, inputs.pooled_projections)
     return Embedded(hidden_states, temb)
+
+
+def _visible_channels(inputs: FluxInputs) -> Tensor:
+    """Latents, and what is shown beside them: `[batch, img_seq, in_channels]`."""
+    if inputs.condition is None:
+        return inputs.hidden_states
+    return torch.cat([inputs.hidden_states, inputs.condition], dim=2)
 
 
 @typed

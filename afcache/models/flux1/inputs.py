@@ -112,17 +112,11 @@ def probe_inputs(transformer: HostModule, *, dtype: torch.dtype, device: torch.d
 def host_arguments(inputs: FluxInputs) -> dict[str, Any]:
     """What `FluxTransformer2DModel.forward` takes for the same call."""
     assert inputs.context is None, "the host knows no context: its tokens are part of hidden_states"
-    arguments = inputs._replace(hidden_states=visible_channels(inputs))._asdict()
+    channels = [inputs.hidden_states, *([] if inputs.condition is None else [inputs.condition])]
+    arguments = inputs._replace(hidden_states=torch.cat(channels, dim=2))._asdict()
     if inputs.image_prompts:
         arguments["joint_attention_kwargs"] = {"ip_adapter_image_embeds": list(inputs.image_prompts)}
     for name in ("controlnet_block_samples", "controlnet_single_block_samples"):
         arguments[name] = arguments[name] or None
     ours = ("context", "context_ids", "condition", "image_prompts", "image_prompt_scales")
     return {name: value for name, value in arguments.items() if name not in ours}
-
-
-def visible_channels(inputs: FluxInputs) -> Tensor:
-    """Latents, and what is shown beside them: `[batch, img_seq, in_channels]`."""
-    if inputs.condition is None:
-        return inputs.hidden_states
-    return torch.cat([inputs.hidden_states, inputs.condition], dim=2)
