@@ -3,6 +3,7 @@
 import argparse
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -55,32 +56,22 @@ def _positive_int(text: str) -> int:
     return value
 
 
-def _steps(text: str) -> int:
-    value = _positive_int(text)
-    if value > _MAX_STEPS:
-        raise argparse.ArgumentTypeError(f"must be at most {_MAX_STEPS}, the length of FLUX's schedule, got {text!r}")
-    return value
+def _at_most(limit: int, why: str = "") -> Callable[[str], int]:
+    """A kind of argument: a whole number from 1 to a limit, with the words that the limit has in errors."""
+
+    def read(text: str) -> int:
+        value = _positive_int(text)
+        if value > limit:
+            raise argparse.ArgumentTypeError(f"must be at most {limit}{why}, got {text!r}")
+        return value
+
+    return read
 
 
-def _pixels(text: str) -> int:
-    value = _positive_int(text)
-    if value > _MAX_PIXELS:
-        raise argparse.ArgumentTypeError(f"must be at most {_MAX_PIXELS} pixels, got {text!r}")
-    return value
-
-
-def _tokens(text: str) -> int:
-    value = _positive_int(text)
-    if value > _MAX_TOKENS:
-        raise argparse.ArgumentTypeError(f"must be at most {_MAX_TOKENS}, what FLUX's pipelines take, got {text!r}")
-    return value
-
-
-def _images(text: str) -> int:
-    value = _positive_int(text)
-    if value > _MAX_IMAGES:
-        raise argparse.ArgumentTypeError(f"must be at most {_MAX_IMAGES}, got {text!r}")
-    return value
+_steps = _at_most(_MAX_STEPS, ", the length of FLUX's schedule")
+_pixels = _at_most(_MAX_PIXELS, " pixels")
+_tokens = _at_most(_MAX_TOKENS, ", what FLUX's pipelines take")
+_images = _at_most(_MAX_IMAGES)
 
 
 def _seed(text: str) -> int:

@@ -9,7 +9,7 @@ from torch.export import ExportedProgram
 from afcache._typing import HostModule
 from afcache.functional.state import StepSchedule
 from afcache.runtime.subclasses import is_subclass
-from afcache.sampling.loop import Journey, prepare_checked
+from afcache.sampling.loop import Journey, prepare
 from afcache.sampling.primitives import denoising_step
 from afcache.settings.config import CacheConfig
 
@@ -46,7 +46,7 @@ def export_step(
 
     """
     first_step = torch.tensor([1.0, 0.0])
-    journey = prepare_checked(transformer, inputs, first_step, negative=negative, config=config)
+    journey = prepare(transformer, inputs, first_step, negative=negative, config=config)
     _check_weights(transformer)
     branches, (latents, states, _) = journey.branches, journey.start
     plain = tuple({name: part for name, part in branch.items() if name not in _PLACED} for branch in _plain(branches))

@@ -99,10 +99,17 @@ def denoise(
         NotImplementedError: our forward would not compute what this transformer does; the message says why.
 
     """
-    settings = resolve_config(config)
-    model = _model(transformer, (inputs, negative), settings, architecture, kernel)
-    check_arguments(sigmas, inputs, negative, guidance_scale)
-    journey = prepare(model, (inputs, negative), sigmas, guidance_scale=guidance_scale, config=settings)
+    journey = prepare(
+        transformer,
+        inputs,
+        sigmas,
+        negative=negative,
+        guidance_scale=guidance_scale,
+        config=config,
+        architecture=architecture,
+        kernel=kernel,
+    )
+    model, settings = journey.model, journey.config
     if start is not None:
         shapes = [_shape(model, branch) for branch in journey.branches]
         check_start(start, inputs.hidden_states, sigmas, shapes, settings)
@@ -124,40 +131,34 @@ def denoise(
     return Denoised(latents, states, records)
 
 
-def prepare_checked(
-    transformer: HostModule, inputs: Any, sigmas: Tensor, *, negative: Any = None, config: CacheConfig | None = None
+def prepare(
+    transformer: HostModule,
+    inputs: Any,
+    sigmas: Tensor,
+    *,
+    negative: Any = None,
+    guidance_scale: float = 1.0,
+    config: CacheConfig | None = None,
+    architecture: Architecture | None = None,
+    kernel: AttentionKernel | None = None,
 ) -> Journey:
-    """The trajectory that `denoise` would walk with these arguments.
+    """The trajectory that `denoise` walks with these arguments, before its first step.
 
     Raises:
-        TypeError, ValueError, NotImplementedError: what `denoise` raises.
+        TypeError, ValueError, NotImplementedError: what `denoise` raises of them.
 
     """
     settings = resolve_config(config)
-    model = _model(transformer, (inputs, negative), settings, None, None)
-    check_arguments(sigmas, inputs, negative, 1.0)
-    return prepare(model, (inputs, negative), sigmas, guidance_scale=1.0, config=settings)
-
-
-def prepare(model: Model, inputs: tuple[Any, Any], sigmas: Tensor, *, guidance_scale: float, config: CacheConfig) -> Journey:
-    """A trajectory before its first step.
-
-    Args:
-        model: the transformer.
-        inputs: of the prompt, and of the negative prompt or None.
-        sigmas: noise levels.
-        guidance_scale: of all samples.
-        config: settings.
-
-    """
-    branches = _detach(tuple(each for each in inputs if each is not None))
+    model = _model(transformer, (inputs, negative), settings, architecture, kernel)
+    check_arguments(sigmas, inputs, negative, guidance_scale)
+    branches = _detach((inputs,) if negative is None else (inputs, negative))
     latents = branches[0].hidden_states
     states = tuple(
-        empty_state(_shape(model, branch), config=config, dtype=latents.dtype, device=latents.device) for branch in branches
+        empty_state(_shape(model, branch), config=settings, dtype=latents.dtype, device=latents.device) for branch in branches
     )
     scale = torch.full((latents.shape[0],), guidance_scale, dtype=torch.float32, device=latents.device)
-    schedule = schedule_steps(sigmas.to(latents.device), config)
-    return Journey(model, config, branches, schedule, scale, Denoised(latents, states, []))
+    schedule = schedule_steps(sigmas.to(latents.device), settings)
+    return Journey(model, settings, branches, schedule, scale, Denoised(latents, states, []))
 
 
 def _model(

@@ -1,5 +1,7 @@
 """The step with a history written in place, and with refreshes at fixed intervals."""
 
+import math
+
 import pytest
 import torch
 from torch import Tensor
@@ -51,3 +53,10 @@ def test_the_fixed_policy_with_taylorseers_row_is_taylorseer():
     assert result.pattern() == "FFF" + "..F" * 8 + "."
     torch.testing.assert_close(result.latents, latents, rtol=0, atol=2e-5)
     assert float((result.latents - euler(field, LATENTS)).abs().max()) > 1e-3
+
+
+def test_last_step_is_computed_on_request():
+    settings = {"tolerance": 1e9, "max_growth": math.inf, "warmup_steps": 2}
+    field = polynomial_in_sigma(1.0, 0.1)
+    assert run(field, **settings).pattern() == "FF" + "." * 26
+    assert run(field, **settings, refresh_last_step=True).pattern() == "FF" + "." * 25 + "F"

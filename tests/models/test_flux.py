@@ -1,6 +1,5 @@
 import pytest
 import torch
-from diffusers import FluxTransformer2DModel
 
 from afcache._typing import HostModule
 from afcache.functional.model import model_of, scaled_dot_product_attention
@@ -10,11 +9,12 @@ from afcache.models.flux1.architecture import FLUX, sizes
 from afcache.models.flux1.backend import attention_kernel
 from afcache.models.flux1.checks import check_transformer
 from afcache.models.flux1.inputs import FluxInputs, host_arguments
+from tests.support.tiny import tiny_flux
 
 
 def make_transformer(*, guidance: bool = False, seed: int = 0) -> HostModule:
     torch.manual_seed(seed)
-    transformer = FluxTransformer2DModel(
+    transformer = tiny_flux(
         in_channels=16,
         num_layers=2,
         num_single_layers=3,
@@ -25,7 +25,7 @@ def make_transformer(*, guidance: bool = False, seed: int = 0) -> HostModule:
         guidance_embeds=guidance,
         axes_dims_rope=(4, 6, 6),
     )
-    return transformer.eval().requires_grad_(False)
+    return transformer.requires_grad_(False)
 
 
 def make_inputs(

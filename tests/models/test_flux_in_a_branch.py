@@ -12,22 +12,14 @@ from afcache.functional.model import model_of, scaled_dot_product_attention
 from afcache.functional.step import full_forward
 from afcache.models.flux1.architecture import FLUX
 from afcache.models.flux1.inputs import FluxInputs
+from tests.support.tiny import tiny_flux
 
 
 def bfloat16_flux() -> FluxTransformer2DModel:
     """Fake weights cannot be cast by `Module.to`, so they are made in bfloat16."""
     torch.set_default_dtype(torch.bfloat16)
     try:
-        return FluxTransformer2DModel(
-            in_channels=4,
-            num_layers=1,
-            num_single_layers=1,
-            attention_head_dim=8,
-            num_attention_heads=1,
-            joint_attention_dim=4,
-            pooled_projection_dim=4,
-            axes_dims_rope=(2, 2, 4),
-        )
+        return tiny_flux(num_attention_heads=1)
     finally:
         torch.set_default_dtype(torch.float32)
 

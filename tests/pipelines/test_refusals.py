@@ -1,6 +1,7 @@
 """Schedulers and arguments: what is supported works, what is not is refused with the way out."""
 
 import dataclasses
+import pickle
 from logging import Handler, LogRecord
 
 import pytest
@@ -235,3 +236,52 @@ def test_config_excludes_tolerance_and_preset(pipe, options: dict):
 def test_other_pipelines_are_refused():
     with pytest.raises(NotImplementedError, match="pipe is a int; supported pipelines are FluxPipeline"):
         afcache.compile_pipeline(3)
+
+
+def test_a_forward_of_the_users_own_is_refused(own):
+    own.transformer.forward = lambda *_, **__: None
+    with pytest.raises(NotImplementedError, match=r"transformer\.forward was replaced by"):
+        compiled(own)
+
+
+def test_pickling_is_refused_with_the_way_out(own):
+    compiled(own)
+    with pytest.raises(TypeError, match=r"cannot be pickled\. Use save_pretrained"):
+        pickle.dumps(own.transformer)
+
+
+def test_a_wrapped_transformer_is_refused(own):
+    own.transformer = torch.compile(own.transformer, backend="eager")
+    with pytest.raises(NotImplementedError, match="transformer is a OptimizedModule"):
+        compiled(own)
+
+
+def test_a_transformer_compiled_in_place_is_refused(own):
+    own.transformer.compile(backend="eager")
+    with pytest.raises(NotImplementedError, match=r"compiled in place by transformer\.compile\(\)"):
+        compiled(own)
+
+
+def test_another_cache_is_refused(own):
+    from diffusers import FirstBlockCacheConfig
+
+    own.transformer.enable_cache(FirstBlockCacheConfig(threshold=0.1))
+    with pytest.raises(NotImplementedError, match="already has a diffusers cache enabled"):
+        compiled(own)
+
+
+def test_block_level_group_offload_is_refused(own):
+    device = torch.device("cpu")
+    own.transformer.enable_group_offload(onload_device=device, offload_type="block_level", num_blocks_per_group=1)
+    with pytest.raises(NotImplementedError, match=r"transformer_blocks\[0\] has diffusers hooks \['group_offloading'\]"):
+        compiled(own)
+
+
+@pytest.mark.parametrize("action", [afcache.restore_pipeline, afcache.report], ids=["restore", "report"])
+def test_pipelines_that_were_not_compiled_are_refused(own, action):
+    with pytest.raises(ValueError, match=r"pipe was not passed to afcache\.compile_pipeline"):
+        action(own)
+    compiled(own)
+    afcache.restore_pipeline(own)
+    with pytest.raises(ValueError, match=r"pipe was not passed to afcache\.compile_pipeline"):
+        action(own)

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from diffusers import FluxTransformer2DModel
 from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils import _pytree as pytree
@@ -25,6 +24,7 @@ from afcache.sampling.primitives import denoising_step
 from tests.support import cases
 from tests.support.cases import numbers, property_test
 from tests.support.sampling import sample
+from tests.support.tiny import tiny_flux
 
 TRANSFORMER: Any = None
 
@@ -34,18 +34,8 @@ def transformer():
     """Two kinds of blocks, random weights; the head is not the zeros that it starts as."""
     global TRANSFORMER
     torch.manual_seed(0)
-    TRANSFORMER = FluxTransformer2DModel(
-        in_channels=8,
-        num_layers=1,
-        num_single_layers=2,
-        attention_head_dim=8,
-        num_attention_heads=2,
-        joint_attention_dim=6,
-        pooled_projection_dim=5,
-        guidance_embeds=False,
-        axes_dims_rope=(2, 2, 4),
-    )
-    TRANSFORMER.eval().requires_grad_(False)
+    TRANSFORMER = tiny_flux(in_channels=8, num_single_layers=2, joint_attention_dim=6, pooled_projection_dim=5)
+    TRANSFORMER.requires_grad_(False)
     return TRANSFORMER
 
 

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import FluxTransformer2DModel
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 from torchao.quantization import Int8WeightOnlyConfig, quantize_
@@ -19,6 +18,7 @@ from afcache.functional.branch import branch
 from afcache.functional.plans import schedule_steps
 from afcache.models.flux1.inputs import probe_inputs
 from tests.support.sampling import page_example
+from tests.support.tiny import tiny_flux
 from tests.support.toy import tensors_of
 
 ADAPTIVE = CacheConfig(tolerance=0.05, warmup_steps=2)
@@ -32,16 +32,7 @@ COND = torch.ops.higher_order.cond
 def make_transformer() -> Any:
     """Two blocks of random weights."""
     torch.manual_seed(0)
-    return FluxTransformer2DModel(
-        in_channels=4,
-        num_layers=1,
-        num_single_layers=1,
-        attention_head_dim=8,
-        num_attention_heads=2,
-        joint_attention_dim=4,
-        pooled_projection_dim=4,
-        axes_dims_rope=(2, 2, 4),
-    ).eval()
+    return tiny_flux()
 
 
 @pytest.fixture
