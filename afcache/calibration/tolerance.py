@@ -214,7 +214,7 @@ def _check(
         raise ValueError(f"{', '.join(own)} cannot be given to calibrate, which sets it itself: one image a prompt, by `seed`.")
     if config is not None and not isinstance(config, CacheConfig):
         raise TypeError(f"config must be an afcache.CacheConfig, got {type(config).__name__}.")
-    if config is not None and config.policy != "adaptive":
+    if config is not None and not config.rule.is_error_controlled:
         raise ValueError(f"config must have policy 'adaptive', whose tolerance is searched, got {config.policy!r}.")
     if bound_runtime(pipe.transformer) is not None:
         raise ValueError("pipe is cached already. Call afcache.restore_pipeline(pipe) first; calibration starts uncached.")

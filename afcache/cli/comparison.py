@@ -110,7 +110,7 @@ def _print_comparison(results: list[Comparison], timings: dict[str, tuple[float,
         print(f"wall clock         {gain}: {slow:.2f} s uncached (eager), {fast:.2f} s cached ({how})")
     note = "; what the compiler gains is in the first line, too" if len(timings) > 1 else ""
     print(f"                   medians of {_ROUNDS} images, in turns, after warm-up{note}")
-    knob = f"tolerance {settings.tolerance:g}" if settings.policy == "adaptive" else f"policy {settings.policy}"
+    knob = f"tolerance {settings.tolerance:g}" if settings.rule.is_error_controlled else f"policy {settings.policy}"
     print(f"settings           {knob}, warmup {settings.warmup_steps} steps")
 
 

@@ -29,7 +29,7 @@ class Decision(NamedTuple):
     refresh: Flags
     predicted_error: PerSample
     accumulated_error: PerSample
-    votes: tuple[Votes, ...] = ()
+    votes: Votes | None = None
 
 
 @typed

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import torch.nn.functional as F
 from torch import Tensor
 
-from afcache._typing import Features, Heads, HostModule, Tokens, typed
+from afcache._typing import Features, Heads, HostModule, Tokens, Vector, typed
 from afcache.functional.ranks.exchange import ALONE, Exchange
 
 # (query, key, value) -> output, all `[batch, heads, seq, head_dim]`.
@@ -28,8 +28,8 @@ class Embedded(NamedTuple):
 
     """
 
-    hidden_states: Tensor
-    temb: Tensor
+    hidden_states: Features
+    temb: Vector
 
 
 class Part(NamedTuple):

@@ -198,7 +198,7 @@ class StepRecord(NamedTuple):
             others' are their own; float32 `[batch]`.
         groups: what each group of blocks did, where there are groups.
         votes: what every rank decided by itself, 0 to compute, under the debug option of parallel runs alone; int64
-            `[ranks, batch]`, one for each group where there are groups.
+            `[decisions, ranks, batch]`: one decision, or one for each group where there are groups.
 
     """
 
@@ -208,4 +208,4 @@ class StepRecord(NamedTuple):
     measured_error: PerSample
     accumulated_error: PerSample
     groups: GroupRecord | None = None
-    votes: tuple[Votes, ...] = ()
+    votes: Votes | None = None

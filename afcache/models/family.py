@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from afcache._typing import HostModule
+from afcache._typing import Flag, HostModule, Latents, PerSample
 from afcache.functional.model import Architecture, AttentionKernel
 
 
@@ -24,11 +24,11 @@ class Call(NamedTuple):
     """
 
     inputs: Any
-    latents: Tensor
-    timestep: Tensor
+    latents: Latents
+    timestep: PerSample
     prefix_length: int
     conditions: tuple[Tensor, ...]
-    is_controlled: Tensor | None
+    is_controlled: Flag | None
     structure: Any
 
 

@@ -52,14 +52,14 @@ def _fingerprint(value: Tensor | int | float) -> float:
     return float((x * weights).sum().cpu()) + shape
 
 
-def check_votes(context: ParallelContext, record: StepRecord | None, step: int) -> None:
+def check_votes(record: StepRecord | None, step: int) -> None:
     """Raise if the ranks decided differently at a step (`ParallelConfig.check_decisions`).
 
     Raises:
         RuntimeError: naming the step and the ranks.
 
     """
-    for vote in () if record is None else record.votes:
+    for vote in () if record is None or record.votes is None else record.votes:
         others = [rank for rank in range(vote.shape[0]) if not torch.equal(vote[rank], vote[0])]
         if others:
             raise RuntimeError(

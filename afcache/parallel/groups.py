@@ -7,7 +7,6 @@ attention, so only the mathematics that is traced is written again (`afcache.fun
 import importlib
 import importlib.util
 import os
-from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, fields
 from datetime import timedelta
@@ -58,10 +57,6 @@ class ParallelContext:
     def splits_guidance(self) -> bool:
         """Whether guidance branches are computed by different ranks."""
         return self.layout.cfg.size > 1
-
-    def share(self, items: Sequence[T]) -> list[T]:
-        """The part of a batch that this replica draws, of prompts or seeds: every `data.size`-th item."""
-        return list(items[self.data.rank :: self.data.size])
 
 
 def connect(config: ParallelConfig) -> ParallelContext:

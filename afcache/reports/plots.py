@@ -5,7 +5,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-_CHOICES = ("computed", "taylor", "similarity", "attention", "difference")
+from afcache.functional.groups.strategies.table import MARKS
+from afcache.reports.values import worst
+from afcache.settings.rules import RULES
+
+_CHOICES = tuple(MARKS)
+# Of what was computed, then of the strategies.
 _COLORS = ("#1f77b4", "#e8e8e8", "#b5d8a8", "#f3c77b", "#e39a9a")
 
 
@@ -48,7 +53,7 @@ def draw_estimate(axes: Any, report: Any, leader: list[Any]) -> None:
     weighed together.
     """
     _shade_refreshes(axes, leader)
-    tolerance = report.config["tolerance"] if report.config["policy"] == "adaptive" else 0.0
+    tolerance = report.config["tolerance"] if RULES[report.config["policy"]].is_error_controlled else 0.0
     estimated, refused = [worst(step.estimated_error) for step in leader], refused_estimates(report)
     axes.set_ylabel("relative error x sigma")
     shown = [value for value in (*estimated, *refused.values()) if math.isfinite(value) and value > 0]
@@ -132,8 +137,3 @@ def _draw_map(axes: Any, values: Sequence[Sequence[float]], leader: list[Any], *
     axes.set_yticks(range(len(values)))
     axes.tick_params(labelsize=7)
     return axes.imshow(values, aspect="auto", interpolation="nearest", extent=extent, **options)
-
-
-def worst(values: tuple[float, ...]) -> float:
-    """The largest finite value; NaN if there is none."""
-    return max((value for value in values if math.isfinite(value)), default=math.nan)

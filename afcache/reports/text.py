@@ -3,12 +3,12 @@
 import math
 from typing import TYPE_CHECKING, Any
 
-from afcache.reports.plots import worst
+from afcache.functional.groups.strategies.table import MARKS
+from afcache.reports.values import worst
+from afcache.settings.rules import RULES
 
 if TYPE_CHECKING:
     from afcache.reports.summary import Report
-
-_CHOICE_MARKS = {"computed": "F", "taylor": "t", "similarity": "s", "attention": "a", "difference": "d"}
 
 
 def render(report: "Report") -> str:
@@ -17,7 +17,7 @@ def render(report: "Report") -> str:
     if not report.steps:
         return f"AFCache ({settings}): nothing has run yet."
     lines = [f"AFCache ({settings})", _steps_line(report), _blocks_line(report), _time_line(report), *_traffic_lines(report)]
-    if report.config["policy"] == "none":
+    if not RULES[report.config["policy"]].is_cached:
         return "\n".join(lines)
     lines += [_estimate_line(report), *_group_lines(report), f"  state      {report.state_bytes / 2**20:.2f} MiB"]
     lines += _guidance_lines(report)
@@ -28,16 +28,7 @@ def render(report: "Report") -> str:
 
 def describe_settings(config: dict[str, Any]) -> str:
     """The policy and the settings that it follows, in a few words."""
-    if config["policy"] == "none":
-        return "policy none"
-    if config["policy"] == "fixed":
-        interval, name, order = (config[key] for key in ("interval", "forecast", "order"))
-        return f"a refresh every {interval} steps, {name} forecast of order {order}"
-    if config["policy"] in ("teacache", "dbcache", "magcache"):
-        return f"policy {config['policy']}, threshold {config['threshold']:g}"
-    if config["policy"] != "adaptive":
-        return f"policy {config['policy']}"
-    return f"tolerance {config['tolerance']:g}, order {config['order']}, {config['batch_decisions']} decisions"
+    return RULES[config["policy"]].summary.format(**config)
 
 
 def _steps_line(report: "Report") -> str:
@@ -74,7 +65,7 @@ def _traffic_lines(report: "Report") -> list[str]:
 
 def _estimate_line(report: "Report") -> str:
     largest = max((worst(step.estimated_error) for step in report.steps if step.branch == 0), default=0.0)
-    limit = f" (tolerance {report.config['tolerance']:g})" if report.config["policy"] == "adaptive" else ""
+    limit = f" (tolerance {report.config['tolerance']:g})" if RULES[report.config["policy"]].is_error_controlled else ""
     return f"  estimate   {largest:.4f} at most between refreshes{limit}"
 
 
@@ -86,7 +77,7 @@ def _group_lines(report: "Report") -> list[str]:
     lines = ["  groups     F computed, t Taylor, s similarity, a attention reused, d difference; stability at the end"]
     for index in range(len(leader[0].groups)):
         members = [step.groups[index] for step in leader]
-        choices = "".join(_CHOICE_MARKS[member.choice[0]] for member in members)
+        choices = "".join(MARKS[member.choice[0]] for member in members)
         lines.append(f"    {index:>6}   {choices}   {members[-1].stability[0]:.3f}")
     return lines
 

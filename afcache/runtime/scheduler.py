@@ -13,7 +13,10 @@ from diffusers import (
     FlowMatchLCMScheduler,
     UniPCMultistepScheduler,
 )
+from jaxtyping import Float
 from torch import Tensor
+
+from afcache._typing import Schedule
 
 _MULTISTEP = (DPMSolverMultistepScheduler, UniPCMultistepScheduler)
 _SUPPORTED = "FlowMatchEulerDiscreteScheduler, and DPMSolverMultistepScheduler or UniPCMultistepScheduler with flow sigmas"
@@ -29,8 +32,8 @@ class ScheduledStep(NamedTuple):
 
     """
 
-    timesteps: Tensor
-    sigmas: Tensor
+    timesteps: Float[Tensor, " steps"]
+    sigmas: Schedule
     index: int
 
 

@@ -5,7 +5,6 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 
 from afcache.functional import forecast
@@ -18,9 +17,6 @@ from afcache.runtime.compiled import CompiledStep, CompileOptions, cached_step, 
 from afcache.runtime.controls import Controls
 from afcache.runtime.weights import Weights
 from afcache.settings.config import CacheConfig
-
-# The first release for which tests/contract shows that a branch of torch.cond may write to its operands.
-_WRITES_IN_BRANCHES = "2.13"
 
 
 class Steps:
@@ -128,5 +124,4 @@ def history_writer(options: CompileOptions) -> HistoryWriter | None:
     if not options.enabled:
         return write_newest
     # A state that lives in CUDA-graph memory is cloned after each call: writing into it would be lost.
-    can_write = torch.__version__ >= _WRITES_IN_BRANCHES and not options.uses_cuda_graphs
-    return write_newest if can_write and options.dynamic is False else None
+    return write_newest if options.dynamic is False and not options.uses_cuda_graphs else None

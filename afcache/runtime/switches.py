@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from afcache._typing import Flag
 from afcache.runtime.controls import Controls
 
 
@@ -29,7 +30,7 @@ class Steering(NamedTuple):
     conditions: tuple[Tensor, ...]
     versions: tuple[int | None, ...]
     scales: tuple[float, ...]
-    is_controlled: Tensor | None
+    is_controlled: Flag | None
 
 
 def steering_of(structure: Any, conditions: tuple[Tensor, ...], is_controlled: Tensor | None, controls: Controls) -> Steering:

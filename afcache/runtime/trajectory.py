@@ -140,7 +140,7 @@ class Trajectory:
         elif parallel.splits_guidance:
             return self._take_split(call, parallel)
         velocity, record = self._take_alone(call)
-        check_votes(parallel, record, self.index)
+        check_votes(record, self.index)
         return velocity, record
 
     def _take_split(self, call: Call, parallel: ParallelContext) -> tuple[Tensor, StepRecord | None]:
@@ -166,7 +166,7 @@ class Trajectory:
             self._steer(branch, mine)
             coupling = self.alone._replace(weight=weigh(self.guidance_scale, self.alone.weight)[rank])
             velocities, record = self._run(branch, mine.inputs, coupling)
-        check_votes(parallel, record, self.index)
+        check_votes(record, self.index)
         self.velocities = velocities
         return velocities[0], record
 

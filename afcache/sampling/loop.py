@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from afcache._typing import HostModule
+from afcache._typing import HostModule, PerSample
 from afcache.functional.initial import StateShape, empty_state
 from afcache.functional.model import Architecture, AttentionKernel, Model, model_of, scaled_dot_product_attention
 from afcache.functional.plans import schedule_steps
@@ -39,7 +39,7 @@ class Journey(NamedTuple):
     config: CacheConfig
     branches: tuple[Any, ...]
     schedule: list[StepSchedule]
-    guidance_scale: Tensor
+    guidance_scale: PerSample
     start: Denoised
 
 

@@ -2,8 +2,7 @@
 
 from typing import NamedTuple
 
-from torch import Tensor
-
+from afcache._typing import Latents
 from afcache.functional.state import CacheState, StepRecord
 
 
@@ -17,7 +16,7 @@ class Denoised(NamedTuple):
 
     """
 
-    latents: Tensor
+    latents: Latents
     states: tuple[CacheState, ...]
     records: list[tuple[StepRecord, ...]]
 

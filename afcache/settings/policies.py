@@ -71,7 +71,7 @@ def policy(name: str, **changes: Any) -> CacheConfig:
     | teacache | accumulated change of the input, 0.6 | reuse | arXiv 2411.19108 |
     | magcache | calibrated residual norms, 0.24 | reuse | arXiv 2506.09045 |
     | spectrum | at intervals growing by 0.75 | Chebyshev regression | arXiv 2603.01623 |
-    | similarity, attention, difference | the group's own statistic | reuse | see `functional/strategies` |
+    | similarity, attention, difference | the group's own statistic | reuse | see `functional/groups/strategies` |
     | fixed | every 4 steps | forecast in sigma | |
     | none | every step | | |
 

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from afcache._typing import Counts, Flag, Flags, PerSample, Tokens, Votes, typed
+from afcache._typing import Counts, Flag, Flags, PerSample, Tokens, Vector, Votes, typed
 from afcache.functional import forecast
 from afcache.functional.distance import Reduction, no_reduction
 from afcache.functional.groups.pooling import pool_tokens
@@ -28,7 +28,7 @@ class Conditioning(NamedTuple):
     """
 
     inputs: Any
-    temb: Tensor
+    temb: Vector
     txt_seq: int
 
 
@@ -87,7 +87,7 @@ class GroupOutcome(NamedTuple):
     threshold: PerSample
     is_computed: Flag
     is_partial: Flag
-    votes: tuple[Votes, ...] = ()
+    votes: Votes | None = None
 
 
 @typed
@@ -192,7 +192,7 @@ def run_group(
 
 def _agree(
     model: Model, choice: Tensor, group: Group, request: Request, *, config: CacheConfig
-) -> tuple[Tensor, tuple[Tensor, ...]]:
+) -> tuple[Tensor, Tensor | None]:
     """The choice that all branches, samples and ranks share which have to; and every rank's, under the debug option."""
     if group.leader_choice is not None:
         # A follower without a history computes, whatever the leader does.

@@ -71,8 +71,8 @@ def take_groups(model: Model, before: Branch, schedule: StepSchedule, coupling: 
     if config.correction:
         velocity = torch.where(is_full[:, None, None], correct(velocity, prepared, schedule), velocity)
     outcome = measure(prepared, Outcome(velocity, measured_error, state.history.clone()), is_full)
-    next_groups = _advance_groups(model, groups, outcomes, schedule, conditioning.txt_seq, config=config)
-    next_groups = next_groups._replace(gain=_adapt(groups.gain, prepared, outcome, is_full, schedule, config=config))
+    gain = _adapt(groups.gain, prepared, outcome, is_full, schedule, config=config)
+    next_groups = _advance_groups(model, groups._replace(gain=gain), outcomes, schedule, conditioning.txt_seq, config=config)
     carried_out = Decision(is_full, decision.predicted_error, decision.accumulated_error)
     next_state = advance(prepared, outcome, carried_out, schedule, config=config, groups=next_groups)
     record = StepRecord(
@@ -82,7 +82,7 @@ def take_groups(model: Model, before: Branch, schedule: StepSchedule, coupling: 
         measured_error=outcome.measured_error,
         accumulated_error=next_state.accumulated_error.clone(),
         groups=_record(outcomes, next_groups),
-        votes=tuple(vote for outcome in outcomes for vote in outcome.votes),
+        votes=_votes(outcomes),
     )
     return Taken(velocity, next_state, record)
 
@@ -135,7 +135,7 @@ def _advance_groups(
     *,
     config: CacheConfig,
 ) -> GroupState:
-    """All groups after the step but for the gain; the stability of those that computed is measured together."""
+    """All groups after the step, whose gain is known; the stability of those that computed is measured together."""
     settings = config.layerwise
     assert settings is not None
     kept = {name: torch.stack([getattr(outcome.memory, name) for outcome in outcomes]) for name in Memory._fields[:-1]}
@@ -169,6 +169,12 @@ def _advance_groups(
         num_measured=groups.num_measured + is_measured.to(torch.int64),
         gain=groups.gain,
     )
+
+
+def _votes(outcomes: list[GroupOutcome]) -> Tensor | None:
+    """Every rank's choices, group by group, under the debug option."""
+    votes = [outcome.votes for outcome in outcomes if outcome.votes is not None]
+    return torch.cat(votes) if votes else None
 
 
 def _record(outcomes: list[GroupOutcome], groups: GroupState) -> GroupRecord:

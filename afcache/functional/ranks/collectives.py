@@ -1,7 +1,7 @@
 """Collectives as pure functions: they trace, inside torch.cond too, and return fresh tensors.
 
 They are torch's functional collectives (`torch.ops._c10d_functional`), waited for at once. Groups of one rank communicate
-nothing.
+nothing, and get their argument back.
 """
 
 from typing import NamedTuple

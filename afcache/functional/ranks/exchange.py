@@ -12,8 +12,8 @@ def _gather_nothing(tokens: Tensor, txt_seq: int) -> tuple[Tensor, int]:
     return tokens, txt_seq
 
 
-def _agree_alone(codes: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-    return codes, ()
+def _agree_alone(codes: Tensor) -> tuple[Tensor, None]:
+    return codes, None
 
 
 class Exchange(NamedTuple):
@@ -25,8 +25,8 @@ class Exchange(NamedTuple):
         over_branches: sums weighted errors over the guidance branches that other ranks compute.
         adopt: what the leading branch's first rank has in place of this rank's; as it is where no branch is elsewhere.
         gather_summary: `(summary [batch, coarse, dim], txt_seq) -> (everybody's, txt_seq)`, text first.
-        agree: `codes [...]` (0: compute) -> the smallest over ranks, and `(codes of every rank [ranks, ...],)`; outside of
-            the debug option the codes as they are, and nothing.
+        agree: `codes [batch]` (0: compute) -> the smallest over ranks, and every rank's `[1, ranks, batch]`; outside of the
+            debug option the codes as they are, and None.
         shards: how many ranks share the tokens of a branch.
 
     """
@@ -36,7 +36,7 @@ class Exchange(NamedTuple):
     over_branches: Callable[[Tensor], Tensor] = no_reduction
     adopt: Callable[[Tensor], Tensor] = no_reduction
     gather_summary: Callable[[Tensor, int], tuple[Tensor, int]] = _gather_nothing
-    agree: Callable[[Tensor], tuple[Tensor, tuple[Tensor, ...]]] = _agree_alone
+    agree: Callable[[Tensor], tuple[Tensor, Tensor | None]] = _agree_alone
     shards: int = 1
 
 

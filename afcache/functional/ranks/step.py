@@ -108,11 +108,11 @@ def exchange_of(layout: Layout, lengths: Lengths) -> Exchange:
         text = join_shards(shards[:, :, :txt_seq], lengths.txt_seq)
         return torch.cat([text, join_shards(image, whole.size * image.shape[2])], dim=1), lengths.txt_seq
 
-    def agree(codes: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+    def agree(codes: Tensor) -> tuple[Tensor, Tensor | None]:
         if not layout.checks:
-            return codes, ()
+            return codes, None
         votes = all_gather(codes, replica)
-        return votes.amin(dim=0), (votes,)
+        return votes.amin(dim=0), votes[None]
 
     return Exchange(
         over_tokens=lambda sums: all_sum(sums, whole),

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from afcache._typing import HostModule, Scalar, Velocity, typed
+from afcache._typing import Features, HostModule, Scalar, Velocity, typed
 from afcache.functional.model import Lengths
 
 
@@ -42,14 +42,14 @@ class FluxInputs(NamedTuple):
     img_ids: Float[Tensor, "img_seq 3"]
     txt_ids: Float[Tensor, "txt_seq 3"]
     guidance: Float[Tensor, " batch"] | None
-    controlnet_block_samples: tuple[Tensor, ...] = ()
-    controlnet_single_block_samples: tuple[Tensor, ...] = ()
+    controlnet_block_samples: tuple[Features, ...] = ()
+    controlnet_single_block_samples: tuple[Features, ...] = ()
     controlnet_blocks_repeat: bool = False
     image_prompts: tuple[Tensor, ...] = ()
-    image_prompt_scales: Tensor | None = None
-    context: Tensor | None = None
-    context_ids: Tensor | None = None
-    condition: Tensor | None = None
+    image_prompt_scales: Float[Tensor, "blocks adapters"] | None = None
+    context: Float[Tensor, "batch context_seq channels"] | None = None
+    context_ids: Float[Tensor, "context_seq 3"] | None = None
+    condition: Float[Tensor, "batch img_seq others"] | None = None
 
 
 @typed

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from afcache._typing import Features, HostModule, TextFeatures, Tokens, typed
@@ -37,10 +38,10 @@ class Control(NamedTuple):
 
     """
 
-    double: Sequence[Tensor] = ()
-    single: Sequence[Tensor] = ()
-    image_prompts: tuple[Tensor, ...] = ()
-    scales: Sequence[Tensor] | None = None
+    double: Sequence[Features] = ()
+    single: Sequence[Features] = ()
+    image_prompts: tuple[Float[Tensor, "batch prompt_seq dim"], ...] = ()
+    scales: Sequence[Float[Tensor, " adapters"]] | None = None
 
 
 NO_CONTROL = Control()

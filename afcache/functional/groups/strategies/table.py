@@ -16,21 +16,29 @@ class Strategy(NamedTuple):
 
     Attributes:
         name: as settings and reports call it.
+        mark: its letter in a report.
         propose: `(memory, summaries of the present input, threshold, reduction) -> Proposal`; None for a forecast, which needs
             no look at the input.
 
     """
 
     name: str
+    mark: str
     propose: Callable[[Memory, Memory, PerSample, Reduction], Proposal] | None = None
 
 
 STRATEGIES = (
-    Strategy("taylor"),
-    Strategy("similarity", lambda memory, now, limit, sums: similarity(memory, now.inputs, threshold=limit, reduction=sums)),
+    Strategy("taylor", "t"),
+    Strategy(
+        "similarity", "s", lambda memory, now, limit, sums: similarity(memory, now.inputs, threshold=limit, reduction=sums)
+    ),
     # Every rank has the whole map, so that there is nothing to sum.
-    Strategy("attention", lambda memory, now, limit, sums: attention(memory, now.attention_map, threshold=limit)),
-    Strategy("difference", lambda memory, now, limit, sums: difference(memory, now.modulated, threshold=limit, reduction=sums)),
+    Strategy("attention", "a", lambda memory, now, limit, sums: attention(memory, now.attention_map, threshold=limit)),
+    Strategy(
+        "difference", "d", lambda memory, now, limit, sums: difference(memory, now.modulated, threshold=limit, reduction=sums)
+    ),
 )
 # A choice is 0 (compute) or 1 + the index of a strategy.
 CODES = {strategy.name: code for code, strategy in enumerate(STRATEGIES, start=1)}
+# Of every choice, in the order of their codes.
+MARKS = {"computed": "F", **{strategy.name: strategy.mark for strategy in STRATEGIES}}
