@@ -6,8 +6,8 @@
     python bench/compare_compiled.py --random medium --patterns bench/results/compare_mini_cpu_YYYYMM.json
     python bench/compare_compiled.py --random flux1 --dtype bfloat16 --at-once 1
     python bench/compare_compiled.py --model black-forest-labs/FLUX.1-dev --dtype bfloat16 --at-once 1
-    python bench/compare_compiled.py --check                 # README's numbers against bench/results
-    python -m bench.record.readme_tables                     # README's tables, made of bench/results
+    python bench/compare_compiled.py --check                 # the pages' numbers against bench/results
+    python -m bench.record.readme_tables                     # the pages' tables, made of bench/results
 
 Every contender runs in a process of its own, with a fresh pipeline, compiled without any compilation cache. A few processes
 live at once, and with them always the uncached pipeline, eager and compiled; they draw one seed after the other in turns, so
@@ -128,7 +128,9 @@ def main() -> None:
     what.add_argument("--mini", action="store_true", help="mini-FLUX, which comes with the package")
     what.add_argument("--random", choices=SIZES, help="random weights: the cost of cached steps, never quality")
     what.add_argument("--model", help="a folder or hub id of a FLUX.1 pipeline")
-    what.add_argument("--check", action="store_true", help="check README's numbers against bench/results, and stop")
+    what.add_argument(
+        "--check", action="store_true", help="check the numbers of README and docs/ against bench/results, and stop"
+    )
     parser.add_argument("--steps", type=int, default=28, help="denoising steps (default 28)")
     parser.add_argument("--seeds", type=int, help="images per contender (default 24; 4 with --quick or --random)")
     parser.add_argument("--contenders", nargs="+", default=[], help="parts of names (default: all)")

@@ -31,7 +31,7 @@ TRANSFORMER_INPUTS = (
     "txt_ids",
     "guidance",
 )
-REASONS = {"warmup": "w", "tolerance": "t", "growth limit": "g"}
+REASONS = {"warmup": "W", "tolerance": "T", "growth limit": "G"}
 
 
 class Walk(NamedTuple):

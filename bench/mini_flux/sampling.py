@@ -8,6 +8,7 @@ import torch
 from diffusers import FluxPipeline
 
 import afcache
+from afcache._typing import Latents, Schedule
 from afcache.assets import recommended_settings
 from bench.mini_flux import data
 
@@ -49,9 +50,9 @@ class Prepared(NamedTuple):
     """
 
     branches: tuple[afcache.FluxInputs, ...]
-    sigmas: torch.Tensor
+    sigmas: Schedule
     cfg: float
-    latents: torch.Tensor
+    latents: Latents
 
 
 def prepare(pipe: Any, seeds: Sequence[int], *, steps: int = 28, cfg: float = 1.0) -> Prepared:

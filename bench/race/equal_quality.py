@@ -67,7 +67,7 @@ def _interpolated(rows: list[dict[str, Any]], quality: float) -> dict[str, float
 
 
 def shown_quality(row: dict[str, Any]) -> dict[str, str]:
-    """A row as README shows it."""
+    """A row as the pages show it."""
     return {
         "mode, mean PSNR": f"{row['mode']}, {row['PSNR at least']} dB or better",
         **{title: _named(row[title]) for title in list(_KINDS)[:2]},

@@ -9,9 +9,11 @@ import functools
 from typing import Any, NamedTuple
 
 import torch
+from jaxtyping import Bool, Int
 from torch import Tensor
 
 from afcache import CacheConfig
+from afcache._typing import Latents
 from afcache.functional import forecast
 from afcache.functional.decision import decide, forecast_row, predict_error
 from afcache.functional.groups.group import divide
@@ -38,10 +40,10 @@ class Loop(NamedTuple):
 
     """
 
-    latents: Tensor
-    refreshes: Tensor
-    runs: Tensor
-    mlp_runs: Tensor
+    latents: Latents
+    refreshes: Bool[Tensor, "steps batch"]
+    runs: Int[Tensor, " blocks"]
+    mlp_runs: Int[Tensor, " blocks"]
 
 
 @torch.no_grad()
