@@ -1,11 +1,19 @@
-import copy
+import gc
 
 import pytest
 import torch
 from diffusers import FluxPipeline
 
 import afcache
+from tests.support.mini_flux import fresh_mini_flux
 from tests.support.sampling import shorten
+
+
+def pytest_collection_finish() -> None:
+    """What is imported by now stays; tracing would spend a tenth of its time on looking through it for garbage."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(100_000, 20, 100)
 
 
 @pytest.fixture(autouse=True)
@@ -18,9 +26,7 @@ def seed() -> int:
 
 @pytest.fixture(scope="session")
 def mini_flux() -> FluxPipeline:
-    pipe = afcache.load_mini_flux()
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
+    return fresh_mini_flux()
 
 
 @pytest.fixture
@@ -34,21 +40,13 @@ def pipe(mini_flux):
         afcache.restore_pipeline(mini_flux)
 
 
-@pytest.fixture(scope="session")
-def untouched() -> FluxPipeline:
-    """What pipelines of tests' own are copies of; never drawn with."""
-    pipe = afcache.load_mini_flux()
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
-
-
 @pytest.fixture
-def own(untouched) -> FluxPipeline:
+def own() -> FluxPipeline:
     """A pipeline of the test's own, to be changed for good."""
-    return copy.deepcopy(untouched)
+    return fresh_mini_flux()
 
 
 @pytest.fixture
 def short(own) -> FluxPipeline:
-    """A pipeline of the test's own, of three blocks: for what is compiled, where their number does not matter."""
+    """A pipeline of the test's own, of two blocks: for what is compiled, where their number does not matter."""
     return shorten(own)

@@ -9,11 +9,12 @@ from typing import Any
 
 import pytest
 
-import afcache
 from bench.compare_compiled import _choose, main
 from bench.race.contender import Contender
 from bench.race.turns import check_references
 from bench.record.naming import result_path
+from tests.support.mini_flux import fresh_mini_flux
+from tests.support.sampling import shorten
 
 pytestmark = pytest.mark.host
 
@@ -77,39 +78,35 @@ def compare(folder: Path, *arguments: str) -> tuple[str, dict[str, dict[str, Any
     return result.stdout, {row["contender"]: row for row in json.loads(stored.read_text())["rows"]}
 
 
-def test_random_weights_from_end_to_end(tmp_path: Path):
-    names = ("AFCache balanced", "regions", "ParaAttention 0.12, compiled")
-    printed, rows = compare(tmp_path, "--random", "tiny", "--steps", "6", "--contenders", *names)
-    assert "says nothing about quality" in printed
+def test_from_end_to_end(tmp_path: Path):
+    """Somebody's model, a folder as `save_pretrained` writes it; then random weights, with the decisions of the first run."""
+    folder = str(tmp_path / "model")
+    shorten(fresh_mini_flux()).save_pretrained(folder)
+    names = ("AFCache fast", "regions", "ParaAttention 0.12, compiled")
+    arguments = ("--resolution", "32", "--steps", "8")
+    printed, rows = compare(tmp_path, "--model", folder, *arguments, "--contenders", *names)
+    assert "compiled, 40 dB or better: AFCache" in printed
     assert "failed: TypeError" in printed
     assert set(rows) == {
         "eager",
         "compiled",
         "compiled by regions",
-        "AFCache balanced",
-        "AFCache balanced, compiled",
+        "AFCache fast",
+        "AFCache fast, compiled",
         "ParaAttention 0.12, compiled",
     }
-    assert rows["AFCache balanced, compiled"]["pattern"] == "FF...F"
-    assert rows["AFCache balanced, compiled"]["graphs"] == 1
-    assert "psnr" not in rows["AFCache balanced"]
-    assert result_path("compare_random_tiny", ".png", part="time", folder=tmp_path).stat().st_size > 10_000
-
-
-def test_somebodys_model_from_end_to_end(tmp_path: Path):
-    """A folder as `save_pretrained` writes it; afterwards every contender repeats its decisions on random weights."""
-    folder = str(afcache.mini_flux_folder())
-    names = ("AFCache fast", "diffusers MagCache 0.12")
-    arguments = ("--resolution", "32", "--steps", "8")
-    printed, rows = compare(tmp_path, "--model", folder, *arguments, "--contenders", *names)
-    assert "compiled, 40 dB or better: AFCache" in printed
     assert rows["compiled"]["psnr"] > 80
     assert 15 < rows["AFCache fast, compiled"]["psnr"] < 100
+    assert rows["AFCache fast, compiled"]["graphs"] == 1
     assert list(tmp_path.glob("*_quality.png"))
     (stored,) = (path for path in tmp_path.glob("*.json") if "fastest" not in path.name)
     again = tmp_path / "again"
     again.mkdir()
-    _, repeated = compare(again, "--random", "tiny", "--steps", "8", "--patterns", str(stored), "--contenders", *names)
-    for name in ("AFCache fast", "AFCache fast, compiled", "diffusers MagCache 0.12"):
-        assert repeated[name]["pattern"] == rows[name]["pattern"]
-        assert repeated[name]["psnr_with_these_decisions"] == rows[name]["psnr"]
+    arguments = ("--steps", "8", "--patterns", str(stored), "--contenders", "AFCache fast, compiled")
+    printed, repeated = compare(again, "--random", "tiny", *arguments)
+    assert "says nothing about quality" in printed
+    repetition, original = repeated["AFCache fast, compiled"], rows["AFCache fast, compiled"]
+    assert repetition["pattern"] == original["pattern"]
+    assert repetition["psnr_with_these_decisions"] == original["psnr"]
+    assert "psnr" not in repetition
+    assert result_path("compare_random_tiny", ".png", part="time", folder=again).stat().st_size > 10_000

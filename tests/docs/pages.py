@@ -4,8 +4,9 @@ import re
 import shlex
 from pathlib import Path
 
+from bench.readme_numbers import PAGES as PAGES
+
 ROOT = Path(__file__).parent.parent.parent
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
 def name_of(page: Path) -> str:

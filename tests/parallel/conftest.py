@@ -1,5 +1,6 @@
 """Ranks are started once for each layout; every test of the layout reads what they drew and met."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -23,12 +24,13 @@ def folder_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]
 
 
 @pytest.fixture(scope="session")
-def ranks_of(folder_of: Callable[[str], Path]) -> Callable[[str], list[Met]]:
+def ranks_of(tmp_path_factory: pytest.TempPathFactory, folder_of: Callable[[str], Path]) -> Callable[[str], list[Met]]:
     """What the ranks of a layout met; started on demand. One that fails fails every test of its layout, at once."""
     met: dict[str, list[Met] | BaseException] = {}
 
     def find(layout: str) -> list[Met]:
         if layout not in met:
+            _claim(layout, tmp_path_factory)
             try:
                 met[layout] = start(layout, folder_of(layout))
             except Exception as error:
@@ -39,6 +41,12 @@ def ranks_of(folder_of: Callable[[str], Path]) -> Callable[[str], list[Met]]:
         return found
 
     return find
+
+
+def _claim(layout: str, folders: pytest.TempPathFactory) -> None:
+    """Fail where another process of this run has started the layout: its tests are marked to share one."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        (folders.getbasetemp().parent / f"{layout} is started").touch(exist_ok=False)
 
 
 @pytest.fixture(scope="session")

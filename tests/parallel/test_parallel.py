@@ -82,6 +82,6 @@ def test_cached_steps_gather_and_sum_statistics_and_nothing_else(layout: str, ra
     """In the graph itself: of the adaptive policy, without guidance branches, the velocity's gathering is all there is."""
     for rank in ranks_of(layout):
         drawn = rank.drawn[Task("looked into", is_compiled=True)]
-        blocks, per_block, measured_error = 5, 2, 1
+        blocks, per_block, measured_error = 3, 2, 1
         assert drawn.branches == (1, blocks * per_block + measured_error, 0)
         assert {count for count, _ in drawn.reported} == {1, 1 + blocks * per_block + measured_error}

@@ -74,7 +74,6 @@ def test_one_compiled_pipeline_draws_several_sizes(ranks_of: RanksOf):
 
 def test_replicas_decide_alone(ranks_of: RanksOf):
     ranks = [rank.stories["replicas"] for rank in ranks_of("replicas")]
-    assert [met["share"] for met in ranks] == [["a", "c"], ["b"]]
     for rank, (met, tolerance) in enumerate(zip(ranks, (0.02, 0.1), strict=True)):
         config = CacheConfig(tolerance=tolerance, warmup_steps=2)
         alone = draw(make_pipeline(), Case(steps=20 + 4 * rank, config=config, backend=None), seed=rank)

@@ -9,12 +9,10 @@ import torch
 
 import afcache
 from afcache import CacheConfig, ParallelConfig
-from afcache.functional.ranks.collectives import Ranks
-from afcache.functional.ranks.step import Layout
 from afcache.functional.state import StepRecord
 from afcache.models.flux1.checks import check_call
 from afcache.parallel.agreement import check_votes
-from afcache.parallel.groups import ParallelContext, _read
+from afcache.parallel.groups import _read
 
 
 def test_a_process_without_torchrun_is_told_the_command(pipe, monkeypatch):
@@ -68,14 +66,13 @@ def test_parallel_must_be_a_config(pipe):
 
 
 def test_ranks_that_decide_differently_are_named():
-    context = ParallelContext(Layout(), Ranks(), rank=0, world_size=3, control="")
     nothing = torch.zeros(1)
     record = StepRecord(nothing > 0, nothing[0] > 0, nothing, nothing, nothing)
-    same = record._replace(votes=(torch.ones(3, 1, dtype=torch.int64),))
-    check_votes(context, same, step=4)
-    other = record._replace(votes=(torch.tensor([[1], [1], [0]]),))
+    same = record._replace(votes=torch.ones(1, 3, 1, dtype=torch.int64))
+    check_votes(same, step=4)
+    other = record._replace(votes=torch.tensor([[[1], [1], [0]]]))
     with pytest.raises(RuntimeError, match=r"differently at step 4: .* chose \[1\] .*rank 2 \[0\]"):
-        check_votes(context, other, step=4)
+        check_votes(other, step=4)
 
 
 def test_reference_images_are_not_shared_among_the_ranks_of_a_sequence():

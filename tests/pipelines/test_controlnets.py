@@ -8,6 +8,7 @@ from diffusers import FluxControlNetPipeline
 from diffusers.models.controlnets.controlnet_flux import FluxMultiControlNetModel
 
 import afcache
+from tests.support.mini_flux import fresh_mini_flux
 from tests.support.one_graph import MIXED, assert_exact_and_one_graph, counters
 from tests.support.pipelines import BY_NAME, draw, make, make_controlnet, picture
 
@@ -65,7 +66,7 @@ def test_the_jump_of_a_switched_controlnet_is_no_error_to_catch_up_with(limits: 
 def test_several_controlnets_and_their_scales():
     kind = BY_NAME["FluxControlNetPipeline"]
     pipe = make(kind, single=1)
-    second = make_controlnet(afcache.load_mini_flux().transformer, double=2, single=0)
+    second = make_controlnet(fresh_mini_flux().transformer, double=2, single=0)
     pipe.controlnet = FluxMultiControlNetModel([pipe.controlnet, second])
     changes: dict[str, Any] = {
         "control_image": [picture(), picture(1)],
@@ -95,7 +96,7 @@ def test_a_controlnet_whose_residuals_go_round():
     """Xlabs' kind: the transformer is told to repeat them over its blocks."""
     kind = BY_NAME["FluxControlNetPipeline"]
     pipe = make(kind, double=3, single=1)
-    pipe.controlnet = make_controlnet(afcache.load_mini_flux().transformer, double=2, single=0)
+    pipe.controlnet = make_controlnet(fresh_mini_flux().transformer, double=2, single=0)
     repeats: list[bool] = []
 
     def repeat(transformer: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:

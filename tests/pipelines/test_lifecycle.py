@@ -106,23 +106,23 @@ def test_lora_loads_scales_fuses_and_unloads_after_compiling(own, tmp_path):
     assert largest_difference(sample(own, steps=12), plain) < 1e-4
 
 
-def test_lora_under_compilation_gives_no_stale_image(own, tmp_path):
-    make_lora(tmp_path)
-    plain = sample(own, steps=4)
-    own.load_lora_weights(tmp_path, adapter_name="test")
-    with_lora = sample(own, steps=4)
-    own.set_adapters("test", 0.5)
-    with_half = sample(own, steps=4)
+def test_lora_under_compilation_gives_no_stale_image(short, tmp_path):
+    make_lora(tmp_path, short)
+    plain = sample(short, steps=4)
+    short.load_lora_weights(tmp_path, adapter_name="test")
+    with_lora = sample(short, steps=4)
+    short.set_adapters("test", 0.5)
+    with_half = sample(short, steps=4)
     assert largest_difference(with_half, with_lora) > 0.01
-    own.unload_lora_weights()
-    afcache.compile_pipeline(own, CacheConfig(tolerance=0.0), backend="aot_eager")
-    assert largest_difference(sample(own, steps=4), plain) < 1e-4
-    own.load_lora_weights(tmp_path, adapter_name="test")
-    assert largest_difference(sample(own, steps=4), with_lora) < 1e-4
-    own.set_adapters("test", 0.5)
-    assert largest_difference(sample(own, steps=4), with_half) < 1e-4
-    own.unload_lora_weights()
-    assert largest_difference(sample(own, steps=4), plain) < 1e-4
+    short.unload_lora_weights()
+    afcache.compile_pipeline(short, CacheConfig(tolerance=0.0), backend="aot_eager")
+    assert largest_difference(sample(short, steps=4), plain) < 1e-4
+    short.load_lora_weights(tmp_path, adapter_name="test")
+    assert largest_difference(sample(short, steps=4), with_lora) < 1e-4
+    short.set_adapters("test", 0.5)
+    assert largest_difference(sample(short, steps=4), with_half) < 1e-4
+    short.unload_lora_weights()
+    assert largest_difference(sample(short, steps=4), plain) < 1e-4
 
 
 def test_deepcopy_runs_on_its_own(own):

@@ -14,6 +14,7 @@ from diffusers import (
 
 import afcache
 from afcache import CacheConfig
+from tests.support.mini_flux import fresh_mini_flux
 from tests.support.sampling import ADAPTIVE, PROMPT, compiled, largest_difference, sample
 
 pytestmark = pytest.mark.host
@@ -136,7 +137,7 @@ def test_an_exception_in_the_second_branch_of_step_zero_leaves_nothing_behind(pi
 
 
 def test_two_pipelines_do_not_disturb_each_other(pipe):
-    other = afcache.load_mini_flux()
+    other = fresh_mini_flux()
     other.set_progress_bar_config(disable=True)
     compiled(pipe)
     expected = sample(pipe)

@@ -45,7 +45,6 @@ def test_a_new_kind_of_shape_adds_one_graph_and_the_next_of_its_kind_none(short)
     expected = 1
     kinds: list[list[dict[str, Any]]] = [
         [{"height": 48, "width": 48}, {"height": 64, "width": 48}],
-        [{"max_sequence_length": 12}, {"max_sequence_length": 10}],
         [{"seed": [0, 1], "prompt": [PROMPT] * 2}, {"seed": [0, 1, 2], "prompt": [PROMPT] * 3}],
     ]
     for shapes in kinds:

@@ -8,6 +8,7 @@ from diffusers.models.controlnets.controlnet_flux import FluxMultiControlNetMode
 
 import afcache
 from afcache.runtime.controls import Controls, controls_of
+from tests.support.mini_flux import fresh_mini_flux
 from tests.support.one_graph import assert_exact_and_one_graph, assert_exact_and_share_a_graph
 from tests.support.pipelines import BY_NAME, draw, load_ip_adapters, make, make_controlnet, picture
 
@@ -18,7 +19,7 @@ CONTROLNET = BY_NAME["FluxControlNetPipeline"]
 
 def two_controlnets(**sizes: int) -> Any:
     pipe = make(CONTROLNET, **sizes)
-    second = make_controlnet(afcache.load_mini_flux().transformer, double=2, single=0)
+    second = make_controlnet(fresh_mini_flux().transformer, double=2, single=0)
     pipe.controlnet = FluxMultiControlNetModel([pipe.controlnet, second])
     return pipe
 
@@ -85,7 +86,7 @@ def test_one_of_several_controlnets_that_switches_starts_the_cache_again(limits:
 def test_a_controlnet_put_in_later_is_watched_and_none_is_after_restoring():
     pipe = afcache.compile_pipeline(make(CONTROLNET), ALWAYS, compile=False)
     before = pipe.controlnet
-    pipe.controlnet = make_controlnet(afcache.load_mini_flux().transformer)
+    pipe.controlnet = make_controlnet(fresh_mini_flux().transformer)
     assert pattern(pipe, **CASES["control_image"]) == "FF....F....."
     assert len(pipe.controlnet._forward_pre_hooks) == 1
     pipe.controlnet = before
@@ -113,7 +114,7 @@ def test_image_prompts_that_are_rescaled_are_one_graph_with_mixed_decisions():
 def test_a_pipeline_made_from_another_is_exact_and_one_graph():
     other = type(make(CONTROLNET)).from_pipe(
         afcache.compile_pipeline(make(BY_NAME["FluxPipeline"], double=1, single=1), compile=False),
-        controlnet=make_controlnet(afcache.load_mini_flux().transformer),
+        controlnet=make_controlnet(fresh_mini_flux().transformer),
     )
     other.set_progress_bar_config(disable=True)
     afcache.restore_pipeline(other)

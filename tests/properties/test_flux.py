@@ -23,6 +23,7 @@ from afcache.models.flux1 import inputs as flux1_inputs
 from afcache.sampling.primitives import denoising_step
 from tests.support import cases
 from tests.support.cases import numbers, property_test
+from tests.support.mini_flux import fresh_mini_flux
 from tests.support.sampling import sample
 from tests.support.tiny import tiny_flux
 
@@ -220,7 +221,7 @@ def use(pipes: list[Any], how: dict[str, Any]) -> np.ndarray | None:
 
 
 def small_pipe(config: CacheConfig) -> Any:
-    pipe = afcache.load_mini_flux()
+    pipe = fresh_mini_flux()
     pipe.set_progress_bar_config(disable=True)
     transformer: Any = pipe.transformer
     transformer.transformer_blocks = transformer.transformer_blocks[:1]

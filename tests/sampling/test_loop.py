@@ -94,23 +94,18 @@ def test_policy_none_computes_every_step(pipe):
 
 
 def test_one_step_serves_every_tolerance_and_few_graphs_every_shape(short):
-    """A new tolerance adds no graph; batch sizes and text lengths add one each, the third of a kind none."""
+    """A new tolerance adds no graph; another text length adds one, the third none."""
     step = torch.compile(afcache.denoising_step, fullgraph=True, backend="aot_eager")
     problem = prepare(short, [0], steps=6)
     for tolerance in (0.0, 0.01, 0.1):
         denoise(short, problem, dataclasses.replace(ADAPTIVE, tolerance=tolerance), step=step)
     assert counters["stats"]["unique_graphs"] == 1
-    for seeds in ([0, 1], [0, 1, 2], [0, 1, 2, 3]):
-        batch = prepare(short, seeds, steps=6)
-        eager, compiled = denoise(short, batch), denoise(short, batch, step=step)
-        assert largest_difference(compiled.latents.numpy(), eager.latents.numpy()) < 1e-4
-    assert counters["stats"]["unique_graphs"] == 2
     for length in (12, 10, 8):
         (inputs,) = problem.branches
         text = inputs.encoder_hidden_states[:, :length].clone()
         shorter = inputs._replace(encoder_hidden_states=text, txt_ids=inputs.txt_ids[:length].clone())
         denoise(short, problem._replace(branches=(shorter,)), step=step)
-    assert counters["stats"]["unique_graphs"] == 3
+    assert counters["stats"]["unique_graphs"] == 2
     assert not counters["graph_break"]
 
 

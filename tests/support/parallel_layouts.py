@@ -1,11 +1,12 @@
 """Which ranks are started, each layout once, and all that they do before they end."""
 
-import contextlib
 import math
+import multiprocessing
 import os
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -61,7 +62,7 @@ class Layout(NamedTuple):
         degrees: fields of `ParallelConfig`; their product is the number of ranks.
         tasks: the images that they draw.
         stories: names of `parallel_mishaps.STORIES`, told after that, in order.
-        survivors: ranks that must come to their end, where others fail: torchrun would stop all; empty: torchrun starts them.
+        survivors: ranks that must come to their end where others fail; empty: all must.
 
     """
 
@@ -80,27 +81,27 @@ class Layout(NamedTuple):
 LAYOUTS = {
     "ulysses": Layout(
         {"ulysses_degree": 2},
-        compiled("first and last blocks", "controlnet", "image prompt", "inductor", "looked into")
+        compiled("first and last blocks", "inductor", "looked into")
         + voted("short text", "two groups")
         + eager("divisible", "short text", "long text, odd image", "odd everything", "teacache", "uncached", "guided")
-        + eager("layerwise", "eager")
+        + eager("layerwise", "controlnet", "image prompt", "eager")
         + counted("layerwise", "counted", "counted, layerwise", "counted, first and last blocks", "counted, uncached"),
         ("sizes", "otherwise", "disagree", "killed"),
         survivors=(0,),
     ),
     "ring": Layout(
         {"ring_degree": 2},
-        compiled("divisible", "odd everything", "teacache", "uncached", "guided", "two groups")
-        + eager(
-            "short text", "long text, odd image", "first and last blocks", "layerwise", "controlnet", "image prompt", "eager"
-        )
+        compiled("odd everything", "teacache", "controlnet", "guided")
+        + eager("divisible", "short text", "long text, odd image", "first and last blocks", "layerwise", "uncached")
+        + eager("two groups", "image prompt", "eager")
         + counted("counted", "counted, layerwise", "counted, first and last blocks", "counted, uncached"),
         ("command line",),
     ),
     "guidance": Layout(
         {"cfg_degree": 2},
-        compiled("guided", "two groups, guided", "reference image, guided")
+        compiled("guided", "two groups, guided")
         + eager("teacache, guided", "layerwise, guided", "controlnet, guided", "image prompt, guided")
+        + eager("reference image, guided")
         + counted("counted", "counted, layerwise"),
         ("stopped",),
         survivors=(0,),
@@ -130,15 +131,48 @@ class Met(NamedTuple):
 
 
 def start(name: str, folder: Path) -> list[Met]:
-    """Start a layout's ranks; what each drew and met, of those that got lost until then."""
+    """Start a layout's ranks; what each drew and met, of those that got lost until then.
+
+    They are forked from one process that has imported everything, with what torchrun would tell them.
+    """
     layout = LAYOUTS[name]
-    command = ["-m", "tests.support.parallel_worker", name, str(folder)]
-    if layout.survivors:
-        _start_by_hand(command, layout, folder)
-    else:
-        result = run([*TORCHRUN, str(layout.size), *command])
-        assert result.returncode == 0, result.stderr[-4000:]
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    fork = multiprocessing.get_context("forkserver")
+    fork.set_forkserver_preload(["tests.support.parallel_worker"])
+    shared = {"WORLD_SIZE": str(layout.size), "MASTER_ADDR": "localhost", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
+    ranks = []
+    for rank in range(layout.size):
+        ranks.append(fork.Process(target=live, args=(name, folder, {**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)})))
+        ranks[rank].start()
+    survivors = layout.survivors or range(layout.size)
+    try:
+        end = time.monotonic() + SECONDS
+        for rank in survivors:
+            ranks[rank].join(end - time.monotonic())
+            # What one has met, the others wait for; nobody stops them.
+            if ranks[rank].exitcode != 0:
+                break
+        statuses = [ranks[rank].exitcode for rank in survivors]
+    finally:
+        for rank in ranks:
+            rank.kill()
+            rank.join()
+    said = [(folder / f"rank{rank}.txt").read_text()[-4000:] for rank in range(layout.size)]
+    assert not any(status != 0 for status in statuses), said
     return [read(folder, rank) for rank in range(layout.size)]
+
+
+def live(name: str, folder: Path, environment: dict[str, str]) -> None:
+    """One rank's life, in a process of its own; what it says goes to a file."""
+    os.environ.update(environment)
+    with (folder / f"rank{environment['RANK']}.txt").open("w") as said:
+        for stream in (1, 2):
+            os.dup2(said.fileno(), stream)
+    from tests.support.parallel_worker import main
+
+    main(LAYOUTS[name], folder)
 
 
 def read(folder: Path, rank: int) -> Met:
@@ -157,26 +191,3 @@ def run(command: list[str]) -> subprocess.CompletedProcess[str]:
     """Run a command that starts ranks."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=SECONDS, check=False)
-
-
-def _start_by_hand(command: list[str], layout: Layout, folder: Path) -> None:
-    """Ranks as torchrun would start them, that nobody stops when one fails, until the survivors have ended."""
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
-    shared = {"WORLD_SIZE": str(layout.size), "MASTER_ADDR": "localhost", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
-    shared["PYTHONPATH"] = str(ROOT)
-    with contextlib.ExitStack() as stack:
-        ranks = []
-        for rank in range(layout.size):
-            said = stack.enter_context((folder / f"rank{rank}.txt").open("w"))
-            environment = {**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}
-            ranks.append(subprocess.Popen([sys.executable, *command], cwd=ROOT, env=environment, stdout=said, stderr=said))
-        try:
-            statuses = {rank: ranks[rank].wait(timeout=SECONDS) for rank in layout.survivors}
-        finally:
-            for rank in ranks:
-                rank.kill()
-                rank.wait()
-    said = [(folder / f"rank{rank}.txt").read_text()[-4000:] for rank in range(layout.size)]
-    assert not any(statuses.values()), said

@@ -1,15 +1,14 @@
 """One rank of a layout: draws its tasks, tells its stories, and writes down what it drew and met."""
 
-import argparse
 import os
 from pathlib import Path
 
 import torch
 
 from afcache import ParallelConfig
+from tests.support import parallel_mishaps
 from tests.support.parallel_cases import CASES, Drawn, draw, make_pipeline
-from tests.support.parallel_layouts import LAYOUTS, Layout, Met, Task, write
-from tests.support.parallel_mishaps import STORIES
+from tests.support.parallel_layouts import Layout, Met, Task, write
 
 
 def draw_task(layout: Layout, task: Task) -> Drawn:
@@ -19,25 +18,17 @@ def draw_task(layout: Layout, task: Task) -> Drawn:
     return draw(make_pipeline(case.steered_by, case.blocks), case, parallel)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("layout", choices=LAYOUTS)
-    parser.add_argument("folder", type=Path)
-    arguments = parser.parse_args()
+def main(layout: Layout, folder: Path) -> None:
     torch.set_num_threads(1)
-    layout, rank = LAYOUTS[arguments.layout], int(os.environ["RANK"])
+    rank = parallel_mishaps.RANK = int(os.environ["RANK"])
     met = Met({task: draw_task(layout, task) for task in layout.tasks}, {})
     for story in layout.stories:
         # The last one may be a rank's end.
-        write(arguments.folder, rank, met)
-        met.stories[story] = STORIES[story](arguments.folder)
-    write(arguments.folder, rank, met)
+        write(folder, rank, met)
+        met.stories[story] = parallel_mishaps.STORIES[story](folder)
+    write(folder, rank, met)
     if layout.survivors:
         # Nothing more is owed to ranks that are gone.
         os._exit(0)
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
-
-
-if __name__ == "__main__":
-    main()

@@ -11,7 +11,7 @@ from diffusers.pipelines.flux.modeling_flux import ReduxImageEncoder
 from PIL import Image
 from transformers import SiglipImageProcessor, SiglipVisionConfig, SiglipVisionModel
 
-import afcache
+from tests.support.mini_flux import fresh_mini_flux
 
 SIZE = 32
 TEXT = {"prompt": "a handwritten two on a palace", "max_sequence_length": 16}
@@ -97,7 +97,7 @@ BY_NAME = {kind.name: kind for kind in KINDS}
 
 def make(kind: Kind, *, double: int = 2, single: int = 2) -> Any:
     """A pipeline of a few of mini-FLUX's blocks."""
-    mini = afcache.load_mini_flux()
+    mini = fresh_mini_flux()
     parts: dict[str, Any] = {name: part for name, part in mini.components.items() if part is not None}
     parts["transformer"] = shorten(mini.transformer, double, single, kind.extra_channels, kind.distilled)
     if kind.has_controlnet:
