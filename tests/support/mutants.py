@@ -162,7 +162,7 @@ MUTANTS = (
         "functional/decision.py",
         "coupling.leader_refresh | (state.num_nodes == 0)",
         "coupling.leader_refresh",
-        STEP_TESTS,
+        "functional/test_decision.py",
     ),
     Mutant(
         "an estimate that starts anew at every look ahead",
