@@ -16,7 +16,7 @@ from diffusers import (
 from jaxtyping import Float
 from torch import Tensor
 
-from afcache._typing import Schedule
+from afcache._typing import Sigmas
 
 _MULTISTEP = (DPMSolverMultistepScheduler, UniPCMultistepScheduler)
 _SUPPORTED = "FlowMatchEulerDiscreteScheduler, and DPMSolverMultistepScheduler or UniPCMultistepScheduler with flow sigmas"
@@ -33,7 +33,7 @@ class ScheduledStep(NamedTuple):
     """
 
     timesteps: Float[Tensor, " steps"]
-    sigmas: Schedule
+    sigmas: Sigmas
     index: int
 
 

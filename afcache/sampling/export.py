@@ -46,7 +46,7 @@ def export_step(
 
     """
     first_step = torch.tensor([1.0, 0.0])
-    journey = prepare(transformer, inputs, first_step, negative=negative, config=config)
+    journey = prepare(transformer, (inputs, negative), first_step, guidance_scale=1.0, config=config)
     _check_weights(transformer)
     branches, (latents, states, _) = journey.branches, journey.start
     plain = tuple({name: part for name, part in branch.items() if name not in _PLACED} for branch in _plain(branches))

@@ -99,16 +99,8 @@ def denoise(
         NotImplementedError: our forward would not compute what this transformer does; the message says why.
 
     """
-    journey = prepare(
-        transformer,
-        inputs,
-        sigmas,
-        negative=negative,
-        guidance_scale=guidance_scale,
-        config=config,
-        architecture=architecture,
-        kernel=kernel,
-    )
+    parts = architecture, kernel
+    journey = prepare(transformer, (inputs, negative), sigmas, guidance_scale=guidance_scale, config=config, parts=parts)
     model, settings = journey.model, journey.config
     if start is not None:
         shapes = [_shape(model, branch) for branch in journey.branches]
@@ -133,25 +125,31 @@ def denoise(
 
 def prepare(
     transformer: HostModule,
-    inputs: Any,
+    given: tuple[Any, Any],
     sigmas: Tensor,
     *,
-    negative: Any = None,
-    guidance_scale: float = 1.0,
-    config: CacheConfig | None = None,
-    architecture: Architecture | None = None,
-    kernel: AttentionKernel | None = None,
+    guidance_scale: float,
+    config: CacheConfig | None,
+    parts: tuple[Architecture | None, AttentionKernel | None] = (None, None),
 ) -> Journey:
     """The trajectory that `denoise` walks with these arguments, before its first step.
+
+    Args:
+        transformer: owner of the weights.
+        given: inputs, and those of the negative prompt or None.
+        sigmas: noise levels, one more than steps.
+        guidance_scale: of all samples.
+        config: settings; None takes the preset "balanced".
+        parts: architecture and kernel; None takes the family's.
 
     Raises:
         TypeError, ValueError, NotImplementedError: what `denoise` raises of them.
 
     """
     settings = resolve_config(config)
-    model = _model(transformer, (inputs, negative), settings, architecture, kernel)
-    check_arguments(sigmas, inputs, negative, guidance_scale)
-    branches = _detach((inputs,) if negative is None else (inputs, negative))
+    model = _model(transformer, given, settings, *parts)
+    check_arguments(sigmas, *given, guidance_scale)
+    branches = _detach(tuple(each for each in given if each is not None))
     latents = branches[0].hidden_states
     states = tuple(
         empty_state(_shape(model, branch), config=settings, dtype=latents.dtype, device=latents.device) for branch in branches

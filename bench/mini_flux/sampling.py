@@ -8,7 +8,7 @@ import torch
 from diffusers import FluxPipeline
 
 import afcache
-from afcache._typing import Latents, Schedule
+from afcache._typing import Latents, Sigmas
 from afcache.assets import recommended_settings
 from bench.mini_flux import data
 
@@ -50,7 +50,7 @@ class Prepared(NamedTuple):
     """
 
     branches: tuple[afcache.FluxInputs, ...]
-    sigmas: Schedule
+    sigmas: Sigmas
     cfg: float
     latents: Latents
 

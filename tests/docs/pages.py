@@ -4,8 +4,6 @@ import re
 import shlex
 from pathlib import Path
 
-from bench.readme_numbers import PAGES as PAGES
-
 ROOT = Path(__file__).parent.parent.parent
 
 

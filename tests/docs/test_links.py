@@ -7,7 +7,8 @@ import pytest
 import yaml
 
 import afcache
-from tests.docs.pages import PAGES, ROOT, anchors, name_of, without_code
+from bench.readme_numbers import PAGES
+from tests.docs.pages import ROOT, anchors, name_of, without_code
 
 TESTS = "\n".join(path.read_text() for path in sorted((ROOT / "tests").rglob("*.py")))
 

@@ -18,7 +18,8 @@ from diffusers import DiffusionPipeline, FluxPipeline, FluxTransformer2DModel
 
 import afcache
 from afcache.cli.arguments import build_parser
-from tests.docs.pages import PAGES, ROOT, blocks, inline_commands, name_of, shell_lines
+from bench.readme_numbers import PAGES
+from tests.docs.pages import ROOT, blocks, inline_commands, name_of, shell_lines
 
 FLUX_DEV = "black-forest-labs/FLUX.1-dev"
 SEVERAL = ROOT / "docs" / "several-gpus.md"

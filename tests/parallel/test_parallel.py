@@ -1,4 +1,4 @@
-"""Several processes draw what one draws: real xfuser groups, gloo, torchrun."""
+"""Several processes draw what one draws: real xfuser groups over gloo."""
 
 from collections.abc import Callable
 

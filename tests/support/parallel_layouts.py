@@ -160,7 +160,7 @@ def start(name: str, folder: Path) -> list[Met]:
             rank.kill()
             rank.join()
     said = [(folder / f"rank{rank}.txt").read_text()[-4000:] for rank in range(layout.size)]
-    assert not any(status != 0 for status in statuses), said
+    assert all(status == 0 for status in statuses), said
     return [read(folder, rank) for rank in range(layout.size)]
 
 
