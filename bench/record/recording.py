@@ -64,11 +64,18 @@ def write_result(
     if shown is not None:
         result["shown"] = shown
     path = result_path(subject, ".json", device=device, part=part, folder=folder)
-    path.write_text(json.dumps(result, indent=2) + "\n")
+    _replace(path, json.dumps(result, indent=2) + "\n")
     readable = path.with_suffix(".md")
     # Of what is stored, so that rendering it again gives the same.
-    readable.write_text(render(json.loads(path.read_text())))
+    _replace(readable, render(json.loads(path.read_text())))
     return readable
+
+
+def _replace(path: Path, text: str) -> None:
+    """Write a file at once: a process that is ended on its way leaves the one before."""
+    part = path.with_name(path.name + ".part")
+    part.write_text(text)
+    part.replace(path)
 
 
 def _git(*arguments: str) -> str:

@@ -1,6 +1,7 @@
 """`bench/full_size.py --gpu`: what FLUX.1-dev's steps cost on a device, with random weights of its exact shape.
 
 One process, one set of weights. Everything has a place in a time budget, and what no longer fits is named in its table.
+Tables are written after every row, and what may take longest comes last.
 """
 
 import argparse
@@ -18,22 +19,21 @@ from afcache.functional.model import model_of, scaled_dot_product_attention
 from afcache.functional.step import full_forward
 from afcache.models.flux1 import architecture as flux1
 from afcache.models.flux1 import inputs as flux1_inputs
-from bench.models.random_flux import SIZES, Size
+from bench.models.random_flux import SIZES
 from bench.record.clock import seconds_of
-from bench.record.recording import write_result
-from bench.record.render import table
 from bench.record.spread import shown_spread
-from bench.scale.full_size_rows import EQUALITY, STEP, UNKNOWN, VARIANT, Row, at_most, difference
-from bench.scale.full_size_subject import CONFIG, INTERVAL, TEXT_TOKENS, Shape, Subject, cached, decide, force, plain, regional
+from bench.scale.full_size_rows import EQUALITY, FEW, STEP, UNKNOWN, VARIANT, Row, at_most, difference
+from bench.scale.full_size_subject import CONFIG, INTERVAL, Shape, Subject, cached, decide, force, plain, regional
+from bench.scale.full_size_tables import Tables
 from bench.scale.step_costs import by_kind, gain
 
-# What a cached step costs does not depend on blocks that it does not run, so variants are compiled with few.
-FEW = Size(0, 1, 1, 0)
 # Steps of the images that are compared with diffusers'.
 _EQUAL_STEPS = 4
 # Estimates, until the first compilation has been timed: of a block; and of what a row takes beside its compilation.
 _SECONDS_A_BLOCK = {"cuda": 2.0, "cpu": 0.0}
 _SECONDS_A_ROW = {"cuda": 20.0, "cpu": 0.0}
+# A mode that autotunes tries some twenty kernels for each product of other sizes: on an H200 150 s were not enough.
+_SECONDS_TO_TUNE = {"cuda": 240.0, "cpu": 0.0}
 
 
 class Variant(NamedTuple):
@@ -50,6 +50,11 @@ class Variant(NamedTuple):
     mode: str | None
     decisions: tuple[str, ...]
 
+    @property
+    def is_tuned(self) -> bool:
+        """Whether compiling it takes minutes."""
+        return (self.mode or "").startswith("max-autotune")
+
 
 class Bench:
     """All there is to measure.
@@ -62,6 +67,7 @@ class Bench:
     def __init__(self, arguments: argparse.Namespace) -> None:
         self.started = time.monotonic()
         self.arguments = arguments
+        self.tables = Tables(arguments)
         self.size = SIZES[arguments.size]
         self.shape = Shape(16 * int(self.size.tokens**0.5), 1)
         self.row_seconds = _SECONDS_A_ROW[arguments.device]
@@ -71,27 +77,23 @@ class Bench:
         self.plain_peak: float | None = None
         self.plain_latents: Tensor | None = None
         self.eager_latents: Tensor | None = None
-        self.equalities: list[Row] = []
+        self.whole: dict[Shape, float] = {}
         self.subject = Subject(self.size, arguments.device)
         self.few: Subject | None = None
 
-    def attempt(self, row: Row, seconds: float, measure: Callable[[], Iterator[Row]]) -> list[Row]:
-        """Rows of a measurement; where it does not fit into the budget, or fails on its way, one that says so."""
+    def attempt(self, name: str, row: Row, seconds: float, measure: Callable[[], Iterator[Row]]) -> None:
+        """Add a measurement to a table; where it does not fit into the budget, or fails on its way, a row that says so."""
         left = 60 * self.arguments.minutes - (time.monotonic() - self.started)
-        rows: list[Row] = []
         if left < seconds:
             reason = f"{UNKNOWN}: {max(left, 0):.0f} s of the time budget left, about {seconds:.0f} s needed"
-            rows.append({**row, "note": reason})
-        else:
-            try:
-                for measured in measure():
-                    rows.append({**row, **measured})
-            except Exception as error:
-                reason = (str(error).strip() or "no message").splitlines()[0][:200]
-                rows.append({**row, "note": f"failed: {type(error).__name__}: {reason}"})
-        for shown in rows:
-            print({name: value for name, value in shown.items() if value not in ("-", "")}, flush=True)
-        return rows
+            self.tables.add(name, {**row, "note": reason})
+            return
+        try:
+            for measured in measure():
+                self.tables.add(name, {**row, **measured})
+        except Exception as error:
+            reason = (str(error).strip() or "no message").splitlines()[0][:200]
+            self.tables.add(name, {**row, "note": f"failed: {type(error).__name__}: {reason}"})
 
     def images(self, subject: Subject, shape: Shape) -> tuple[list[float], float]:
         """Seconds of every call of several images, and of the median image with everything around the transformer."""
@@ -162,10 +164,11 @@ class Bench:
         if self.plain_latents is None:
             return
         theirs = f"plain, compiled, {_EQUAL_STEPS} steps"
-        self.equalities.append({**EQUALITY, "ours": name, "theirs": theirs, **difference(latents, self.plain_latents)})
+        ours = {"ours": name, "theirs": theirs}
+        self.tables.add("equality", {**EQUALITY, **ours, **difference(latents, self.plain_latents)})
         if self.eager_latents is not None:
             yardstick = {"ours": "plain, eager (the yardstick)", "theirs": theirs}
-            self.equalities.append({**EQUALITY, **yardstick, **difference(self.eager_latents, self.plain_latents)})
+            self.tables.add("equality", {**EQUALITY, **yardstick, **difference(self.eager_latents, self.plain_latents)})
 
     def _facts(self, first: float) -> Row:
         """A row of the steps' table, of the cached subject as it is set."""
@@ -200,7 +203,8 @@ class Bench:
             self.subject.seconds()
             self.subject.draw(shape, _EQUAL_STEPS)
             seconds = self.subject.seconds()
-        yield {"plain step, all blocks (ms)": 1e3 * statistics.median(seconds)}
+        self.whole[shape] = 1e3 * statistics.median(seconds)
+        yield {"plain step, all blocks (ms)": self.whole[shape]}
 
     def variant_rows(self, variant: Variant, whole: float | None) -> Iterator[Row]:
         """AFCache on few blocks: what a cached step costs at another shape, in another mode, decided in another way."""
@@ -228,69 +232,42 @@ class Bench:
                     row["cached / plain (%)"] = 1e5 * statistics.median(reused) / whole
                 yield row | {"pattern": pattern, "waits of a step": at_most(few.waits(shape, arguments.profiled))}
 
-    def steps_table(self) -> list[Row]:
-        """Rows of everything at the model's own shape."""
-        rows = self.attempt({**STEP, "contender": "plain, compiled"}, self.compile_seconds + self.row_seconds, self.plain_rows)
-        row = {**STEP, "contender": "plain, regional"}
-        rows += self.attempt(row, 2 * self.row_seconds, self.regional_rows)
-        seconds = 1.6 * self.compile_seconds + self.row_seconds
-        return rows + self.attempt({**STEP, "contender": "AFCache"}, seconds, self.cached_rows)
+    def variant(self, variant: Variant) -> None:
+        """Add the rows of one variant."""
+        shape, whole = variant.shape, self.whole.get(variant.shape)
+        row = {**VARIANT, "pixels": shape.pixels, "batch": shape.batch, "mode": variant.mode or "default"}
+        row |= {"decisions": ", ".join(variant.decisions), "plain step, all blocks (ms)": whole or UNKNOWN}
+        seconds = self.row_seconds + (_SECONDS_TO_TUNE[self.arguments.device] if variant.is_tuned else 0)
+        self.attempt("variants", row, seconds, lambda: self.variant_rows(variant, whole))
 
-    def ahead_table(self) -> list[Row]:
-        """The row that may have to wait: decisions made ahead, all blocks compiled once more."""
-        seconds = 1.6 * self.compile_seconds + self.row_seconds
-        return self.attempt({**STEP, "contender": "AFCache"}, seconds, lambda: self.cached_rows(ahead=True))
-
-    def variants_table(self) -> list[Row]:
-        """Rows of other shapes, modes and ways to decide."""
-        whole: dict[Shape, float] = {}
-        rows: list[Row] = []
-        for shape in (self.shape, *self.arguments.shapes):
+    def run(self) -> None:
+        """Measure everything that fits."""
+        self.attempt("equality", EQUALITY, self.row_seconds, self.equal_forward)
+        whole, by_block, ours = ({**STEP, "contender": name} for name in ("plain, compiled", "plain, regional", "AFCache"))
+        self.attempt("steps", whole, self.compile_seconds + self.row_seconds, self.plain_rows)
+        self.attempt("steps", by_block, 2 * self.row_seconds, self.regional_rows)
+        self.attempt("steps", ours, 1.6 * self.compile_seconds + self.row_seconds, self.cached_rows)
+        shapes = self.arguments.shapes
+        for shape in (self.shape, *shapes):
             row = {**VARIANT, "pixels": shape.pixels, "batch": shape.batch}
-            (found,) = self.attempt(row, self.row_seconds, lambda shape=shape: self.shape_seconds(shape))
-            if found["note"]:
-                rows.append(found)
-            else:
-                whole[shape] = found["plain step, all blocks (ms)"]
+            self.attempt("variants", row, self.row_seconds, lambda shape=shape: self.shape_seconds(shape))
         variants = [Variant(self.shape, None, decisions) for decisions in (("forced", "live"), ("ahead",))]
-        variants += [Variant(shape, None, ("forced",)) for shape in self.arguments.shapes]
+        variants += [Variant(shape, None, ("forced",)) for shape in shapes]
         variants += [Variant(self.shape, mode, ("forced",)) for mode in self.arguments.modes]
         for variant in variants:
-            plain_ms = whole.get(variant.shape)
-            row = {**VARIANT, "pixels": variant.shape.pixels, "batch": variant.shape.batch, "mode": variant.mode or "default"}
-            row |= {"decisions": ", ".join(variant.decisions), "plain step, all blocks (ms)": plain_ms or UNKNOWN}
-            rows += self.attempt(row, self.row_seconds, lambda v=variant, ms=plain_ms: self.variant_rows(v, ms))
+            if not variant.is_tuned:
+                self.variant(variant)
         # What is measured next counts memory.
         self.few = None
-        return rows
+        ahead = {**ours, "decisions": "ahead"}
+        seconds = 1.6 * self.compile_seconds + self.row_seconds
+        self.attempt("steps", ahead, seconds, lambda: self.cached_rows(ahead=True))
+        for variant in variants:
+            if variant.is_tuned:
+                self.variant(variant)
+        self.tables.finish()
 
 
 def measure(arguments: argparse.Namespace) -> None:
-    """Run everything that fits, and write the tables."""
-    bench = Bench(arguments)
-    equality = bench.attempt(EQUALITY, bench.row_seconds, bench.equal_forward)
-    steps = bench.steps_table()
-    variants = bench.variants_table()
-    steps += bench.ahead_table()
-    size = bench.size
-    of_what = (
-        f"Random weights, {size.double} + {size.single} blocks, hidden {size.dim}, bfloat16, {size.tokens} image and "
-        f"{TEXT_TOKENS} text tokens, {arguments.steps} steps, {arguments.rounds} images after one that warms up, backend "
-        f"{arguments.backend}. Median (quartiles). Costs, never quality."
-    )
-    notes = {
-        "steps": "First calls are cold: caches in a fresh folder. Efficiency: speed-up over the plain compiled model by the "
-        "medians of steps, over what the skipped blocks promise. Waits: how often the host waits for the device between the "
-        "starts of two calls, at most, by the profiler (on a CPU: values read, among them two checks of the timestep that "
-        "accelerators do without, and the host's own predicate where decisions are made ahead). Live: the default preset's "
-        "tolerance; decisions on random weights mean nothing.",
-        "variants": f"A cached step runs no block, so AFCache has {FEW.double} + {FEW.single} blocks here; the plain model has "
-        "all, compiled block by block. Live decisions are read at every step, those made ahead once a refresh.",
-        "equality": "Largest values are those of the right side. What compiling alone changes is the yardstick.",
-    }
-    tables = {"steps": steps, "variants": variants, "equality": equality + bench.equalities}
-    for name, rows in tables.items():
-        title = f"FLUX.1-dev at its real size, {name}" if arguments.size == "flux1" else f"A small FLUX, {name}"
-        subject, where = f"full_size_{arguments.size}_{name}", {"device": arguments.device, "folder": arguments.output}
-        write_result(subject, title, rows, notes=[of_what, notes[name]], **where)
-        print(table(rows))
+    """Run everything that fits; tables are written on the way."""
+    Bench(arguments).run()

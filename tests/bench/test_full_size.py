@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from argparse import ArgumentTypeError, Namespace
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,10 @@ import pytest
 
 from bench import full_size
 from bench.record.naming import result_path
+from bench.scale import full_size_gpu
 from bench.scale.full_size_gpu import Bench
 from bench.scale.full_size_subject import parse_shape
+from bench.scale.full_size_tables import UNFINISHED
 from bench.scale.step_costs import by_kind, gain
 
 ROOT = Path(__file__).parent.parent.parent
@@ -91,7 +94,7 @@ SMALL = ["--gpu", "--size", "tiny", "--device", "cpu", "--backend", "aot_eager",
 
 
 @pytest.mark.host
-def test_the_measurement_runs_from_end_to_end(monkeypatch, tmp_path: Path):
+def test_the_measurement_runs_from_end_to_end(monkeypatch, tmp_path: Path, capsys):
     run_main(monkeypatch, *SMALL, "--output", str(tmp_path), "--shapes", "96x2", "--modes", "reduce-overhead")
     steps = rows_of(tmp_path, "full_size_tiny_steps")
     assert [(row["contender"], row["decisions"], row["note"]) for row in steps] == [
@@ -110,6 +113,8 @@ def test_the_measurement_runs_from_end_to_end(monkeypatch, tmp_path: Path):
     assert forced["waits of a step"].startswith("3 ")
     variants = rows_of(tmp_path, "full_size_tiny_variants")
     assert [(row["pixels"], row["batch"], row["mode"], row["decisions"], row["note"]) for row in variants] == [
+        (64, 1, "-", "-", ""),
+        (96, 2, "-", "-", ""),
         (64, 1, "default", "forced", ""),
         (64, 1, "default", "live", ""),
         (64, 1, "default", "ahead", ""),
@@ -120,6 +125,55 @@ def test_the_measurement_runs_from_end_to_end(monkeypatch, tmp_path: Path):
     forward, compiled, yardstick = rows_of(tmp_path, "full_size_tiny_equality")
     assert forward["relative L2"] < 1e-2
     assert compiled["relative L2"] < max(1e-2, 2 * yardstick["relative L2"])
+    assert UNFINISHED not in "".join(path.read_text() for path in tmp_path.iterdir())
+    printed = capsys.readouterr().out
+    assert all(f"{{'ours': '{row['ours']}'" in printed for row in (forward, compiled, yardstick))
+
+
+class Ended(BaseException):
+    """What ends a run without being an error of a measurement, as a signal is."""
+
+
+def answer(monkeypatch: pytest.MonkeyPatch, calls: list[str], *, ends_at: str = "") -> None:
+    """Measure nothing, and note in which order what would be."""
+
+    def stand_in(name: str, row: dict[str, Any]) -> Callable[..., Iterator[dict[str, Any]]]:
+        def rows(bench: Bench, *given: Any, ahead: bool = False) -> Iterator[dict[str, Any]]:
+            mode = given[0].mode if name == "variant_rows" else None
+            calls.append(mode or ("ahead" if ahead else name))
+            yield row
+            if calls[-1] == ends_at:
+                raise Ended
+
+        return rows
+
+    for name in ("equal_forward", "plain_rows", "regional_rows", "cached_rows", "shape_seconds", "variant_rows"):
+        monkeypatch.setattr(Bench, name, stand_in(name, {"note": f"from {name}"}))
+
+
+def test_a_run_that_is_ended_leaves_what_it_had_measured(monkeypatch, tmp_path: Path):
+    answer(monkeypatch, [], ends_at="cached_rows")
+    with pytest.raises(Ended):
+        run_main(monkeypatch, *SMALL, "--output", str(tmp_path))
+    assert [row["note"] for row in rows_of(tmp_path, "full_size_tiny_equality")] == ["from equal_forward"]
+    notes = [row["note"] for row in rows_of(tmp_path, "full_size_tiny_steps")]
+    assert notes == ["from plain_rows", "from regional_rows", "from cached_rows"]
+    files = [(f"full_size_tiny_{name}", suffix) for name in ("equality", "steps") for suffix in (".json", ".md")]
+    written = {result_path(subject, suffix, folder=tmp_path) for subject, suffix in files}
+    assert set(tmp_path.iterdir()) == written
+    assert all(UNFINISHED in path.read_text() for path in written)
+
+
+def test_modes_that_autotune_come_last_and_need_the_time_for_it(monkeypatch, tmp_path: Path):
+    answer(monkeypatch, calls := [])
+    modes = ["--modes", "max-autotune-no-cudagraphs", "reduce-overhead"]
+    run_main(monkeypatch, *SMALL, "--output", str(tmp_path), "--shapes", *modes)
+    assert calls[-3:] == ["reduce-overhead", "ahead", "max-autotune-no-cudagraphs"]
+    monkeypatch.setattr(full_size_gpu, "_SECONDS_TO_TUNE", {"cpu": 1e6})
+    run_main(monkeypatch, *SMALL, "--output", str(tmp_path), "--shapes", *modes)
+    quick, tuned = rows_of(tmp_path, "full_size_tiny_variants")[-2:]
+    assert (quick["mode"], quick["note"]) == ("reduce-overhead", "from variant_rows")
+    assert (tuned["mode"], tuned["note"][-22:]) == ("max-autotune-no-cudagraphs", "about 1000000 s needed")
 
 
 def test_what_does_not_fit_into_the_time_is_named(monkeypatch, tmp_path: Path):
@@ -130,16 +184,18 @@ def test_what_does_not_fit_into_the_time_is_named(monkeypatch, tmp_path: Path):
         assert all(row["note"].startswith("not measured: 0 s of the time budget left") for row in rows)
 
 
-def test_a_measurement_that_fails_is_named():
-    bench = Bench(Namespace(device="cpu", size="tiny", minutes=1.0))
+def test_a_measurement_that_fails_is_named(tmp_path: Path):
+    where = {"device": "cpu", "size": "tiny", "output": tmp_path}
+    bench = Bench(Namespace(**where, minutes=1.0, steps=8, rounds=1, backend="aot_eager"))
 
     def fail():
         yield {"pattern": "F."}
         raise RuntimeError("out of memory\nand more")
 
-    measured, failed = bench.attempt({"contender": "one"}, 0.0, fail)
-    assert measured == {"contender": "one", "pattern": "F."}
-    assert failed == {"contender": "one", "note": "failed: RuntimeError: out of memory"}
+    bench.attempt("steps", {"contender": "one", "pattern": "-", "note": ""}, 0.0, fail)
+    measured, failed = rows_of(tmp_path, "full_size_tiny_steps")
+    assert measured == {"contender": "one", "pattern": "F.", "note": ""}
+    assert failed == {"contender": "one", "pattern": "-", "note": "failed: RuntimeError: out of memory"}
 
 
 def test_gains_are_made_of_medians():
