@@ -2,6 +2,7 @@
 
     python -m bench.full_size --fake                 # no weights: one graph, FLOPs, bytes, messages, and the roofline
     python -m bench.full_size --gpu                  # random weights on a GPU: seconds, waits, memory; under 8 minutes
+    python -m bench.full_size --gpu --minutes 15     # with time for modes that autotune
     python -m bench.full_size --gpu --size tiny --device cpu --backend aot_eager --shapes 96x2
 
 Without weights nothing is computed: with fake tensors the whole cached step of the exact model is captured as one graph, and

@@ -1,4 +1,4 @@
-"""The tables of README and docs/ of compare_compiled and full_size, made of the rows in bench/results: run it, and paste.
+"""The tables of README and docs/ of compare_compiled on CPUs and of full_size --fake, made of bench/results: run it, and paste.
 
 python -m bench.record.readme_tables
 """
