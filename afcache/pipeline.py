@@ -83,6 +83,7 @@ def compile_pipeline(
     if dynamic is None and parallel is not None and parallel.shares_sequence:
         dynamic = False
     _check_foresight(decide_ahead, settings, parallel)
+    _check_target(settings, parallel)
     options = CompileOptions(enabled=compile, backend=backend, mode=mode, dynamic=dynamic)
     _check_options(options)
     if compile:
@@ -156,6 +157,15 @@ def _check_foresight(decide_ahead: bool, config: CacheConfig, parallel: Parallel
         raise ValueError(
             f"decide_ahead must be False under {what}, got True: it decides by what it sees of each step. Leave it out, or use "
             "policy 'adaptive', 'fixed', 'growing', 'magcache' or 'planned' without groups."
+        )
+
+
+def _check_target(config: CacheConfig, parallel: ParallelConfig | None) -> None:
+    """Refuse targets that ranks do not share out."""
+    if parallel is not None and config.forecasts_output:
+        raise NotImplementedError(
+            f"target must be 'residual' with parallel=, got {config.target!r}: ranks share out residuals alone so far. Leave "
+            "target out, or parallel."
         )
 
 

@@ -19,7 +19,7 @@ def no_reduction(partial_sums: Tensor) -> Tensor:
 
 @typed
 def relative_l2(estimate: Velocity, exact: Velocity, *, reduction: Reduction = no_reduction) -> PerSample:
-    """||estimate - exact|| / ||exact|| of each sample, over tokens and channels.
+    """||estimate - exact|| / ||exact|| of each sample, over all axes but that of samples.
 
     Numerator and denominator are summed over ranks before they are divided: ranks that compared first could branch apart.
 
@@ -67,4 +67,4 @@ def total_variation(p: AttentionMap, q: AttentionMap, *, reduction: Reduction = 
 
 
 def _sum_of_squares(x: Tensor) -> Tensor:
-    return reduce(x.square(), "batch seq channels -> batch", "sum")
+    return reduce(x.square(), "batch ... -> batch", "sum")

@@ -11,6 +11,7 @@ Reference:
 import torch
 
 from afcache._typing import Counts, Flag, Flags, Nodes, PerSample, Scalar, Velocity, typed
+from afcache.functional.shapes import per_sample
 
 
 @typed
@@ -122,7 +123,7 @@ def catch_up(
         the velocity to step with, in the dtype of `velocity`; the uncorrected one belongs in the history.
 
     """
-    factor = (lag / growth / (sigma_next - sigma))[:, None, None]
+    factor = per_sample(lag / growth / (sigma_next - sigma), velocity)
     difference = velocity.to(torch.float32) - forecast.to(torch.float32)
     corrected = (velocity.to(torch.float32) + factor * difference).to(velocity.dtype)
-    return torch.where((lag != 0)[:, None, None] & torch.isfinite(corrected), corrected, velocity)
+    return torch.where(per_sample(lag != 0, velocity) & torch.isfinite(corrected), corrected, velocity)

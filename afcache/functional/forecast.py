@@ -8,7 +8,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from afcache._typing import Counts, Features, History, Nodes, PerSample, Row, Scalar, typed
+from afcache._typing import Counts, History, Kept, Nodes, PerSample, Row, Scalar, typed
 
 _CHEBYSHEV_RANGE = 50.0
 _CHEBYSHEV_RIDGE = 0.1
@@ -144,12 +144,12 @@ def damp_row(row: Row, *, damping: float) -> Row:
 
 
 @typed
-def apply_row(row: Row, history: History) -> Features:
-    """r_hat = sum_k w_k r_k, accumulated in float32, returned in the dtype of `history`.
+def apply_row(row: Row, history: History) -> Kept:
+    """z_hat = sum_k w_k z_k, accumulated in float32, returned in the dtype of `history`.
 
-    A node whose weight is zero is left out even if its residual is not finite.
+    A node whose weight is zero is left out even if what it keeps is not finite.
     """
-    weights = rearrange(row, "nodes batch -> nodes batch 1 1")
+    weights = row.reshape(*row.shape, *[1] * (history.ndim - 2))
     total = torch.zeros_like(history[0], dtype=torch.float32)
     for k in range(history.shape[0]):
         term = weights[k] * history[k].to(torch.float32)

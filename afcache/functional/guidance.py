@@ -7,36 +7,89 @@ Reference:
 """
 
 import torch
-from einops import rearrange
+from torch import Tensor
 
 from afcache._typing import PerSample, Velocity, typed
 from afcache.functional.decision import predict_error
+from afcache.functional.distance import relative_l2
 from afcache.functional.initial import uncoupled
-from afcache.functional.state import CacheState, Coupling, GroupRecord, StepRecord, StepSchedule
+from afcache.functional.model import Model
+from afcache.functional.shapes import per_sample
+from afcache.functional.state import CacheState, Coupling, GroupRecord, Lead, StepRecord, StepSchedule
+from afcache.functional.update import Computed, Prepared
 from afcache.settings.config import CacheConfig
 
 
 @typed
 def lead(states: tuple[CacheState, ...], schedule: StepSchedule, guidance_scale: PerSample, *, config: CacheConfig) -> Coupling:
-    """The coupling of the first branch, which decides for all: errors of the guided velocity weigh |s| and |1 - s|."""
+    """The coupling of the first branch, which decides for all by the error that is expected of the guided velocity."""
     first, *others = states
     coupling = uncoupled(len(guidance_scale), groups=config.num_groups, device=first.nodes.device)
     if not others:
         return coupling
-    weight = (1 - guidance_scale).abs()
-    error = weight * sum(predict_error(state, schedule, config=config) for state in others)
-    return coupling._replace(weight=guidance_scale.abs(), others_error=error)
+    weight, others_weight = weigh(guidance_scale, config=config)
+    error = others_weight * sum(predict_error(state, schedule, config=config) for state in others)
+    measured = guidance_scale if config.forecasts_output else None
+    return coupling._replace(weight=weight, others_error=error, guidance_scale=measured)
 
 
 @typed
-def follow(coupling: Coupling, record: StepRecord) -> Coupling:
-    """The coupling of the branches after the first: they do what it did."""
+def weigh(guidance_scale: PerSample, *, config: CacheConfig) -> tuple[PerSample, PerSample]:
+    """How much the predicted error of the first and of any other branch counts.
+
+    Where outputs are forecast, the last branch has measured the guided velocity's own error, and it alone counts. Else, or
+    where s is unknown, the error is bounded by |s| e_1 + |1 - s| e_2, or e_1 + e_2.
+
+    Args:
+        guidance_scale: s per sample, NaN where unknown.
+        config: settings; static.
+
+    """
+    ones = torch.ones_like(guidance_scale)
+    is_known = torch.isfinite(guidance_scale)
+    if config.forecasts_output:
+        return torch.where(is_known, torch.zeros_like(ones), ones), ones
+    return torch.where(is_known, guidance_scale.abs(), ones), torch.where(is_known, (1 - guidance_scale).abs(), ones)
+
+
+@typed
+def measure_errors(
+    model: Model, prepared: tuple[Prepared, ...], computed: tuple[Computed, ...], coupling: Coupling
+) -> tuple[Computed, ...]:
+    """What the forecasts of a refresh were off by: each branch's own, and the guided velocity's in the last branch's place.
+
+    Args:
+        model: the transformer.
+        prepared: the branches of a call, with their forecasts.
+        computed: the same branches, computed.
+        coupling: with a guidance scale where the guided error is asked for, and with what a branch that was called before this
+            one has found.
+
+    """
+    over_tokens = model.exchange.over_tokens
+    errors = [
+        relative_l2(its.velocity, each.velocity, reduction=over_tokens) for its, each in zip(prepared, computed, strict=True)
+    ]
+    scale, found = coupling.guidance_scale, coupling.lead
+    if scale is not None and (len(computed) == 2 or found is not None):
+        first = Lead(computed[0].velocity, prepared[0].velocity) if found is None else found
+        estimate, exact = (first.forecast, prepared[-1].velocity), (first.velocity, computed[-1].velocity)
+        guided = relative_l2(guide(estimate, scale), guide(exact, scale), reduction=over_tokens)
+        is_guided = torch.isfinite(scale) if found is None else torch.isfinite(scale) & coupling.is_follower
+        errors[-1] = torch.where(is_guided, guided, errors[-1])
+    return tuple(its._replace(error=error) for its, error in zip(computed, errors, strict=True))
+
+
+@typed
+def follow(coupling: Coupling, record: StepRecord, lead: Lead | None = None) -> Coupling:
+    """The coupling of the branches after the first: they do what it did, and measure by what it found."""
     return coupling._replace(
         is_follower=torch.ones_like(coupling.is_follower),
         leader_refresh=record.refresh,
         weight=torch.ones_like(coupling.weight),
         others_error=torch.zeros_like(coupling.others_error),
         leader_choice=record.groups.choice if isinstance(record.groups, GroupRecord) else None,
+        lead=lead,
     )
 
 
@@ -45,7 +98,7 @@ def guide(velocities: tuple[Velocity, ...], guidance_scale: PerSample) -> Veloci
     """The guided velocity, float32; the first one alone where there is one branch."""
     velocity, *others = (velocity.to(torch.float32) for velocity in velocities)
     for other in others:
-        velocity = other + rearrange(guidance_scale, "batch -> batch 1 1") * (velocity - other)
+        velocity = other + per_sample(guidance_scale, other) * (velocity - other)
     return velocity
 
 
@@ -68,7 +121,12 @@ def infer_guidance(step: Velocity, first: Velocity, second: Velocity, *, roundin
     """
     step, second = step.to(torch.float32), second.to(torch.float32)
     direction = first.to(torch.float32) - second
-    scale = ((step - second) * direction).sum((1, 2)) / direction.square().sum((1, 2))
-    misfit = (second + scale[:, None, None] * direction - step).square().sum((1, 2))
-    allowed = (0.02**2) * step.square().sum((1, 2)) + rounding.square()
-    return torch.where(misfit <= allowed, scale, torch.full_like(scale, float("nan")))
+    scale = _inner(step - second, direction) / _inner(direction, direction)
+    misfit = second + per_sample(scale, step) * direction - step
+    allowed = (0.02**2) * _inner(step, step) + rounding.square()
+    return torch.where(_inner(misfit, misfit) <= allowed, scale, torch.full_like(scale, float("nan")))
+
+
+def _inner(x: Tensor, y: Tensor) -> Tensor:
+    """Inner product of each sample."""
+    return (x * y).sum(tuple(range(1, x.ndim)))

@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from afcache.functional.model import Sizes
 from afcache.functional.shapes import coarse_length, shard_length
-from afcache.functional.state import CacheState, Coupling, GateState, GroupState
+from afcache.functional.state import CacheState, Coupling, GateState, GroupState, Lead
 from afcache.settings.config import CacheConfig
 
 
@@ -15,7 +16,7 @@ class StateShape(NamedTuple):
     """What a guidance branch's state is made for; static.
 
     Attributes:
-        batch, img_seq, dim: shape of the image tokens inside the transformer.
+        batch, img_seq, dim: shape of the image tokens inside the transformer; where its output is forecast, of the latents.
         txt_seq: text tokens; asked for by groups, and by blocks that run at every step.
         num_blocks: of the transformer; asked for by groups.
         shards: ranks that share the tokens; the state holds one rank's.
@@ -30,6 +31,20 @@ class StateShape(NamedTuple):
     shards: int = 1
 
 
+def shape_of(sizes: Sizes, latents: Tensor, txt_seq: int, *, config: CacheConfig) -> StateShape:
+    """What a branch's state is made for, before ranks divide it.
+
+    Args:
+        sizes: of the transformer.
+        latents: of a call.
+        txt_seq: tokens that the blocks see before the image's.
+        config: settings.
+
+    """
+    batch, img_seq, channels = latents.shape
+    return StateShape(batch, img_seq, channels if config.forecasts_output else sizes.dim, txt_seq, sizes.num_blocks)
+
+
 def empty_state(
     shape: StateShape, *, config: CacheConfig, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
 ) -> CacheState:
@@ -38,7 +53,7 @@ def empty_state(
     Args:
         shape: what it is made for.
         config: settings.
-        dtype: of the residuals; statistics are float32.
+        dtype: of residuals; statistics, and what is kept of outputs, are float32.
         device: where everything lives.
     Cost:
         config.num_nodes * batch * img_seq * dim elements of `dtype`; with groups, each holds as many, with text; the attention
@@ -46,6 +61,7 @@ def empty_state(
 
     """
     nodes, batch = config.num_nodes, shape.batch
+    dtype = torch.float32 if config.forecasts_output else dtype
     img_seq, txt_seq = shard_length(shape.img_seq, shape.shards), shard_length(shape.txt_seq, shape.shards)
     tokens = txt_seq + img_seq if config.runs_sections else img_seq
     zeros = torch.zeros(batch, dtype=torch.float32, device=device)
@@ -163,3 +179,15 @@ def uncoupled(batch: int, *, groups: int = 0, device: torch.device | str = "cpu"
         others_error=zeros,
         leader_choice=torch.zeros(groups, batch, dtype=torch.int64, device=device) if groups else None,
     )
+
+
+def unled(coupling: Coupling, latents: Tensor) -> Coupling:
+    """The coupling of a branch that others may follow, called one after the other: the guided error can be measured.
+
+    Args:
+        coupling: without that.
+        latents: of a call, for shape and dtype of its velocities.
+
+    """
+    nothing = Lead(torch.zeros_like(latents), torch.zeros_like(latents))
+    return coupling._replace(guidance_scale=torch.full_like(coupling.weight, float("nan")), lead=nothing)

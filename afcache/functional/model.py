@@ -114,6 +114,7 @@ class Architecture(NamedTuple):
         stack: `(model, inputs, embedded) -> hidden_states [batch, img_seq, dim]`.
         head: `(transformer, hidden_states, temb) -> velocity [batch, img_seq, channels]`.
         place: `(inputs, latents, sigma) -> inputs` of the same sample at another point of its trajectory.
+        latents: `(inputs) -> x`: what the scheduler steps, of the velocity's shape.
         parts: asked for by gates, by groups, and by blocks that run at every step; None where a model has none.
         axes: asked for by ranks that share a sequence; None where a model cannot be shared.
 
@@ -124,6 +125,7 @@ class Architecture(NamedTuple):
     stack: Callable[[Any, Any, Embedded], Tensor]
     head: Callable[[HostModule, Tensor, Tensor], Tensor]
     place: Callable[[Any, Tensor, Tensor], Any]
+    latents: Callable[[Any], Tensor]
     parts: Parts | None = None
     axes: TokenAxes | None = None
 

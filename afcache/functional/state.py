@@ -22,6 +22,7 @@ from afcache._typing import (
     Scalar,
     Summaries,
     Tokens,
+    Velocity,
     Votes,
 )
 
@@ -84,9 +85,10 @@ class CacheState(NamedTuple):
     Only a step that was given a `writer` ends the life of the state that it read (see `cached_forward`).
 
     Attributes:
-        history: residuals (stack output - stack input) of the image tokens at the last refreshes, newest first; not
-            corrected; `[nodes, batch, img_seq, dim]` in the model's dtype. With blocks that run at every step it is the
-            residual of the others, text tokens first; with groups it has no tokens.
+        history: what the config's target keeps of the last refreshes, newest first; not corrected. Of "residual" (stack
+            output - stack input) the image tokens, `[nodes, batch, img_seq, dim]` in the model's dtype; with blocks that run at
+            every step it is the residual of the others, text tokens first; with groups it has no tokens. Of "velocity" and
+            "noise" float32, `[nodes, batch, *latent]`.
         nodes: their sigmas, newest first; float32 `[nodes, batch]`.
         steps: their step indices, newest first; float32 `[nodes, batch]`.
         num_nodes: how many of them are filled; int64 `[batch]`.
@@ -135,6 +137,19 @@ class StepSchedule(NamedTuple):
     noise_floor: Scalar
 
 
+class Lead(NamedTuple):
+    """What the leading guidance branch found at a refresh, for the branch after it.
+
+    Attributes:
+        velocity: v_1 as computed, not corrected; `[batch, *latent]`.
+        forecast: v_hat_1; of the same shape. At cached steps both are without meaning.
+
+    """
+
+    velocity: Velocity
+    forecast: Velocity
+
+
 class Coupling(NamedTuple):
     """How a guidance branch shares the decision of its step with the others.
 
@@ -146,6 +161,8 @@ class Coupling(NamedTuple):
         weight: factor of the leader's own predicted error, |s| under guidance scale s, else 1; float32 `[batch]`.
         others_error: weighted sum of the other branches' predicted errors; float32 `[batch]`.
         leader_choice: what each group did in the leader (see `GroupRecord`); int64 `[groups, batch]`; with groups alone.
+        guidance_scale: s, NaN where it is unknown; float32 `[batch]`; None measures each branch's own error.
+        lead: what the leading branch found, where branches are called one after the other.
         known: whether the blocks run, where the host knows that before the step: bool, 0-d, on the CPU; the flags that the
             step decides by must not ask for more. None where the step's own decision is read.
 
@@ -156,6 +173,8 @@ class Coupling(NamedTuple):
     weight: PerSample
     others_error: PerSample
     leader_choice: GroupCounts | None = None
+    guidance_scale: PerSample | None = None
+    lead: Lead | None = None
     known: Flag | None = None
 
 

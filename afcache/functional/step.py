@@ -1,35 +1,27 @@
 """The cached forward of one or more guidance branches, and the denoising step around it, as pure functions of the state."""
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
-from einops import rearrange
 from torch import Tensor
 
 from afcache._typing import Flags, PerSample, Velocity, typed
 from afcache.functional import error_control, forecast
 from afcache.functional.branch import branch
-from afcache.functional.decision import Decision, compute_without_history, decide, forecast_row, growth, predict_error
-from afcache.functional.distance import relative_l2
-from afcache.functional.gates import gate, sections
+from afcache.functional.decision import Decision, compute_without_history, decide, predict_error
+from afcache.functional.features import compute_features, prepare_features
 from afcache.functional.groups.step import take_groups
-from afcache.functional.guidance import follow, guide, lead
+from afcache.functional.guidance import follow, guide, lead, measure_errors
 from afcache.functional.model import Model
+from afcache.functional.outputs import compute_output, prepare_output
 from afcache.functional.ranks.agreement import agree
-from afcache.functional.state import CacheState, Coupling, StepRecord, StepSchedule
-from afcache.functional.update import Branch, Outcome, Prepared, Taken, advance, correct, measure, written_in_place
+from afcache.functional.shapes import per_sample
+from afcache.functional.state import CacheState, Coupling, Lead, StepRecord, StepSchedule
+from afcache.functional.update import Branch, Computed, Outcome, Prepared, Taken, advance, correct, measure, written_in_place
 from afcache.settings.config import CacheConfig
 
-# Writes (history, newest residual, refresh flags) into the history's own memory.
+# Writes (history, what is kept of the newest computation, refresh flags) into the history's own memory.
 HistoryWriter = Callable[[Tensor, Tensor, Tensor], None]
-
-
-@typed
-def full_forward(model: Model, inputs: Any) -> Tensor:
-    """Compute the velocity without any cache: embed, all blocks, head; `[batch, img_seq, channels]`."""
-    embedded = model.architecture.embed(model.transformer, inputs)
-    return model.architecture.head(model.transformer, model.architecture.stack(model, inputs, embedded), embedded.temb)
 
 
 @typed
@@ -77,9 +69,9 @@ def take(
 ) -> tuple[Taken, ...]:
     """Compute or forecast the velocity of every branch at one step, under one decision: the first branch's.
 
-    The forecast v_hat is always made (its cost is one row over the history and the head). If any sample must refresh, the
-    blocks run: its residual enters the history, e is measured against v_hat, and what earlier forecasts left out is
-    returned within the velocity. All other samples keep v_hat.
+    The forecast v_hat is always made (its cost is one row over the history, and the head where a residual is forecast). If any
+    sample must refresh, the model runs: what the target keeps of it enters the history, e is measured against v_hat, and what
+    earlier forecasts left out is returned within the velocity. All other samples keep v_hat.
 
     Args:
         model: the transformer.
@@ -105,10 +97,20 @@ def take(
     decision = decide(first.state, schedule, coupling, first.observation, config=config, exchange=model.exchange)
     decision = agree(compute_without_history(decision, [other.state for other in others]), model.exchange)
     is_refreshed = decision.refresh.any()
+    is_led = coupling.lead is not None
+
+    def compute() -> tuple[Outcome, ...]:
+        computed = tuple(_compute(model, each, schedule, config=config) for each in prepared)
+        outcomes = []
+        for each, its in zip(prepared, measure_errors(model, prepared, computed, coupling), strict=True):
+            outcome = _keep(each, its, decision.refresh, schedule, config=config, writer=writer)
+            outcomes.append(outcome._replace(computed=its.velocity) if is_led else outcome)
+        return tuple(outcomes)
+
     outcomes = branch(
         is_refreshed if coupling.known is None else coupling.known,
-        lambda: tuple(_compute(model, each, decision.refresh, schedule, config=config, writer=writer) for each in prepared),
-        lambda: tuple(_reuse(each, is_pure=writer is None) for each in prepared),
+        compute,
+        lambda: tuple(_reuse(each, is_pure=writer is None, is_led=is_led) for each in prepared),
     )
     decisions = [decision, *(_carry_out(decision, other.state, schedule, config=config) for other in others)]
     taken = []
@@ -123,7 +125,8 @@ def take(
             accumulated_error=state.accumulated_error.clone(),
             votes=its.votes,
         )
-        taken.append(Taken(outcome.velocity, state, record))
+        lead = None if outcome.computed is None else Lead(outcome.computed, each.velocity)
+        taken.append(Taken(outcome.velocity, state, record, lead))
     return tuple(taken)
 
 
@@ -140,7 +143,7 @@ def _take_one_by_one(
 
 @typed
 def prepare(model: Model, before: Branch, schedule: StepSchedule, *, config: CacheConfig) -> Prepared:
-    """What every step does before it decides: embed, run the first blocks, forecast, and apply last blocks and head.
+    """What every step does before it decides.
 
     Args:
         model: the transformer.
@@ -149,53 +152,46 @@ def prepare(model: Model, before: Branch, schedule: StepSchedule, *, config: Cac
         config: settings; static.
 
     """
-    inputs, state = before
-    embedded = model.architecture.embed(model.transformer, inputs)
-    start = sections.run_first_blocks(model, inputs, embedded, config=config)
-    residual_hat = forecast.apply_row(forecast_row(state, schedule, config=config), state.history)
-    hidden_states = sections.run_last_blocks(model, inputs, embedded, start + residual_hat, config=config)
-    orders = forecast.row_order(state.num_nodes, order=config.order)
-    return Prepared(
-        inputs=inputs,
-        state=state,
-        embedded=embedded,
-        start=start,
-        velocity=model.architecture.head(model.transformer, hidden_states, embedded.temb),
-        orders=orders,
-        growth=growth(state.nodes, orders, schedule.sigma, config=config),
-        observation=gate.observe(model, state.gate, embedded, start, config=config),
-    )
+    prepare_branch = prepare_output if config.forecasts_output else prepare_features
+    return prepare_branch(model, before, schedule, config=config)
 
 
-def _compute(
-    model: Model,
+def _compute(model: Model, prepared: Prepared, schedule: StepSchedule, *, config: CacheConfig) -> Computed:
+    """Run the model, or its blocks."""
+    if config.forecasts_output:
+        return compute_output(model, prepared, schedule, config=config)
+    return compute_features(model, prepared, config=config)
+
+
+def _keep(
     prepared: Prepared,
+    computed: Computed,
     refresh: Flags,
     schedule: StepSchedule,
     *,
     config: CacheConfig,
     writer: HistoryWriter | None,
 ) -> Outcome:
-    """Run the blocks; samples that do not refresh keep their forecast and their history."""
-    inputs, embedded, history = prepared.inputs, prepared.embedded, prepared.state.history
-    tokens = sections.run_cached_blocks(model, inputs, embedded, prepared.start, config=config)
-    hidden_states = sections.run_last_blocks(model, inputs, embedded, tokens, config=config)
-    velocity = model.architecture.head(model.transformer, hidden_states, embedded.temb)
-    measured = relative_l2(prepared.velocity, velocity, reduction=model.exchange.over_tokens)
+    """What the samples that refresh take from a computation; the others keep their forecast and their history."""
+    assert computed.error is not None
+    velocity, history = computed.velocity, prepared.state.history
     if config.correction:
         velocity = correct(velocity, prepared, schedule)
-    velocity = torch.where(rearrange(refresh, "batch -> batch 1 1"), velocity, prepared.velocity)
-    residual = tokens - prepared.start
+    velocity = torch.where(per_sample(refresh, velocity), velocity, prepared.velocity)
     if writer is None:
-        return Outcome(velocity, measured, forecast.push(history, residual, refresh))
-    writer(history, residual, refresh)
-    return Outcome(velocity, measured, written_in_place(history))
+        return Outcome(velocity, computed.error, forecast.push(history, computed.kept, refresh))
+    writer(history, computed.kept, refresh)
+    return Outcome(velocity, computed.error, written_in_place(history))
 
 
-def _reuse(prepared: Prepared, *, is_pure: bool) -> Outcome:
+def _reuse(prepared: Prepared, *, is_pure: bool, is_led: bool) -> Outcome:
     history = prepared.state.history
-    unmeasured = torch.full_like(prepared.growth, float("nan"))
-    return Outcome(prepared.velocity.clone(), unmeasured, history.clone() if is_pure else written_in_place(history))
+    return Outcome(
+        velocity=prepared.velocity.clone(),
+        measured_error=torch.full_like(prepared.growth, float("nan")),
+        history=history.clone() if is_pure else written_in_place(history),
+        computed=prepared.velocity.clone() if is_led else None,
+    )
 
 
 def _carry_out(decision: Decision, state: CacheState, schedule: StepSchedule, *, config: CacheConfig) -> Decision:

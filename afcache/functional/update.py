@@ -6,13 +6,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from afcache._typing import Counts, Flag, Flags, History, PerSample, Tokens, Velocity, typed
+from afcache._typing import Counts, Flag, Flags, History, Kept, PerSample, Tokens, Velocity, typed
 from afcache.functional import error_control, forecast
 from afcache.functional.decision import Decision
 from afcache.functional.gates.gate import Observation, remember
 from afcache.functional.model import Embedded
 from afcache.functional.rounding import above_floor
-from afcache.functional.state import CacheState, GroupState, StepRecord, StepSchedule
+from afcache.functional.state import CacheState, GroupState, Lead, StepRecord, StepSchedule
 from afcache.settings.config import CacheConfig
 
 
@@ -29,28 +29,54 @@ class Branch(NamedTuple):
     state: CacheState
 
 
+class Opened(NamedTuple):
+    """Where the blocks would start.
+
+    Attributes:
+        embedded: image tokens and conditioning.
+        start: what the cached blocks would start from.
+
+    """
+
+    embedded: Embedded
+    start: Tokens
+
+
 class Prepared(NamedTuple):
-    """A guidance branch before the decision, with what its blocks are expected to return.
+    """A guidance branch before the decision, with what the model is expected to return.
 
     Attributes:
         inputs, state: as in `Branch`.
-        embedded: image tokens and conditioning.
-        start: what the cached blocks would start from.
         velocity: v_hat.
         orders: order of the row that made it.
         growth: g at this step by the law of that order.
+        opened: where the blocks would start; None where the model's output is forecast.
         observation: of the policy's gate; None under policies without one.
 
     """
 
     inputs: Any
     state: CacheState
-    embedded: Embedded
-    start: Tokens
     velocity: Velocity
     orders: Counts
     growth: PerSample
+    opened: Opened | None = None
     observation: Observation | None = None
+
+
+class Computed(NamedTuple):
+    """A guidance branch computed in full.
+
+    Attributes:
+        velocity: v.
+        kept: what the history keeps of it.
+        error: what its forecast was off by, relative; None until that is measured.
+
+    """
+
+    velocity: Velocity
+    kept: Kept
+    error: PerSample | None = None
 
 
 class Outcome(NamedTuple):
@@ -60,12 +86,14 @@ class Outcome(NamedTuple):
         velocity: to step with.
         measured_error: e of the samples, relative; NaN where nothing was measured.
         history: the next state's; without elements where it was written in place.
+        computed: v without correction, where another branch will measure its error by it.
 
     """
 
     velocity: Velocity
     measured_error: PerSample
     history: History | Float[Tensor, " none"]
+    computed: Velocity | None = None
 
 
 class Taken(NamedTuple):
@@ -75,12 +103,14 @@ class Taken(NamedTuple):
         velocity: to step with.
         state: the next one.
         record: what the step did.
+        lead: for the branch after it, where branches are called one after the other.
 
     """
 
     velocity: Velocity
     state: CacheState
     record: StepRecord
+    lead: Lead | None = None
 
 
 def written_in_place(history: History) -> Tensor:
@@ -157,7 +187,7 @@ def restart(state: CacheState, is_other: Flag) -> CacheState:
     """The state as at the start of a trajectory where the velocity has become another field's, else as it was.
 
     What is known of the errors of one field says nothing of another, and a jump between them is no error to catch up with.
-    Residuals stay where they are: without nodes they count for nothing, and whatever the policy, the next step is computed.
+    What is kept stays where it is: without nodes it counts for nothing, and whatever the policy, the next step is computed.
 
     Args:
         state: what the branch remembers.

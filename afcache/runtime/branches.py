@@ -26,6 +26,7 @@ class BranchCalls:
         unguarded: the compiled step without guards, once they have been checked often enough.
         steering: what steered its last call.
         has_history: whether it certainly has one.
+        last_step: the step of its last call.
 
     """
 
@@ -35,6 +36,7 @@ class BranchCalls:
     unguarded: Callable[..., Any] | None = None
     steering: Steering | None = None
     has_history: bool = False
+    last_step: int = -1
 
     def forget(self, state: CacheState) -> None:
         """Start again with another state, whose next calls check all guards."""
@@ -50,20 +52,6 @@ class BranchCalls:
         switched = is_switched(before, steering)
         if switched is not None:
             self.state, self.has_history = restart(self.state, switched), False
-
-
-def weigh(scale: Tensor | None, ones: Tensor) -> tuple[Tensor, Tensor]:
-    """How much the error of the first and of any other guidance branch counts: |s| and |1 - s|; in full where s is unknown.
-
-    Args:
-        scale: s per sample, NaN where unknown; None without guidance branches.
-        ones: `[batch]`.
-
-    """
-    if scale is None:
-        return ones, ones
-    is_known = torch.isfinite(scale)
-    return torch.where(is_known, scale.abs(), ones), torch.where(is_known, (1 - scale).abs(), ones)
 
 
 def check_conditioning(now: dict[str, Any], at_first: list[dict[str, Any]], branch: int, step: int) -> None:

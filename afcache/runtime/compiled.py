@@ -17,8 +17,9 @@ from torch.utils import _pytree as pytree
 
 from afcache._typing import unchecked
 from afcache.functional.model import Model
+from afcache.functional.outputs import full_forward
 from afcache.functional.ranks.step import Layout, gather, share
-from afcache.functional.step import HistoryWriter, full_forward, take
+from afcache.functional.step import HistoryWriter, take
 from afcache.functional.update import Branch
 from afcache.runtime.subclasses import opening
 from afcache.settings.config import CacheConfig
@@ -155,13 +156,13 @@ def cached_step(model: Model, layout: Layout | None, config: CacheConfig, writer
 
     def alone(inputs: Any, state: Any, schedule: Any, coupling: Any) -> Any:
         (taken,) = take(model, (Branch(inputs, state),), schedule, coupling, config=config, writer=writer)
-        return taken.velocity, taken.state, taken.record
+        return taken.velocity, taken.state, taken.record, taken.lead
 
     def together(inputs: Any, state: Any, schedule: Any, coupling: Any) -> Any:
         assert layout is not None
         local, mine = share(model, inputs, layout)
         (taken,) = take(local, (Branch(mine, state),), schedule, coupling, config=config, writer=writer)
-        return gather(taken.velocity, model, inputs, layout), taken.state, taken.record
+        return gather(taken.velocity, model, inputs, layout), taken.state, taken.record, None
 
     return alone if layout is None else together
 

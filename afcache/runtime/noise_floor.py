@@ -5,8 +5,8 @@ from typing import Any
 import torch
 
 from afcache.functional.model import model_of
+from afcache.functional.outputs import full_forward
 from afcache.functional.rounding import computational_noise
-from afcache.functional.step import full_forward
 from afcache.models.family import Family
 
 # Between the points of the difference table, relative to the latents: far enough for activations in int8 to round anew,

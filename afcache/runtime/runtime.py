@@ -8,7 +8,7 @@ import torch
 from diffusers.utils import logging
 from torch import Tensor
 
-from afcache.functional.initial import uncoupled
+from afcache.functional.initial import uncoupled, unled
 from afcache.functional.plans import schedule_steps
 from afcache.functional.ranks.traffic import Call as Messages
 from afcache.models.families import family_of
@@ -138,12 +138,13 @@ class Runtime:
         sigmas = step.sigmas.to(latents.device, torch.float32)
         floor = self._noise_floor(latents.dtype, latents.device)
         schedule = schedule_steps(sigmas[step.index :], config, noise_floor=floor)
+        alone = uncoupled(latents.shape[0], groups=config.num_groups, device=sigmas.device)
         trajectory = Trajectory(
             bound=self._bound,
             timesteps=step.timesteps,
             sigmas=sigmas,
             schedule=schedule,
-            alone=uncoupled(latents.shape[0], groups=config.num_groups, device=sigmas.device),
+            alone=unled(alone, latents) if config.forecasts_output else alone,
             first_index=step.index,
             shape=latents.shape,
             corrects=self._corrects(scheduler),

@@ -9,14 +9,14 @@ import torch
 from torch import Tensor
 
 from afcache.functional.decision import predict_error
-from afcache.functional.guidance import follow, infer_guidance
-from afcache.functional.initial import StateShape, empty_state, state_bytes
+from afcache.functional.guidance import follow, infer_guidance, weigh
+from afcache.functional.initial import empty_state, shape_of, state_bytes
 from afcache.functional.ranks.traffic import Call as Messages
-from afcache.functional.state import CacheState, Coupling, StepRecord, StepSchedule
+from afcache.functional.state import CacheState, Coupling, Lead, StepRecord, StepSchedule
 from afcache.models.family import Call
 from afcache.parallel.agreement import check_same_task, check_votes
 from afcache.parallel.groups import ParallelContext
-from afcache.runtime.branches import BRANCHES, BranchCalls, check_conditioning, weigh
+from afcache.runtime.branches import BRANCHES, BranchCalls, check_conditioning
 from afcache.runtime.clock import TimedCall
 from afcache.runtime.compiled import CompiledStep
 from afcache.runtime.foresight import Foresight
@@ -49,6 +49,7 @@ class Trajectory:
         foresight: the decisions that the host knows beforehand; None where each step's is read.
         index: the present step.
         calls_at_index: transformer calls at this step so far.
+        index_before: the step before, -1 at the first; calls_before: the calls there.
         branches: guidance branches in order of their first call.
         coupling: what the leading branch decided at this step, for those that follow.
         guidance_scale: true CFG scale per sample, NaN where unknown; None without two branches.
@@ -73,6 +74,8 @@ class Trajectory:
     foresight: Foresight | None = None
     index: int = -1
     calls_at_index: int = 0
+    index_before: int = -1
+    calls_before: int = 0
     branches: list[BranchCalls] = field(default_factory=list)
     coupling: Coupling | None = None
     guidance_scale: Tensor | None = None
@@ -104,6 +107,7 @@ class Trajectory:
                 "scheduler.set_timesteps before sampling another shape."
             )
         if index != self.index:
+            self.index_before, self.calls_before = self.index, self.calls_at_index
             self.index, self.calls_at_index = index, 0
             self._forget_other_weights(call)
         if self.calls_at_index == _MAX_BRANCHES:
@@ -164,8 +168,8 @@ class Trajectory:
             branch = self.branches[rank if len(self.branches) > 1 else 0]
             self.branches = [branch]
             self._steer(branch, mine)
-            coupling = self.alone._replace(weight=weigh(self.guidance_scale, self.alone.weight)[rank])
-            velocities, record = self._run(branch, mine.inputs, coupling)
+            coupling = self.alone._replace(weight=weigh(self._known_scale(), config=self.bound.config)[rank])
+            velocities, record, _ = self._run(branch, mine.inputs, coupling)
         check_votes(record, self.index)
         self.velocities = velocities
         return velocities[0], record
@@ -179,14 +183,18 @@ class Trajectory:
         if branch_index == len(self.branches):
             self.branches.append(BranchCalls(self._empty_state(call)))
         branch = self.branches[branch_index]
+        if branch.calls and branch.last_step != self.index_before:
+            # Guidance was off for a while: what the branch knows is of steps long past.
+            branch.forget(self._empty_state(call))
+        branch.last_step = self.index
         self._steer(branch, call)
         if branch_index == 0:
             self._learn_guidance(call.latents)
         coupling = self._lead() if branch_index == 0 else self._follow(branch)
-        velocity, record = self._run(branch, call.inputs, coupling)
+        velocity, record, lead = self._run(branch, call.inputs, coupling)
         velocity, branch.has_history = self._own(velocity), True
         if branch_index == 0:
-            self.coupling = follow(coupling, record)
+            self.coupling = follow(coupling, record, lead)
         if self._position == 0:
             self.first_latents, branch.velocity = call.latents, velocity
         return velocity, record
@@ -198,15 +206,15 @@ class Trajectory:
     def _step(self) -> CompiledStep:
         return self.bound.steps.get(self.corrects, self.kernel_name)
 
-    def _run(self, branch: BranchCalls, inputs: Any, coupling: Coupling) -> tuple[Tensor, StepRecord]:
+    def _run(self, branch: BranchCalls, inputs: Any, coupling: Coupling) -> tuple[Tensor, StepRecord, Lead | None]:
         """A branch's next call, after which its state is the next one; the first two check guards, then a state is our own."""
         branch.calls += 1
         step, arguments = self._step(), (inputs, branch.state, self.schedule[self._position], coupling)
         with self.bound.steps.traceable():
             if branch.calls > _GUARDED_CALLS and branch.unguarded is None:
                 branch.unguarded = step.without_guards(*arguments)
-            velocity, branch.state, record = (branch.unguarded or step)(*arguments)
-        return velocity, record
+            velocity, branch.state, record, lead = (branch.unguarded or step)(*arguments)
+        return velocity, record, lead
 
     def _steer(self, branch: BranchCalls, call: Call) -> None:
         steering = steering_of(call.structure, call.conditions, call.is_controlled, self.bound.controls())
@@ -214,11 +222,10 @@ class Trajectory:
 
     def _empty_state(self, call: Call) -> CacheState:
         """Of a guidance branch, on this rank."""
-        batch, img_seq, _ = call.latents.shape
-        sizes, parallel = self.bound.steps.sizes, self.bound.parallel
+        config, parallel = self.bound.config, self.bound.parallel
         shards = 1 if parallel is None else parallel.layout.sequence.whole.size
-        shape = StateShape(batch, img_seq, sizes.dim, call.prefix_length, sizes.num_blocks, shards)
-        return empty_state(shape, config=self.bound.config, dtype=call.latents.dtype, device=call.latents.device)
+        shape = shape_of(self.bound.steps.sizes, call.latents, call.prefix_length, config=config)._replace(shards=shards)
+        return empty_state(shape, config=config, dtype=call.latents.dtype, device=call.latents.device)
 
     def _forget_other_weights(self, call: Call) -> None:
         """Start again where a callback has switched or rescaled adapters: the history is another model's."""
@@ -249,17 +256,24 @@ class Trajectory:
 
     def _lead(self) -> Coupling:
         """What the leading branch needs to decide for all."""
-        leader, *followers = self.branches
-        coupling, weights = self.alone, weigh(self.guidance_scale, self.alone.weight)
+        leader, *followers = self.branches[: max(1, self.calls_before)]
+        config, scale, coupling = self.bound.config, self._known_scale(), self.alone
+        weights = weigh(scale, config=config)
+        if config.forecasts_output:
+            coupling = coupling._replace(guidance_scale=scale)
         if followers:
-            schedule, config = self.schedule[self._position], self.bound.config
+            schedule = self.schedule[self._position]
             others = sum(predict_error(branch.state, schedule, config=config) for branch in followers)
             weight, others_weight = weights
             coupling = coupling._replace(weight=weight, others_error=others_weight * others)
         if self.foresight is None:
             return coupling
-        states = [branch.state for branch in self.branches]
+        states = [branch.state for branch in (leader, *followers)]
         return self.foresight.for_leader(self._position, coupling, states, weights, has_history=leader.has_history)
+
+    def _known_scale(self) -> Tensor:
+        """The guidance scale per sample, NaN where it is unknown."""
+        return torch.full_like(self.alone.weight, float("nan")) if self.guidance_scale is None else self.guidance_scale
 
     def _follow(self, branch: BranchCalls) -> Coupling:
         """The other branches do what the leader did."""

@@ -71,7 +71,8 @@ def check_start(start: object, latents: Tensor, sigmas: Tensor, shapes: list[Sta
         )
     for state, shape in zip(start.states, shapes, strict=True):
         check_fit(state, shape, config=config)
-        for name, tensor in (("latents", start.latents), ("states' history", state.history)):
+        kept = () if config.forecasts_output else (("states' history", state.history),)
+        for name, tensor in (("latents", start.latents), *kept):
             if (tensor.dtype, tensor.device) != (latents.dtype, latents.device):
                 raise ValueError(
                     f"start's {name} must be {latents.dtype} on {latents.device}, as inputs.hidden_states are, got "

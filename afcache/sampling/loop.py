@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from afcache._typing import HostModule, PerSample
-from afcache.functional.initial import StateShape, empty_state
+from afcache.functional.initial import StateShape, empty_state, shape_of
 from afcache.functional.model import Architecture, AttentionKernel, Model, model_of, scaled_dot_product_attention
 from afcache.functional.plans import schedule_steps
 from afcache.functional.state import CacheState, StepRecord, StepSchedule
@@ -103,7 +103,7 @@ def denoise(
     journey = prepare(transformer, (inputs, negative), sigmas, guidance_scale=guidance_scale, config=config, parts=parts)
     model, settings = journey.model, journey.config
     if start is not None:
-        shapes = [_shape(model, branch) for branch in journey.branches]
+        shapes = [_shape(model, branch, settings) for branch in journey.branches]
         check_start(start, inputs.hidden_states, sigmas, shapes, settings)
     latents, states, records = start or journey.start
     records = list(records)
@@ -152,7 +152,8 @@ def prepare(
     branches = _detach(tuple(each for each in given if each is not None))
     latents = branches[0].hidden_states
     states = tuple(
-        empty_state(_shape(model, branch), config=settings, dtype=latents.dtype, device=latents.device) for branch in branches
+        empty_state(_shape(model, branch, settings), config=settings, dtype=latents.dtype, device=latents.device)
+        for branch in branches
     )
     scale = torch.full((latents.shape[0],), guidance_scale, dtype=torch.float32, device=latents.device)
     schedule = schedule_steps(sigmas.to(latents.device), settings)
@@ -181,11 +182,11 @@ def _model(
     return model_of(transformer, family.architecture, kernel or family.attention_kernel(transformer))
 
 
-def _shape(model: Model, inputs: Any) -> StateShape:
+def _shape(model: Model, inputs: Any, config: CacheConfig) -> StateShape:
     """What a branch's state is made for."""
-    batch, img_seq, _ = inputs.hidden_states.shape
-    parts, sizes = model.architecture.parts, model.sizes
-    return StateShape(batch, img_seq, sizes.dim, 0 if parts is None else parts.prefix_length(inputs), sizes.num_blocks)
+    parts = model.architecture.parts
+    prefix_length = 0 if parts is None else parts.prefix_length(inputs)
+    return shape_of(model.sizes, model.architecture.latents(inputs), prefix_length, config=config)
 
 
 def _detach(branches: tuple[Any, ...]) -> tuple[Any, ...]:

@@ -12,6 +12,7 @@ from afcache.settings.rules import RULES, PolicyName, Rule
 
 BatchDecisions = Literal["independent", "shared"]
 Forecast = Literal["polynomial", "taylorseer", "chebyshev"]
+Target = Literal["residual", "velocity", "noise"]
 Strategy = Literal["by_stability", "taylor", "similarity", "attention", "difference"]
 ErrorLaw = Literal["power", "remainder"]
 
@@ -93,6 +94,11 @@ class CacheConfig:
         max_cached_steps: the gates and "magcache" refresh after this many cached steps in a row; None means no limit.
         magnitude_ratios: "magcache": how the norm of the stack's residual changes at each step of a calibration run
             (`afcache.calibrate_magnitudes`); resampled to other step counts.
+        target: what the history keeps and a cached step forecasts. "residual": what the blocks add to their tokens, in the model's
+            dtype; embeddings and head run at every step. "velocity": what the model returns, in float32. "noise": where the
+            straight line through the latents along that velocity arrives at noise level 1.1 (`afcache.functional.target`); also
+            in float32. The last two run nothing of the model at a cached step, and with guidance measure the guided velocity's
+            error; gates, groups, and first and last blocks look inside the model, and need "residual".
         first_blocks: blocks that run at every step, at the start of the stack; "dbcache" needs one at least.
         last_blocks: blocks that run at every step, at its end.
         forecast: "polynomial" (in sigma, on the real, unequal nodes), "taylorseer" (finite differences in step index, as
@@ -129,6 +135,7 @@ class CacheConfig:
     threshold: float = 0.1
     max_cached_steps: int | None = None
     magnitude_ratios: tuple[float, ...] = ()
+    target: Target = "residual"
     first_blocks: int = 0
     last_blocks: int = 0
     forecast: Forecast = "polynomial"
@@ -146,6 +153,7 @@ class CacheConfig:
 
     def __post_init__(self) -> None:
         check_choice("policy", self.policy, tuple(RULES))
+        check_choice("target", self.target, get_args(Target))
         check_choice("forecast", self.forecast, get_args(Forecast))
         check_choice("error_law", self.error_law, get_args(ErrorLaw))
         check_choice("batch_decisions", self.batch_decisions, get_args(BatchDecisions))
@@ -186,6 +194,14 @@ class CacheConfig:
             raise ValueError(
                 "first_blocks must be at least 1 under policy 'dbcache', got 0: it decides by what these blocks add."
             )
+        looks_inside = self.rule.is_gated or self.layerwise is not None or self.runs_sections
+        if self.forecasts_output and looks_inside:
+            what = "groups of blocks" if self.layerwise is not None else f"policy {self.policy!r}, first and last blocks"
+            raise ValueError(
+                f"target must be 'residual' with {what}, which look inside the model, got {self.target!r}. Leave target out, or "
+                "use policy 'adaptive', 'fixed', 'growing', 'magcache' or 'planned' without layerwise, first_blocks and "
+                "last_blocks."
+            )
         if self.layerwise is None:
             return
         if not isinstance(self.layerwise, Layerwise):
@@ -215,6 +231,11 @@ class CacheConfig:
     def rule(self) -> Rule:
         """What follows from the policy."""
         return RULES[self.policy]
+
+    @property
+    def forecasts_output(self) -> bool:
+        """Whether what the model returns is forecast, so that a cached step runs nothing of it."""
+        return self.target != "residual"
 
     @property
     def runs_sections(self) -> bool:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 import afcache
 from afcache.functional.model import model_of, scaled_dot_product_attention
-from afcache.functional.step import full_forward
+from afcache.functional.outputs import full_forward
 from afcache.models.flux1 import architecture as flux1
 from afcache.models.flux1 import inputs as flux1_inputs
 from bench.models.random_flux import SIZES

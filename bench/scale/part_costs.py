@@ -43,6 +43,7 @@ def measure_parts(tokens: int, repeats: int) -> list[dict[str, Any]]:
         stack=lambda model, inputs, embedded: embedded.hidden_states + 1,
         head=lambda transformer, hidden_states, temb: hidden_states[..., :64].clone(),
         place=flux1.place,
+        latents=flux1.latents_of,
     )
 
     def step_of(architecture: Architecture, writer: Any) -> CompiledStep:

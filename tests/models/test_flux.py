@@ -3,7 +3,7 @@ import torch
 
 from afcache._typing import HostModule
 from afcache.functional.model import model_of, scaled_dot_product_attention
-from afcache.functional.step import full_forward
+from afcache.functional.outputs import full_forward
 from afcache.models.families import family_of
 from afcache.models.flux1.architecture import FLUX, sizes
 from afcache.models.flux1.backend import attention_kernel

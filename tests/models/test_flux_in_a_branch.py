@@ -9,7 +9,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from afcache.functional.model import model_of, scaled_dot_product_attention
-from afcache.functional.step import full_forward
+from afcache.functional.outputs import full_forward
 from afcache.models.flux1.architecture import FLUX
 from afcache.models.flux1.inputs import FluxInputs
 from tests.support.tiny import tiny_flux

@@ -17,7 +17,7 @@ import afcache
 from afcache import CacheConfig, FluxInputs, Layerwise
 from afcache.functional.initial import state_bytes
 from afcache.functional.model import model_of, scaled_dot_product_attention
-from afcache.functional.step import full_forward
+from afcache.functional.outputs import full_forward
 from afcache.models.flux1 import architecture as flux1
 from afcache.models.flux1 import inputs as flux1_inputs
 from afcache.sampling.primitives import denoising_step

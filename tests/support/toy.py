@@ -60,7 +60,11 @@ def _sizes(toy: Any) -> Sizes:
     return Sizes(num_blocks=1, dim=4, heads=1, channels=4)
 
 
-TOY = Architecture(sizes=_sizes, embed=_embed, stack=_stack, head=_head, place=_place)
+def _latents(inputs: ToyInputs) -> Tensor:
+    return inputs.hidden_states
+
+
+TOY = Architecture(sizes=_sizes, embed=_embed, stack=_stack, head=_head, place=_place, latents=_latents)
 
 
 def tensors_of(value: Any) -> list[Tensor]:

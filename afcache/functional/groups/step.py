@@ -17,7 +17,7 @@ from afcache.functional.groups.strategies.taylor import taylor
 from afcache.functional.model import Model, parts_of
 from afcache.functional.rounding import above_floor
 from afcache.functional.state import Coupling, GroupRecord, GroupState, StepRecord, StepSchedule
-from afcache.functional.update import Branch, Outcome, Prepared, Taken, advance, correct, measure
+from afcache.functional.update import Branch, Opened, Outcome, Prepared, Taken, advance, correct, measure
 from afcache.settings.config import CacheConfig
 
 
@@ -54,8 +54,7 @@ def take_groups(model: Model, before: Branch, schedule: StepSchedule, coupling: 
     prepared = Prepared(
         inputs=before.inputs,
         state=state,
-        embedded=embedded,
-        start=tokens,
+        opened=Opened(embedded, tokens),
         velocity=model.architecture.head(model.transformer, expected, embedded.temb),
         orders=orders,
         growth=growth(state.nodes, orders, schedule.sigma, config=config),

@@ -7,7 +7,7 @@ from afcache._typing import AttentionMap, Features, HostModule, Tokens, Velocity
 from afcache.functional.model import Architecture, Embedded, Model, Part, Parts, Sizes, TokenAxes
 from afcache.models.flux1.attention import mean_attention_map
 from afcache.models.flux1.blocks import modulate_double, modulate_single
-from afcache.models.flux1.inputs import FluxInputs, place, prefix_length, split_tokens, token_lengths
+from afcache.models.flux1.inputs import FluxInputs, latents_of, place, prefix_length, split_tokens, token_lengths
 from afcache.models.flux1.stack import Blocks, Control, run_part, run_stack
 
 
@@ -210,4 +210,4 @@ PARTS = Parts(
     prefix_length=prefix_length, open=open_tokens, run=run, observe=observe, modulate=modulate, attention_map=attention_map
 )
 AXES = TokenAxes(lengths=token_lengths, split=split_tokens)
-FLUX = Architecture(sizes=sizes, embed=embed, stack=stack, head=head, place=place, parts=PARTS, axes=AXES)
+FLUX = Architecture(sizes=sizes, embed=embed, stack=stack, head=head, place=place, latents=latents_of, parts=PARTS, axes=AXES)

@@ -65,6 +65,11 @@ def place(inputs: FluxInputs, latents: Velocity, sigma: Scalar) -> FluxInputs:
     return inputs._replace(hidden_states=latents, timestep=sigma.expand(latents.shape[0]))
 
 
+def latents_of(inputs: FluxInputs) -> Tensor:
+    """What the scheduler steps: `[batch, img_seq, channels]`."""
+    return inputs.hidden_states
+
+
 def prefix_length(inputs: FluxInputs) -> int:
     """Tokens that the blocks see before the image's: text and reference images."""
     return inputs.encoder_hidden_states.shape[1] + (0 if inputs.context is None else inputs.context.shape[1])

@@ -28,7 +28,7 @@ def change(state: GateState, features: torch.Tensor, *, config: CacheConfig) -> 
     parts = Parts(
         *[unused] * 3, observe=lambda transformer, hidden_states, temb: features, modulate=unused, attention_map=unused
     )
-    architecture = Architecture(*[unused] * 5, parts=parts)
+    architecture = Architecture(*[unused] * 6, parts=parts)
     model = Model(None, architecture, scaled_dot_product_attention, Sizes(1, 4, 1, 4))
     seen = observe(model, state, Embedded(zeros, zeros), features, config=config)
     assert seen is not None
