@@ -94,11 +94,11 @@ class CacheConfig:
         max_cached_steps: the gates and "magcache" refresh after this many cached steps in a row; None means no limit.
         magnitude_ratios: "magcache": how the norm of the stack's residual changes at each step of a calibration run
             (`afcache.calibrate_magnitudes`); resampled to other step counts.
-        target: what the history keeps and a cached step forecasts. "residual": what the blocks add to their tokens, in the model's
-            dtype; embeddings and head run at every step. "velocity": what the model returns, in float32. "noise": where the
-            straight line through the latents along that velocity arrives at noise level 1.1 (`afcache.functional.target`); also
-            in float32. The last two run nothing of the model at a cached step, and with guidance measure the guided velocity's
-            error; gates, groups, and first and last blocks look inside the model, and need "residual".
+        target: what the history keeps and a cached step forecasts. "residual": what the blocks add to their tokens, in the
+            model's dtype; embeddings and head run at every step. "velocity": what the model returns. "noise": where the
+            straight line through the latents along that velocity arrives at noise level 1.1 (`afcache.functional.target`). The
+            last two are kept in float32, run nothing of the model at a cached step, and with guidance measure the guided
+            velocity's error; gates, groups, and first and last blocks look inside the model, and need "residual".
         first_blocks: blocks that run at every step, at the start of the stack; "dbcache" needs one at least.
         last_blocks: blocks that run at every step, at its end.
         forecast: "polynomial" (in sigma, on the real, unequal nodes), "taylorseer" (finite differences in step index, as
@@ -198,8 +198,8 @@ class CacheConfig:
         if self.forecasts_output and looks_inside:
             what = "groups of blocks" if self.layerwise is not None else f"policy {self.policy!r}, first and last blocks"
             raise ValueError(
-                f"target must be 'residual' with {what}, which look inside the model, got {self.target!r}. Leave target out, or "
-                "use policy 'adaptive', 'fixed', 'growing', 'magcache' or 'planned' without layerwise, first_blocks and "
+                f"target must be 'residual' with {what}, which look inside the model, got {self.target!r}. Leave target out, "
+                "or use policy 'adaptive', 'fixed', 'growing', 'magcache' or 'planned' without layerwise, first_blocks and "
                 "last_blocks."
             )
         if self.layerwise is None:
