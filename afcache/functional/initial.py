@@ -31,17 +31,17 @@ class StateShape(NamedTuple):
     shards: int = 1
 
 
-def shape_of(sizes: Sizes, latents: Tensor, txt_seq: int, *, config: CacheConfig) -> StateShape:
+def shape_of(sizes: Sizes, latents: torch.Size, txt_seq: int, *, config: CacheConfig) -> StateShape:
     """What a branch's state is made for, before ranks divide it.
 
     Args:
         sizes: of the transformer.
-        latents: of a call.
+        latents: shape of a call's.
         txt_seq: tokens that the blocks see before the image's.
         config: settings.
 
     """
-    batch, img_seq, channels = latents.shape
+    batch, img_seq, channels = latents
     return StateShape(batch, img_seq, channels if config.forecasts_output else sizes.dim, txt_seq, sizes.num_blocks)
 
 

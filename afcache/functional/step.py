@@ -104,7 +104,7 @@ def take(
         outcomes = []
         for each, its in zip(prepared, measure_errors(model, prepared, computed, coupling), strict=True):
             outcome = _keep(each, its, decision.refresh, schedule, config=config, writer=writer)
-            outcomes.append(outcome._replace(computed=its.velocity) if is_led else outcome)
+            outcomes.append(outcome._replace(computed=(its.velocity,)) if is_led else outcome)
         return tuple(outcomes)
 
     outcomes = branch(
@@ -125,7 +125,7 @@ def take(
             accumulated_error=state.accumulated_error.clone(),
             votes=its.votes,
         )
-        lead = None if outcome.computed is None else Lead(outcome.computed, each.velocity)
+        lead = Lead(outcome.computed[0], each.velocity) if outcome.computed else None
         taken.append(Taken(outcome.velocity, state, record, lead))
     return tuple(taken)
 
@@ -190,7 +190,7 @@ def _reuse(prepared: Prepared, *, is_pure: bool, is_led: bool) -> Outcome:
         velocity=prepared.velocity.clone(),
         measured_error=torch.full_like(prepared.growth, float("nan")),
         history=history.clone() if is_pure else written_in_place(history),
-        computed=prepared.velocity.clone() if is_led else None,
+        computed=(prepared.velocity.clone(),) if is_led else (),
     )
 
 

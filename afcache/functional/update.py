@@ -86,14 +86,15 @@ class Outcome(NamedTuple):
         velocity: to step with.
         measured_error: e of the samples, relative; NaN where nothing was measured.
         history: the next state's; without elements where it was written in place.
-        computed: v without correction, where another branch will measure its error by it.
+        computed: v without correction, where another branch will measure its error by it; else empty: torch.cond returns no
+            None.
 
     """
 
     velocity: Velocity
     measured_error: PerSample
     history: History | Float[Tensor, " none"]
-    computed: Velocity | None = None
+    computed: tuple[Velocity, ...] = ()
 
 
 class Taken(NamedTuple):

@@ -224,7 +224,7 @@ class Trajectory:
         """Of a guidance branch, on this rank."""
         config, parallel = self.bound.config, self.bound.parallel
         shards = 1 if parallel is None else parallel.layout.sequence.whole.size
-        shape = shape_of(self.bound.steps.sizes, call.latents, call.prefix_length, config=config)._replace(shards=shards)
+        shape = shape_of(self.bound.steps.sizes, call.latents.shape, call.prefix_length, config=config)._replace(shards=shards)
         return empty_state(shape, config=config, dtype=call.latents.dtype, device=call.latents.device)
 
     def _forget_other_weights(self, call: Call) -> None:

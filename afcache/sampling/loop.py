@@ -186,7 +186,7 @@ def _shape(model: Model, inputs: Any, config: CacheConfig) -> StateShape:
     """What a branch's state is made for."""
     parts = model.architecture.parts
     prefix_length = 0 if parts is None else parts.prefix_length(inputs)
-    return shape_of(model.sizes, model.architecture.latents(inputs), prefix_length, config=config)
+    return shape_of(model.sizes, model.architecture.latents(inputs).shape, prefix_length, config=config)
 
 
 def _detach(branches: tuple[Any, ...]) -> tuple[Any, ...]:
