@@ -1,8 +1,9 @@
 """compile_pipeline and restore_pipeline: binding our forward to a diffusers pipeline. The only torch.compile is here."""
 
 import contextlib
+import dataclasses
 from collections.abc import Callable, Iterator
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 
@@ -13,9 +14,8 @@ from afcache.parallel.groups import ParallelContext, check_device, check_heads, 
 from afcache.runtime.binding import bind, bound_runtime, release, require_runtime
 from afcache.runtime.compiled import CompileOptions
 from afcache.runtime.controls import unwatch
-from afcache.runtime.runtime import Runtime
+from afcache.runtime.runtime import Runtime, check_model
 from afcache.runtime.scheduler import check_scheduler
-from afcache.runtime.weights import check_layers
 from afcache.settings.config import CacheConfig
 from afcache.settings.presets import resolve_config
 
@@ -29,7 +29,7 @@ def compile_pipeline(
     *,
     tolerance: float | None = None,
     preset: str | None = None,
-    compile: bool = True,
+    compile: bool | Literal["step", "blocks"] = True,
     backend: str | Callable[..., Any] = "inductor",
     mode: str | None = None,
     dynamic: bool | None = None,
@@ -47,7 +47,11 @@ def compile_pipeline(
         config: complete settings; excludes `tolerance` and `preset`.
         tolerance: error budget between refreshes; 0 computes every step.
         preset: "quality", "balanced" (default) or "fast".
-        compile: compile the forward as one graph; False runs it eagerly.
+        compile: "step" (True): the whole step is one graph, the model's blocks included. "blocks": computed steps are the
+            transformer's own forward, whatever has been done to it (`transformer.compile()`, `compile_repeated_blocks`,
+            offload, quantisation, attention processors, diffusers' context parallelism); if nothing of it is compiled, its
+            repeated blocks will be; a cached step is one small graph, and decisions are made ahead. It needs a config whose
+            target is "noise" or "velocity". False: nothing is compiled.
         backend: torch.compile's backend.
         mode: torch.compile's mode.
         dynamic: torch.compile's dynamic shapes; None lets a second shape make them dynamic, False compiles each shape by
@@ -73,21 +77,19 @@ def compile_pipeline(
     if parallel is not None and not isinstance(parallel, ParallelConfig):
         raise TypeError(f"parallel must be an afcache.ParallelConfig or None, got {parallel!r}.")
     settings = resolve_config(config, tolerance=tolerance, preset=preset)
+    _check_compile(compile, settings, parallel)
     transformer = _transformer(pipe)
     family = family_of(transformer)
-    family.checks.transformer(transformer)
-    family.checks.blocks(transformer)
+    options = CompileOptions(enabled=bool(compile), backend=backend, mode=mode, dynamic=dynamic, keeps_host=compile == "blocks")
+    check_model(transformer, family, options)
     family.checks.config(transformer, settings)
     check_scheduler(pipe.scheduler, forecasts=settings.rule.is_cached)  # pyright: ignore[reportAttributeAccessIssue]
     # Shares of a sequence have sizes that torch.cond cannot take as symbols (torch 2.13).
     if dynamic is None and parallel is not None and parallel.shares_sequence:
-        dynamic = False
+        options = dataclasses.replace(options, dynamic=False)
     _check_foresight(decide_ahead, settings, parallel)
     _check_target(settings, parallel)
-    options = CompileOptions(enabled=compile, backend=backend, mode=mode, dynamic=dynamic)
     _check_options(options)
-    if compile:
-        check_layers(transformer)
     context = None if parallel is None else _connect(parallel, transformer, family)
     runtime = Runtime(transformer, settings, options, torch.compile, context, decides_ahead=decide_ahead)
     previous = bound_runtime(transformer)
@@ -140,6 +142,24 @@ def _connect(parallel: ParallelConfig, transformer: Any, family: Family) -> Para
             "backends do not return. Use ulysses_degree, or call transformer.reset_attention_backend()."
         )
     return connect(parallel)
+
+
+def _check_compile(compile: object, config: CacheConfig, parallel: ParallelConfig | None) -> None:
+    """Raise unless `compile` is known, and the settings leave the model's inside alone where its own forward runs."""
+    if not isinstance(compile, bool) and compile not in ("step", "blocks"):
+        raise ValueError(f"compile must be True, False, 'step' or 'blocks', got {compile!r}. True means 'step'.")
+    if compile != "blocks":
+        return
+    if not config.forecasts_output:
+        raise ValueError(
+            f"compile='blocks' needs a config whose target is 'noise' or 'velocity', got {config.target!r}: a residual can be "
+            "forecast only by the forward that computes it. Pass dataclasses.replace(config, target='noise')."
+        )
+    if parallel is not None:
+        raise NotImplementedError(
+            f"compile='blocks' cannot be combined with parallel={parallel!r}: ranks share out our forward. Use diffusers' "
+            "context parallelism (transformer.enable_parallelism), or leave parallel out."
+        )
 
 
 def _check_foresight(decide_ahead: bool, config: CacheConfig, parallel: ParallelConfig | None) -> None:

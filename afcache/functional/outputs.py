@@ -17,6 +17,8 @@ from afcache.settings.config import CacheConfig
 @typed
 def full_forward(model: Model, inputs: Any) -> Tensor:
     """Compute the velocity without any cache: embed, all blocks, head; of the latents' shape."""
+    if model.architecture.forward is not None:
+        return model.architecture.forward(model, inputs)
     embedded = model.architecture.embed(model.transformer, inputs)
     return model.architecture.head(model.transformer, model.architecture.stack(model, inputs, embedded), embedded.temb)
 

@@ -163,8 +163,9 @@ class Coupling(NamedTuple):
         leader_choice: what each group did in the leader (see `GroupRecord`); int64 `[groups, batch]`; with groups alone.
         guidance_scale: s, NaN where it is unknown; float32 `[batch]`; None measures each branch's own error.
         lead: what the leading branch found, where branches are called one after the other.
-        known: whether the blocks run, where the host knows that before the step: bool, 0-d, on the CPU; the flags that the
-            step decides by must not ask for more. None where the step's own decision is read.
+        known: whether the blocks run, where the host knows that before the step: bool, 0-d, on the CPU, or a Python bool that a
+            step is made for; the flags that the step decides by must not ask for more. None where the step's own decision is
+            read.
 
     """
 
@@ -175,7 +176,7 @@ class Coupling(NamedTuple):
     leader_choice: GroupCounts | None = None
     guidance_scale: PerSample | None = None
     lead: Lead | None = None
-    known: Flag | None = None
+    known: Flag | bool | None = None
 
 
 class GroupRecord(NamedTuple):

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from afcache._typing import Flags, PerSample, Velocity, typed
+from afcache._typing import Flag, Flags, PerSample, Velocity, typed
 from afcache.functional import error_control, forecast
 from afcache.functional.branch import branch
 from afcache.functional.decision import Decision, compute_without_history, decide, predict_error
@@ -119,7 +119,7 @@ def take(
         state = advance(each, outcome, its, schedule, config=config)
         record = StepRecord(
             refresh=its.refresh.clone(),
-            is_computed=is_refreshed.clone() if coupling.known is None else coupling.known,
+            is_computed=_is_computed(is_refreshed, coupling),
             predicted_error=its.predicted_error,
             measured_error=outcome.measured_error,
             accumulated_error=state.accumulated_error.clone(),
@@ -128,6 +128,12 @@ def take(
         lead = Lead(outcome.computed[0], each.velocity) if outcome.computed else None
         taken.append(Taken(outcome.velocity, state, record, lead))
     return tuple(taken)
+
+
+def _is_computed(is_refreshed: Flag, coupling: Coupling) -> Flag:
+    if coupling.known is None:
+        return is_refreshed.clone()
+    return torch.full_like(is_refreshed, coupling.known) if isinstance(coupling.known, bool) else coupling.known
 
 
 def _take_one_by_one(

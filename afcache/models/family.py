@@ -20,6 +20,7 @@ class Call(NamedTuple):
         conditions: what pipelines hand over unchanged from step to step.
         is_controlled: whether a ControlNet says anything, bool, 0-d; None without one.
         structure: shapes of all inputs; calls of another structure are other code.
+        ask: `(forward) -> velocity [batch, img_seq, ...]` by the host's own forward; None where inputs were made by hand.
 
     """
 
@@ -30,6 +31,7 @@ class Call(NamedTuple):
     conditions: tuple[Tensor, ...]
     is_controlled: Flag | None
     structure: Any
+    ask: Callable[[Callable[..., Any]], Tensor] | None = None
 
 
 class Calls(NamedTuple):
@@ -59,6 +61,7 @@ class Checks(NamedTuple):
 
     Attributes:
         transformer: `(transformer)`: another class, or attention processors that we do not know.
+        cache: `(transformer)`: a cache of the host's is on.
         blocks: `(transformer)`: something is attached to a module whose forward ours replaces.
         config: `(transformer, config)`: settings that do not fit the number of blocks.
         call: `(reader, config, shares_sequence=)`: a call that the settings, or ranks that share a sequence, cannot take.
@@ -67,6 +70,7 @@ class Checks(NamedTuple):
     """
 
     transformer: Callable[[Any], None]
+    cache: Callable[[HostModule], None]
     blocks: Callable[[HostModule], None]
     config: Callable[..., None]
     call: Callable[..., None]

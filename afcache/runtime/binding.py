@@ -5,10 +5,10 @@ from typing import Any
 
 import torch
 
+from afcache.runtime.host import ORIGINAL, original_forward
 from afcache.runtime.runtime import Runtime
 
 _ATTRIBUTE = "_afcache"
-_ORIGINAL = "_afcache_original_forward"
 
 
 def bind(transformer: Any, runtime: Runtime) -> None:
@@ -18,19 +18,33 @@ def bind(transformer: Any, runtime: Runtime) -> None:
         NotImplementedError: something else has replaced the forward.
 
     """
-    if bound_runtime(transformer) is None:
-        _check_forward(transformer)
+    previous = bound_runtime(transformer)
+    if previous is not None and previous.host is not None:
+        previous.host.release()
+    if runtime.host is None:
+        try:
+            _check_forward(transformer)
+        except NotImplementedError:
+            if previous is not None and previous.host is not None:
+                previous.host.attach()
+            raise
+    else:
+        runtime.host.attach()
+    if previous is None:
         _put_in_place(transformer)
     setattr(transformer, _ATTRIBUTE, runtime)
 
 
 def release(transformer: Any) -> None:
     """The transformer runs its own forward again."""
+    runtime = bound_runtime(transformer)
+    if runtime is not None and runtime.host is not None:
+        runtime.host.release()
     for name in ("forward", "_old_forward"):
         if _is_ours(transformer.__dict__.get(name)):
             _put_back(transformer, name)
     delattr(transformer, _ATTRIBUTE)
-    transformer.__dict__.pop(_ORIGINAL, None)
+    transformer.__dict__.pop(ORIGINAL, None)
 
 
 def bound_runtime(transformer: Any) -> Runtime | None:
@@ -59,14 +73,18 @@ def _check_forward(transformer: Any) -> None:
     """Refuse a root forward that is neither the class's nor accelerate's: binding ours would bypass it."""
     if transformer._compiled_call_impl is not None:
         raise NotImplementedError(
-            "transformer was compiled in place by transformer.compile(). Load it afresh: compile_pipeline compiles it."
+            "transformer was compiled in place by transformer.compile(). Load it afresh: compile_pipeline compiles it. Or keep "
+            "what is compiled: compile='blocks' with a config whose target is 'noise'."
         )
     forward = transformer.__dict__.get("forward")
+    if _is_ours(forward):
+        forward = transformer.__dict__.get(ORIGINAL)
     is_own = getattr(forward, "__func__", None) is type(transformer).forward
     if forward is not None and not is_own and not hasattr(transformer, "_hf_hook"):
         raise NotImplementedError(
             f"transformer.forward was replaced by {forward!r} (by a diffusers hook, such as group offload with streams, or by "
-            "hand), which a cached forward would bypass. Remove that first, or run without afcache."
+            "hand), which a cached forward would bypass. Remove that first, or let it run: compile='blocks' with a config "
+            "whose target is 'noise'."
         )
 
 
@@ -77,13 +95,13 @@ def _put_in_place(transformer: Any) -> None:
     image; binding `forward` would be undone by it.
     """
     name = "_old_forward" if hasattr(transformer, "_hf_hook") else "forward"
-    transformer.__dict__[_ORIGINAL] = transformer.__dict__.get(name)
+    transformer.__dict__[ORIGINAL] = transformer.__dict__.get(name)
     transformer.__dict__[name] = types.MethodType(_forward, transformer)
 
 
 def _put_back(transformer: Any, name: str) -> None:
     """Undo `_put_in_place` at the place where accelerate may have moved our forward since."""
-    original = transformer.__dict__.get(_ORIGINAL)
+    original = transformer.__dict__.get(ORIGINAL)
     if original is None and name == "forward":
         del transformer.__dict__[name]
     else:
@@ -98,5 +116,5 @@ def _forward(self: Any, *args: Any, **kwargs: Any) -> Any:
     """The bound method: cached, or the host's own inside `uncached` and where a wrapper outlived `restore_pipeline`."""
     runtime = bound_runtime(self)
     if runtime is None or runtime.is_bypassed:
-        return type(self).forward(self, *args, **kwargs)
+        return original_forward(self)(*args, **kwargs)
     return runtime.family.calls.answer(self, runtime.reader, runtime.forward, *args, **kwargs)

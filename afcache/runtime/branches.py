@@ -1,12 +1,13 @@
 """Guidance branches of one image: what each holds between its calls, and how they weigh in a decision."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from afcache.functional.guidance import infer_guidance
 from afcache.functional.state import CacheState
 from afcache.functional.update import restart
 from afcache.runtime.switches import Steering, is_switched
@@ -22,8 +23,8 @@ class BranchCalls:
     Attributes:
         state: the present value.
         velocity: its velocity at the trajectory's first step; dropped once the guidance scale is known.
-        calls: how many there were.
-        unguarded: the compiled step without guards, once they have been checked often enough.
+        calls: how many there were of each kind: computed, cached, or None where one step is both.
+        unguarded: the compiled step of each kind without guards, once they have been checked often enough.
         steering: what steered its last call.
         has_history: whether it certainly has one.
         last_step: the step of its last call.
@@ -32,15 +33,15 @@ class BranchCalls:
 
     state: CacheState
     velocity: Tensor | None = None
-    calls: int = 0
-    unguarded: Callable[..., Any] | None = None
+    calls: dict[bool | None, int] = field(default_factory=dict)
+    unguarded: dict[bool | None, Callable[..., Any]] = field(default_factory=dict)
     steering: Steering | None = None
     has_history: bool = False
     last_step: int = -1
 
     def forget(self, state: CacheState) -> None:
         """Start again with another state, whose next calls check all guards."""
-        self.state, self.calls, self.unguarded, self.has_history = state, 0, None, False
+        self.state, self.calls, self.unguarded, self.has_history = state, {}, {}, False
 
     def steer(self, steering: Steering) -> None:
         """Start again where the branch is steered otherwise than at its last call: its history is another field's."""
@@ -48,10 +49,25 @@ class BranchCalls:
         if before is None:
             return
         if before.structure != steering.structure:
-            self.calls, self.unguarded = 0, None
+            self.calls, self.unguarded = {}, {}
         switched = is_switched(before, steering)
         if switched is not None:
             self.state, self.has_history = restart(self.state, switched), False
+
+
+def guidance_of_step(before: Tensor, after: Tensor, length: Tensor, *, velocities: tuple[Tensor, Tensor]) -> Tensor:
+    """The guidance scale of the step that a scheduler took, per sample; NaN where none explains it.
+
+    Args:
+        before, after: latents on either side of the step.
+        length: of the step in sigma; negative, 0-d.
+        velocities: of both branches.
+
+    """
+    start = before.to(torch.float32)
+    step = (after.to(torch.float32) - start) / length
+    rounding = torch.finfo(after.dtype).eps * start.flatten(1).norm(dim=1) / length.abs()
+    return infer_guidance(step, *velocities, rounding=rounding)
 
 
 def check_conditioning(now: dict[str, Any], at_first: list[dict[str, Any]], branch: int, step: int) -> None:

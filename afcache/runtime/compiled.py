@@ -16,7 +16,8 @@ from torch._dynamo.exc import FailOnRecompileLimitHit
 from torch.utils import _pytree as pytree
 
 from afcache._typing import unchecked
-from afcache.functional.model import Model
+from afcache.functional.given import given_model
+from afcache.functional.model import Model, Sizes
 from afcache.functional.outputs import full_forward
 from afcache.functional.ranks.step import Layout, gather, share
 from afcache.functional.step import HistoryWriter, take
@@ -29,13 +30,15 @@ from afcache.settings.config import CacheConfig
 class CompileOptions:
     """How the forward is compiled; the meaning of the fields is torch.compile's.
 
-    `opens_subclasses` is ours: weights are tensor subclasses, which branches of torch.cond take in parts.
+    Two fields are ours. `keeps_host`: computed steps are the host's own forward, and only what is around it is compiled as a
+    function. `opens_subclasses`: weights are tensor subclasses, which branches of torch.cond take in parts.
     """
 
     enabled: bool = True
     backend: str | Callable[..., Any] = "inductor"
     mode: str | None = None
     dynamic: bool | None = None
+    keeps_host: bool = False
     opens_subclasses: bool = False
 
     @property
@@ -165,6 +168,26 @@ def cached_step(model: Model, layout: Layout | None, config: CacheConfig, writer
         return gather(taken.velocity, model, inputs, layout), taken.state, taken.record, None
 
     return alone if layout is None else together
+
+
+def given_step(sizes: Sizes, config: CacheConfig, writer: HistoryWriter | None, *, is_computed: bool) -> Any:
+    """What is around the host's own forward: the end of a computed step, or the whole of a cached one.
+
+    Args:
+        sizes: of the transformer.
+        config: settings.
+        writer: how the history is updated.
+        is_computed: which of the two; known before the step.
+
+    """
+    model = given_model(sizes)
+
+    def step(inputs: Any, state: Any, schedule: Any, coupling: Any) -> Any:
+        coupling = coupling._replace(known=is_computed)
+        (taken,) = take(model, (Branch(inputs, state),), schedule, coupling, config=config, writer=writer)
+        return taken.velocity, taken.state, taken.record, taken.lead
+
+    return step
 
 
 def full_step(model: Model, layout: Layout | None) -> Any:

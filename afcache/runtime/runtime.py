@@ -12,21 +12,44 @@ from afcache.functional.initial import uncoupled, unled
 from afcache.functional.plans import schedule_steps
 from afcache.functional.ranks.traffic import Call as Messages
 from afcache.models.families import family_of
-from afcache.models.family import Call
+from afcache.models.family import Call, Family
 from afcache.parallel.agreement import is_lost_connection, lost_rank
 from afcache.parallel.groups import ParallelContext
 from afcache.runtime.clock import start_clock
 from afcache.runtime.compiled import CompileOptions
 from afcache.runtime.foresight import Foresight
+from afcache.runtime.host import Host
 from afcache.runtime.noise_floor import measure_noise_floor
 from afcache.runtime.pipelines import Pipelines
 from afcache.runtime.scheduler import ScheduledStep, check_sigmas, correction_holds
 from afcache.runtime.steps import Bound, Steps
+from afcache.runtime.together import Together
 from afcache.runtime.trajectory import Trajectory
 from afcache.runtime.weights import Weights, check_layers
 from afcache.settings.config import CacheConfig
 
 logger = logging.get_logger(__name__)
+
+
+def check_model(transformer: Any, family: Family, options: CompileOptions) -> None:
+    """Raise where a cached forward would not compute what the transformer does.
+
+    Args:
+        transformer: the host's.
+        family: its family.
+        options: how it is compiled; where its own forward runs, little can go wrong.
+
+    Raises:
+        NotImplementedError: naming what is not supported.
+
+    """
+    family.checks.cache(transformer)
+    if options.keeps_host:
+        return
+    family.checks.transformer(transformer)
+    family.checks.blocks(transformer)
+    if options.enabled:
+        check_layers(transformer)
 
 
 class Runtime:
@@ -55,7 +78,7 @@ class Runtime:
         self.config = config
         self.options = options
         self.parallel = parallel
-        self.decides_ahead = decides_ahead
+        self.decides_ahead = decides_ahead or options.keeps_host
         self.is_bypassed = False
         self.family = family_of(transformer)
         self.reader = self.family.calls.reader(transformer)
@@ -67,7 +90,8 @@ class Runtime:
         layout = None if parallel is None else parallel.layout
         settings = (transformer, self.family, config, options, compiler)
         self.steps = Steps(*settings, layout=layout, weights=self._weights)
-        self._bound = Bound(self.family, config, parallel, self.steps, self._weights, self.pipelines.controls)
+        self.host = Host(transformer, options) if options.keeps_host else None
+        self._bound = Bound(self.family, config, parallel, self.steps, self._weights, self.pipelines.controls, self.host)
         self._measured_floor: float | None = None
         self._has_warned = False
 
@@ -126,10 +150,7 @@ class Runtime:
 
     def _start(self, scheduler: Any, step: ScheduledStep, call: Call) -> Trajectory:
         latents, config, parallel = call.latents, self.config, self.parallel
-        self.family.checks.transformer(self._transformer)
-        self.family.checks.blocks(self._transformer)
-        if self.options.enabled:
-            check_layers(self._transformer)
+        check_model(self._transformer, self.family, self.options)
         self._weights.inspect()
         self.pipelines.watch_controls()
         check_sigmas(step.sigmas[step.index :])
@@ -139,7 +160,8 @@ class Runtime:
         floor = self._noise_floor(latents.dtype, latents.device)
         schedule = schedule_steps(sigmas[step.index :], config, noise_floor=floor)
         alone = uncoupled(latents.shape[0], groups=config.num_groups, device=sigmas.device)
-        trajectory = Trajectory(
+        kind = Trajectory if parallel is None else Together
+        trajectory = kind(
             bound=self._bound,
             timesteps=step.timesteps,
             sigmas=sigmas,

@@ -13,8 +13,9 @@ from afcache.functional.ranks.step import Layout
 from afcache.functional.step import HistoryWriter
 from afcache.models.family import Family
 from afcache.parallel.groups import ParallelContext
-from afcache.runtime.compiled import CompiledStep, CompileOptions, cached_step, full_step
+from afcache.runtime.compiled import CompiledStep, CompileOptions, cached_step, full_step, given_step
 from afcache.runtime.controls import Controls
+from afcache.runtime.host import Host
 from afcache.runtime.weights import Weights
 from afcache.settings.config import CacheConfig
 
@@ -52,6 +53,7 @@ class Steps:
         self._layout = layout
         self._weights = weights
         self._steps: dict[tuple[bool, Any, bool], CompiledStep] = {}
+        self._around_host: dict[tuple[bool, bool], CompiledStep] = {}
 
     @property
     def sizes(self) -> Sizes:
@@ -71,9 +73,19 @@ class Steps:
             self._steps[key] = self._build(corrects)
         return self._steps[key]
 
+    def around_host(self, corrects: bool, *, is_computed: bool) -> CompiledStep:
+        """What is around the host's own forward at a computed step, or the whole of a cached one."""
+        key = (corrects, is_computed)
+        if key not in self._around_host:
+            config = dataclasses.replace(self._config, correction=corrects)
+            step = given_step(self.sizes, config, history_writer(self._options), is_computed=is_computed)
+            self._around_host[key] = CompiledStep(step, self._compiler, self._options)
+        return self._around_host[key]
+
     def traceable(self) -> contextlib.AbstractContextManager[None]:
         """Inside the block weights are shown as one graph can take them."""
-        return self._weights.traceable() if self._options.enabled else contextlib.nullcontext()
+        is_traced = self._options.enabled and not self._options.keeps_host
+        return self._weights.traceable() if is_traced else contextlib.nullcontext()
 
     def _build(self, corrects: bool) -> CompiledStep:
         kernel = self._family.attention_kernel(self._transformer)
@@ -96,6 +108,7 @@ class Bound(NamedTuple):
         steps: the compiled steps.
         weights: what may change about the transformer's weights.
         controls: `() -> Controls`: what ControlNets were called with last.
+        host: runs the transformer's own forward at computed steps; None where ours stands for it.
 
     """
 
@@ -105,6 +118,7 @@ class Bound(NamedTuple):
     steps: Steps
     weights: Weights
     controls: Callable[[], Controls]
+    host: Host | None = None
 
 
 def write_newest(history: Tensor, newest: Tensor, refresh: Tensor) -> None:

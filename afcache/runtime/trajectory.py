@@ -1,6 +1,5 @@
 """One image's way through a schedule: every call of the transformer, from its inputs to its velocity."""
 
-import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -9,14 +8,13 @@ import torch
 from torch import Tensor
 
 from afcache.functional.decision import predict_error
-from afcache.functional.guidance import follow, infer_guidance, weigh
+from afcache.functional.given import Given
+from afcache.functional.guidance import follow, weigh
 from afcache.functional.initial import empty_state, shape_of, state_bytes
 from afcache.functional.ranks.traffic import Call as Messages
 from afcache.functional.state import CacheState, Coupling, Lead, StepRecord, StepSchedule
 from afcache.models.family import Call
-from afcache.parallel.agreement import check_same_task, check_votes
-from afcache.parallel.groups import ParallelContext
-from afcache.runtime.branches import BRANCHES, BranchCalls, check_conditioning
+from afcache.runtime.branches import BranchCalls, guidance_of_step
 from afcache.runtime.clock import TimedCall
 from afcache.runtime.compiled import CompiledStep
 from afcache.runtime.foresight import Foresight
@@ -117,8 +115,8 @@ class Trajectory:
             )
 
     def take(self, call: Call) -> tuple[Tensor, StepRecord | None]:
-        """The velocity of one call, alone or together with other ranks."""
-        return self._take_alone(call) if self.bound.parallel is None else self._take_together(call, self.bound.parallel)
+        """The velocity of one call."""
+        return self._take_alone(call)
 
     def note(self, record: StepRecord | None, elapsed: Callable[[], float]) -> None:
         """Keep what a call did for the report, unless an earlier call of the step computed it."""
@@ -131,48 +129,6 @@ class Trajectory:
     def _position(self) -> int:
         """Of the present step among those that are walked."""
         return self.index - self.first_index
-
-    def _take_together(self, call: Call, parallel: ParallelContext) -> tuple[Tensor, StepRecord | None]:
-        """One call of several ranks, which compare what they are about to draw."""
-        branch, is_first = self.calls_at_index, self._position == 0
-        # Guidance scales show at the second step, and that a rank has a branch more than others.
-        is_second = self._position == 1 and branch == 0
-        if is_first or is_second or (parallel.layout.checks and branch == 0):
-            check_same_task(parallel, self._describe(call))
-        if parallel.splits_guidance and is_first:
-            self.conditioning.append(self._conditioning_of(call))
-        elif parallel.splits_guidance:
-            return self._take_split(call, parallel)
-        velocity, record = self._take_alone(call)
-        check_votes(record, self.index)
-        return velocity, record
-
-    def _take_split(self, call: Call, parallel: ParallelContext) -> tuple[Tensor, StepRecord | None]:
-        """One call for all guidance branches: this rank computes its own, and the others' velocities come with it.
-
-        What a branch is conditioned on was seen at the first step, at which every rank computed all branches.
-        """
-        branch_index = self.calls_at_index
-        check_conditioning(self._conditioning_of(call), self.conditioning, branch_index, self.index)
-        if branch_index > 0:
-            assert self.velocities is not None
-            return self.velocities[branch_index], None
-        rank = parallel.layout.cfg.rank
-        # Latents, time and a ControlNet's residuals are the present ones; pipelines give both branches the same.
-        mine = self.bound.family.calls.read(call.inputs._replace(**self.conditioning[rank]))
-        if not self.bound.config.rule.is_cached:
-            with self.bound.steps.traceable():
-                velocities, record = self._step()(mine.inputs), None
-        else:
-            self._learn_guidance(call.latents)
-            branch = self.branches[rank if len(self.branches) > 1 else 0]
-            self.branches = [branch]
-            self._steer(branch, mine)
-            coupling = self.alone._replace(weight=weigh(self._known_scale(), config=self.bound.config)[rank])
-            velocities, record, _ = self._run(branch, mine.inputs, coupling)
-        check_votes(record, self.index)
-        self.velocities = velocities
-        return velocities[0], record
 
     def _take_alone(self, call: Call) -> tuple[Tensor, StepRecord | None]:
         """One call for one guidance branch."""
@@ -191,7 +147,7 @@ class Trajectory:
         if branch_index == 0:
             self._learn_guidance(call.latents)
         coupling = self._lead() if branch_index == 0 else self._follow(branch)
-        velocity, record, lead = self._run(branch, call.inputs, coupling)
+        velocity, record, lead = self._run(branch, call, coupling)
         velocity, branch.has_history = self._own(velocity), True
         if branch_index == 0:
             self.coupling = follow(coupling, record, lead)
@@ -206,14 +162,21 @@ class Trajectory:
     def _step(self) -> CompiledStep:
         return self.bound.steps.get(self.corrects, self.kernel_name)
 
-    def _run(self, branch: BranchCalls, inputs: Any, coupling: Coupling) -> tuple[Tensor, StepRecord, Lead | None]:
+    def _run(self, branch: BranchCalls, call: Call, coupling: Coupling) -> tuple[Tensor, StepRecord, Lead | None]:
         """A branch's next call, after which its state is the next one; the first two check guards, then a state is our own."""
-        branch.calls += 1
-        step, arguments = self._step(), (inputs, branch.state, self.schedule[self._position], coupling)
+        if self.bound.host is None:
+            kind, step, inputs = None, self._step(), call.inputs
+        else:
+            kind = bool(coupling.known)
+            step = self.bound.steps.around_host(self.corrects, is_computed=kind)
+            inputs = Given(call.latents, self.bound.host(call) if kind else call.latents)
+            coupling = coupling._replace(known=None)
+        branch.calls[kind] = branch.calls.get(kind, 0) + 1
+        arguments = (inputs, branch.state, self.schedule[self._position], coupling)
         with self.bound.steps.traceable():
-            if branch.calls > _GUARDED_CALLS and branch.unguarded is None:
-                branch.unguarded = step.without_guards(*arguments)
-            velocity, branch.state, record, lead = (branch.unguarded or step)(*arguments)
+            if branch.calls[kind] > _GUARDED_CALLS and kind not in branch.unguarded:
+                branch.unguarded[kind] = step.without_guards(*arguments)
+            velocity, branch.state, record, lead = branch.unguarded.get(kind, step)(*arguments)
         return velocity, record, lead
 
     def _steer(self, branch: BranchCalls, call: Call) -> None:
@@ -243,13 +206,8 @@ class Trajectory:
             first, second = (branch.velocity for branch in self.branches)
             assert first is not None
             assert second is not None
-            channels = first.shape[-1]
-            before = self.first_latents[..., :channels].to(torch.float32)
-            sigma, sigma_next = self.sigmas[self.first_index], self.sigmas[self.first_index + 1]
-            length = (sigma_next - sigma).abs()
-            step = (latents[..., :channels].to(torch.float32) - before) / (sigma_next - sigma)
-            rounding = torch.finfo(latents.dtype).eps * before.square().sum((1, 2)).sqrt() / length
-            self.guidance_scale = infer_guidance(step, first, second, rounding=rounding)
+            sigma, sigma_next = self.sigmas[self.first_index : self.first_index + 2]
+            self.guidance_scale = guidance_of_step(self.first_latents, latents, sigma_next - sigma, velocities=(first, second))
         self.first_latents = None
         for branch in self.branches:
             branch.velocity = None
@@ -281,19 +239,3 @@ class Trajectory:
         if self.foresight is None:
             return self.coupling
         return self.foresight.for_follower(self.coupling, has_history=branch.has_history)
-
-    def _conditioning_of(self, call: Call) -> dict[str, Any]:
-        return {name: getattr(call.inputs, name) for name in self.bound.family.calls.of_branches}
-
-    def _describe(self, call: Call) -> dict[str, Any]:
-        """What must be equal on all ranks that draw one image, by the names that a user knows.
-
-        A rank that has a guidance branch more than another is at its second branch while that one is at its second step.
-        """
-        return {
-            BRANCHES: 10 * self._position + self.calls_at_index,
-            **self.bound.family.calls.describe(call.inputs, is_later=self._position > 0),
-            "step counts (scheduler.sigmas)": self.sigmas,
-            "settings (CacheConfig)": zlib.crc32(repr(self.bound.config).encode()),
-            "adapters (LoRA, their scales)": zlib.crc32(repr(self.adapted).encode()),
-        }

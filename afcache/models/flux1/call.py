@@ -188,7 +188,27 @@ def answer(
         image_prompts=image_prompts,
         image_prompt_scales=reader.prompt_scales(hidden_states.device) if image_prompts else None,
     )
-    velocity = forward(read_call(split_context(inputs, reader.context_length(positions))))
+    call = read_call(split_context(inputs, reader.context_length(positions)))
+    image = call.latents.shape[1]
+
+    def ask(host: Callable[..., Any]) -> Tensor:
+        velocity = host(
+            hidden_states=hidden_states,
+            encoder_hidden_states=encoder_hidden_states,
+            pooled_projections=pooled_projections,
+            timestep=timestep,
+            img_ids=img_ids,
+            txt_ids=txt_ids,
+            guidance=guidance,
+            joint_attention_kwargs=joint_attention_kwargs,
+            controlnet_block_samples=controlnet_block_samples,
+            controlnet_single_block_samples=controlnet_single_block_samples,
+            controlnet_blocks_repeat=controlnet_blocks_repeat,
+            return_dict=False,
+        )[0]
+        return velocity[:, :image].contiguous()
+
+    velocity = forward(call._replace(ask=ask))
     # Pipelines throw away what is said of reference images, so it is not computed.
     missing = hidden_states.shape[1] - velocity.shape[1]
     velocity = F.pad(velocity, (0, 0, 0, missing)) if missing else velocity

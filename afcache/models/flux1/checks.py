@@ -22,13 +22,14 @@ def check_transformer(transformer: HostModule) -> None:
         if not isinstance(processor, FluxAttnProcessor | FluxIPAdapterAttnProcessor):
             raise NotImplementedError(
                 f"attention processor {type(processor).__name__} at {name} is not supported (diffusers' own and its "
-                "IP-Adapter's are). Put diffusers' back with transformer.set_attn_processor(FluxAttnProcessor()), or call "
-                "afcache.restore_pipeline(pipe) to run without caching."
+                "IP-Adapter's are). Put diffusers' back with transformer.set_attn_processor(FluxAttnProcessor()), or let the "
+                "model run its own forward: compile='blocks' with a config whose target is 'noise'."
             )
         if processor._parallel_config is not None:
             raise NotImplementedError(
                 f"attention processor at {name} runs under diffusers' context parallelism, which is not supported. "
-                "Run on one device, or call afcache.restore_pipeline(pipe)."
+                "Run on one device, or let the model run its own forward: compile='blocks' with a config whose target is "
+                "'noise'."
             )
 
 
@@ -71,6 +72,19 @@ def check_call(reader: Reader, config: CacheConfig, *, shares_sequence: bool) ->
         )
 
 
+def check_cache(transformer: HostModule) -> None:
+    """Raise where a cache of diffusers is on, which would take our computed steps for its own.
+
+    Raises:
+        NotImplementedError: it is.
+
+    """
+    if getattr(transformer, "is_cache_enabled", False):
+        raise NotImplementedError(
+            "transformer already has a diffusers cache enabled. Call transformer.disable_cache() before compile_pipeline."
+        )
+
+
 def check_blocks(transformer: HostModule) -> None:
     """Raise where something is attached to a module whose forward ours replaces: it would be bypassed in silence.
 
@@ -78,10 +92,6 @@ def check_blocks(transformer: HostModule) -> None:
         NotImplementedError: naming the module and what is attached to it.
 
     """
-    if getattr(transformer, "is_cache_enabled", False):
-        raise NotImplementedError(
-            "transformer already has a diffusers cache enabled. Call transformer.disable_cache() before compile_pipeline."
-        )
     for name in ("transformer_blocks", "single_transformer_blocks"):
         for index, block in enumerate(getattr(transformer, name)):
             for path, module in ((f"{name}[{index}]", block), (f"{name}[{index}].attn", block.attn)):
@@ -89,8 +99,8 @@ def check_blocks(transformer: HostModule) -> None:
                 if attached:
                     raise NotImplementedError(
                         f"{path} has {attached}, which a cached forward would bypass: it calls the layers inside, not the "
-                        "block. Remove it (instead of block-level group offload use model offload), or call "
-                        "afcache.restore_pipeline(pipe)."
+                        "block. Remove it, or let the model run its own forward: compile_pipeline(pipe, config, "
+                        "compile='blocks') with a config whose target is 'noise'."
                     )
 
 

@@ -51,6 +51,7 @@ FLUX1 = Family(
     ),
     checks=Checks(
         transformer=checks.check_transformer,
+        cache=checks.check_cache,
         blocks=checks.check_blocks,
         config=checks.check_config,
         call=checks.check_call,

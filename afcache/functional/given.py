@@ -1,0 +1,50 @@
+"""A step whose velocity somebody else has computed: the model's own forward, run as its owner runs it."""
+
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from afcache._typing import Latents, Velocity
+from afcache.functional.model import Architecture, Model, Sizes, scaled_dot_product_attention
+
+
+class Given(NamedTuple):
+    """A call of a model that is not ours to run.
+
+    Attributes:
+        latents: x.
+        velocity: v at x, where the step is one that computes; else without meaning.
+
+    """
+
+    latents: Latents
+    velocity: Velocity
+
+
+def _velocity(model: Model, inputs: Given) -> Tensor:
+    del model
+    return inputs.velocity
+
+
+def _latents(inputs: Given) -> Tensor:
+    return inputs.latents
+
+
+def _closed(*_: Any) -> Any:
+    raise AssertionError("nothing is known of a model whose velocity is given")
+
+
+# Of a model of which nothing is known but what it returns.
+GIVEN = Architecture(
+    sizes=_closed, embed=_closed, stack=_closed, head=_closed, place=_closed, latents=_latents, forward=_velocity
+)
+
+
+def given_model(sizes: Sizes) -> Model:
+    """A model that returns what it is given.
+
+    Args:
+        sizes: of the model that computes.
+
+    """
+    return Model(None, GIVEN, scaled_dot_product_attention, sizes)

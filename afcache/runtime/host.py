@@ -1,0 +1,79 @@
+"""The transformer's own forward, run at computed steps as its owner runs it: compiled, quantised, offloaded or shared out."""
+
+import contextlib
+import types
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from torch import Tensor, nn
+
+from afcache.models.family import Call
+from afcache.runtime.compiled import CompileOptions
+
+# Where a bound transformer keeps the forward that ours stands for, if that was not its class's.
+ORIGINAL = "_afcache_original_forward"
+
+
+def original_forward(transformer: Any) -> Callable[..., Any]:
+    """The forward that ours stands for."""
+    return transformer.__dict__.get(ORIGINAL) or types.MethodType(type(transformer).forward, transformer)
+
+
+class Host:
+    """A transformer whose forward stays its own.
+
+    Args:
+        transformer: the host's.
+        options: how we compile its repeated blocks, where nobody has compiled anything of it.
+
+    """
+
+    def __init__(self, transformer: Any, options: CompileOptions) -> None:
+        self._transformer = transformer
+        self._options = options
+        self._compiled_call: Any = None
+        self._ours: list[nn.Module] = []
+        self._is_ready = False
+
+    def attach(self) -> None:
+        """Let calls reach the forward that is bound: what `transformer.compile()` has made runs at computed steps alone."""
+        self._compiled_call, self._transformer._compiled_call_impl = self._transformer._compiled_call_impl, None
+
+    def release(self) -> None:
+        """Give back what `attach` took, and forget what we have compiled."""
+        self._transformer._compiled_call_impl = self._compiled_call
+        for module in self._ours:
+            module._compiled_call_impl = None
+        self._ours, self._is_ready = [], False
+
+    def __call__(self, call: Call) -> Tensor:
+        """The velocity of one call."""
+        assert call.ask is not None
+        original = original_forward(self._transformer)
+        if not self._is_ready:
+            self._compile_blocks()
+            self._is_ready = True
+        if self._compiled_call is None:
+            return call.ask(original)
+        with self._in_place(original):
+            return call.ask(self._compiled_call)
+
+    def _compile_blocks(self) -> None:
+        """Compile the blocks that repeat, each kind once, unless something is compiled already."""
+        compiled = {id(module) for module in self._transformer.modules() if module._compiled_call_impl is not None}
+        if compiled or self._compiled_call is not None or not getattr(self._transformer, "_repeated_blocks", None):
+            return
+        options = self._options
+        self._transformer.compile_repeated_blocks(backend=options.backend, dynamic=options.dynamic, **options.tuning())
+        self._ours = [module for module in self._transformer.modules() if module._compiled_call_impl is not None]
+
+    @contextlib.contextmanager
+    def _in_place(self, original: Any) -> Iterator[None]:
+        """Inside the block the transformer's forward is its own: code that was compiled from it calls it by its name."""
+        attributes = self._transformer.__dict__
+        name = "_old_forward" if hasattr(self._transformer, "_hf_hook") else "forward"
+        ours, attributes[name] = attributes[name], original
+        try:
+            yield
+        finally:
+            attributes[name] = ours

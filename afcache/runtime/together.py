@@ -1,0 +1,80 @@
+"""One image's way through a schedule where several ranks draw it together."""
+
+import zlib
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from afcache.functional.guidance import weigh
+from afcache.functional.state import StepRecord
+from afcache.models.family import Call
+from afcache.parallel.agreement import check_same_task, check_votes
+from afcache.parallel.groups import ParallelContext
+from afcache.runtime.branches import BRANCHES, check_conditioning
+from afcache.runtime.trajectory import Trajectory
+
+
+@dataclass
+class Together(Trajectory):
+    """A trajectory of several ranks: they compare what they draw, and may share out its guidance branches."""
+
+    def take(self, call: Call) -> tuple[Tensor, StepRecord | None]:
+        """The velocity of one call of several ranks, which compare what they are about to draw."""
+        parallel = self.bound.parallel
+        assert parallel is not None
+        branch, is_first = self.calls_at_index, self._position == 0
+        # Guidance scales show at the second step, and that a rank has a branch more than others.
+        is_second = self._position == 1 and branch == 0
+        if is_first or is_second or (parallel.layout.checks and branch == 0):
+            check_same_task(parallel, self._describe(call))
+        if parallel.splits_guidance and is_first:
+            self.conditioning.append(self._conditioning_of(call))
+        elif parallel.splits_guidance:
+            return self._take_split(call, parallel)
+        velocity, record = self._take_alone(call)
+        check_votes(record, self.index)
+        return velocity, record
+
+    def _take_split(self, call: Call, parallel: ParallelContext) -> tuple[Tensor, StepRecord | None]:
+        """One call for all guidance branches: this rank computes its own, and the others' velocities come with it.
+
+        What a branch is conditioned on was seen at the first step, at which every rank computed all branches.
+        """
+        branch_index = self.calls_at_index
+        check_conditioning(self._conditioning_of(call), self.conditioning, branch_index, self.index)
+        if branch_index > 0:
+            assert self.velocities is not None
+            return self.velocities[branch_index], None
+        rank = parallel.layout.cfg.rank
+        # Latents, time and a ControlNet's residuals are the present ones; pipelines give both branches the same.
+        mine = self.bound.family.calls.read(call.inputs._replace(**self.conditioning[rank]))
+        if not self.bound.config.rule.is_cached:
+            with self.bound.steps.traceable():
+                velocities, record = self._step()(mine.inputs), None
+        else:
+            self._learn_guidance(call.latents)
+            branch = self.branches[rank if len(self.branches) > 1 else 0]
+            self.branches = [branch]
+            self._steer(branch, mine)
+            coupling = self.alone._replace(weight=weigh(self._known_scale(), config=self.bound.config)[rank])
+            velocities, record, _ = self._run(branch, mine, coupling)
+        check_votes(record, self.index)
+        self.velocities = velocities
+        return velocities[0], record
+
+    def _conditioning_of(self, call: Call) -> dict[str, Any]:
+        return {name: getattr(call.inputs, name) for name in self.bound.family.calls.of_branches}
+
+    def _describe(self, call: Call) -> dict[str, Any]:
+        """What must be equal on all ranks that draw one image, by the names that a user knows.
+
+        A rank that has a guidance branch more than another is at its second branch while that one is at its second step.
+        """
+        return {
+            BRANCHES: 10 * self._position + self.calls_at_index,
+            **self.bound.family.calls.describe(call.inputs, is_later=self._position > 0),
+            "step counts (scheduler.sigmas)": self.sigmas,
+            "settings (CacheConfig)": zlib.crc32(repr(self.bound.config).encode()),
+            "adapters (LoRA, their scales)": zlib.crc32(repr(self.adapted).encode()),
+        }
