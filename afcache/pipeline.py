@@ -11,7 +11,7 @@ from afcache.models.families import check_pipeline, family_of
 from afcache.models.family import Family
 from afcache.parallel.config import ParallelConfig
 from afcache.parallel.groups import ParallelContext, check_device, check_heads, connect
-from afcache.runtime.binding import bind, bound_runtime, release, require_runtime
+from afcache.runtime.binding import bind, bound_runtime, release, require_runtime, set_aside
 from afcache.runtime.compiled import CompileOptions
 from afcache.runtime.controls import unwatch
 from afcache.runtime.runtime import Runtime, check_model
@@ -81,21 +81,22 @@ def compile_pipeline(
     transformer = _transformer(pipe)
     family = family_of(transformer)
     options = CompileOptions(enabled=bool(compile), backend=backend, mode=mode, dynamic=dynamic, keeps_host=compile == "blocks")
-    check_model(transformer, family, options)
-    family.checks.config(transformer, settings)
-    check_scheduler(pipe.scheduler, forecasts=settings.rule.is_cached)  # pyright: ignore[reportAttributeAccessIssue]
-    # Shares of a sequence have sizes that torch.cond cannot take as symbols (torch 2.13).
-    if dynamic is None and parallel is not None and parallel.shares_sequence:
-        options = dataclasses.replace(options, dynamic=False)
-    _check_foresight(decide_ahead, settings, parallel)
-    _check_target(settings, parallel)
-    _check_options(options)
-    context = None if parallel is None else _connect(parallel, transformer, family)
-    runtime = Runtime(transformer, settings, options, torch.compile, context, decides_ahead=decide_ahead)
-    previous = bound_runtime(transformer)
-    for served in [*(previous.pipelines.alive() if previous is not None else []), pipe]:
-        runtime.pipelines.add(served)
-    bind(transformer, runtime)
+    with set_aside(transformer):
+        check_model(transformer, family, options)
+        family.checks.config(transformer, settings)
+        check_scheduler(pipe.scheduler, forecasts=settings.rule.is_cached)  # pyright: ignore[reportAttributeAccessIssue]
+        # Shares of a sequence have sizes that torch.cond cannot take as symbols (torch 2.13).
+        if dynamic is None and parallel is not None and parallel.shares_sequence:
+            options = dataclasses.replace(options, dynamic=False)
+        _check_foresight(decide_ahead, settings, parallel)
+        _check_target(settings, parallel)
+        _check_options(options)
+        context = None if parallel is None else _connect(parallel, transformer, family)
+        runtime = Runtime(transformer, settings, options, torch.compile, context, decides_ahead=decide_ahead)
+        previous = bound_runtime(transformer)
+        for served in [*(previous.pipelines.alive() if previous is not None else []), pipe]:
+            runtime.pipelines.add(served)
+        bind(transformer, runtime)
     return pipe
 
 

@@ -1,6 +1,8 @@
 """Our forward on a transformer instance: put in place of the host's, found again, taken away. No class is changed."""
 
+import contextlib
 import types
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -19,20 +21,29 @@ def bind(transformer: Any, runtime: Runtime) -> None:
 
     """
     previous = bound_runtime(transformer)
-    if previous is not None and previous.host is not None:
-        previous.host.release()
     if runtime.host is None:
-        try:
-            _check_forward(transformer)
-        except NotImplementedError:
-            if previous is not None and previous.host is not None:
-                previous.host.attach()
-            raise
+        _check_forward(transformer)
     else:
         runtime.host.attach()
     if previous is None:
         _put_in_place(transformer)
     setattr(transformer, _ATTRIBUTE, runtime)
+
+
+@contextlib.contextmanager
+def set_aside(transformer: Any) -> Iterator[None]:
+    """Undo what `compile="blocks"` did to the transformer, for other settings; and do it again if they are refused."""
+    runtime = bound_runtime(transformer)
+    host = None if runtime is None else runtime.host
+    if host is None:
+        yield
+        return
+    host.release()
+    try:
+        yield
+    except BaseException:
+        host.attach()
+        raise
 
 
 def release(transformer: Any) -> None:

@@ -170,7 +170,7 @@ class Runtime:
             first_index=step.index,
             shape=latents.shape,
             corrects=self._corrects(scheduler),
-            kernel_name=self.family.attention_backend(self._transformer),
+            kernel_name=None if self.host is not None else self.family.attention_backend(self._transformer),
             adapted=self._weights.adapted(),
             messages=None if parallel is None else self._messages(call),
             foresight=Foresight(config, schedule) if self.decides_ahead else None,

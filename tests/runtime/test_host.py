@@ -12,7 +12,7 @@ from diffusers.models.transformers.transformer_flux import FluxAttnProcessor
 
 import afcache
 from afcache.settings.presets import tuned
-from tests.support.sampling import PROMPT, compiled, largest_difference, load_lora, sample
+from tests.support.sampling import PROMPT, compiled, largest_difference, make_lora, sample
 
 pytestmark = pytest.mark.host
 NOISE = dataclasses.replace(tuned(0.016), target="noise")
@@ -74,9 +74,6 @@ def offload_blocks(pipe: Any) -> None:
 
 
 def take_own_attention(pipe: Any) -> None:
-    class Own(FluxAttnProcessor):
-        pass
-
     class Foreign:
         """Of a class that is not diffusers'."""
 
@@ -142,7 +139,8 @@ def test_blocks_take_over_from_a_step_and_give_back(short):
 
 
 def test_casting_and_lora_run_inside_the_hosts_forward(own, tmp_path):
-    load_lora(own, tmp_path)
+    make_lora(tmp_path)
+    own.load_lora_weights(tmp_path)
     apply_layerwise_casting(own.transformer, storage_dtype=torch.bfloat16, compute_dtype=torch.float32)
     plain = sample(own, joint_attention_kwargs={"scale": 0.5})
     image = sample(in_blocks(own), joint_attention_kwargs={"scale": 0.5})
@@ -170,7 +168,8 @@ def test_a_copy_has_a_host_of_its_own(short):
 
 def test_batches_and_shapes_go_on(short):
     in_blocks(short)
-    for options in ({"seed": [0, 1], "prompt": [PROMPT] * 2}, {"height": 48, "width": 48}):
+    shapes: list[dict[str, Any]] = [{"seed": [0, 1], "prompt": [PROMPT] * 2}, {"height": 48, "width": 48}]
+    for options in shapes:
         expected = sample(compiled(copy.deepcopy(short), NOISE), **options)
         assert largest_difference(sample(in_blocks(short), **options), expected) < 1e-4
 

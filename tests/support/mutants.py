@@ -96,7 +96,14 @@ MUTANTS = (
         "decide_together",
     ),
     # Clones left out.
-    Mutant("cached velocity handed through", STEP, "prepared.velocity.clone()", "prepared.velocity", STEP_TESTS, "one_graph"),
+    Mutant(
+        "cached velocity handed through",
+        STEP,
+        "velocity=prepared.velocity.clone()",
+        "velocity=prepared.velocity",
+        STEP_TESTS,
+        "one_graph",
+    ),
     Mutant("cached history handed through", STEP, "history.clone() if is_pure", "history if is_pure", STEP_TESTS, "fresh"),
     Mutant(
         "group's tokens handed through",
@@ -110,7 +117,7 @@ MUTANTS = (
     Mutant(
         "distance over all samples",
         "functional/distance.py",
-        'reduce(x.square(), "batch seq channels -> batch", "sum")',
+        'reduce(x.square(), "batch ... -> batch", "sum")',
         "x.square().sum().expand(x.shape[0])",
         "functional/test_distance.py",
     ),
