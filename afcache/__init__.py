@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from afcache.functional.state import CacheState
     from afcache.models.flux1.inputs import FluxInputs
     from afcache.parallel.config import ParallelConfig
-    from afcache.pipeline import compile_pipeline, restore_pipeline, uncached
+    from afcache.pipeline import compile_pipeline, restore_pipeline, uncached, using
     from afcache.reports.records import report
     from afcache.reports.summary import Report
     from afcache.sampling.checkpoint import load_checkpoint, save_checkpoint
@@ -65,6 +65,7 @@ _HOMES = {
     "save_checkpoint": "sampling.checkpoint",
     "ssim": "calibration.metrics",
     "uncached": "pipeline",
+    "using": "pipeline",
 }
 
 __all__ = [
@@ -98,6 +99,7 @@ __all__ = [
     "save_checkpoint",
     "ssim",
     "uncached",
+    "using",
 ]
 
 

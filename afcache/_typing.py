@@ -52,6 +52,8 @@ Flags = Bool[Tensor, " batch"]
 Scalar = Float[Tensor, ""]
 Index = Int[Tensor, ""]
 Flag = Bool[Tensor, ""]
+# A setting that enters a step as a tensor: for all samples (0-d), or one for each.
+Setting = Scalar | PerSample
 PerGroup = Float[Tensor, "groups batch"]
 GroupCounts = Int[Tensor, "groups batch"]
 GroupFlags = Bool[Tensor, "groups batch"]

@@ -1,8 +1,8 @@
-"""compile_pipeline and restore_pipeline: binding our forward to a diffusers pipeline. The only torch.compile is here."""
+"""Binding our forward to a diffusers pipeline, and changing what it does there. The only torch.compile is here."""
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal, TypeVar
 
 import torch
@@ -16,6 +16,7 @@ from afcache.runtime.compiled import CompileOptions
 from afcache.runtime.controls import unwatch
 from afcache.runtime.runtime import Runtime, check_model
 from afcache.runtime.scheduler import check_scheduler
+from afcache.settings.changes import change
 from afcache.settings.config import CacheConfig
 from afcache.settings.presets import resolve_config
 
@@ -127,6 +128,49 @@ def uncached(pipe: Any) -> Iterator[None]:
         yield
     finally:
         runtime.is_bypassed = before
+
+
+@contextlib.contextmanager
+def using(
+    pipe: Any,
+    config: CacheConfig | None = None,
+    *,
+    tolerance: float | Sequence[float] | None = None,
+    preset: str | None = None,
+) -> Iterator[None]:
+    """Draw with another tolerance inside the block, and with what follows it; nothing is compiled again.
+
+    with afcache.using(pipe, tolerance=0.03):
+        image = pipe("a cat holding a sign").images[0]
+    with afcache.using(pipe, tolerance=[0.008, 0.03]):
+        images = pipe(["a cat holding a sign", "a red bicycle"]).images
+
+    `max_growth` and `damping` follow the tolerance if they are what the presets have at the pipeline's own tolerance; if a
+    config of yours has others, they stay. Blocks nest, the inner one counts. An image that is under way when a block begins or
+    ends keeps its settings until its end. What `compile_pipeline` sets inside the block holds at once.
+
+    Args:
+        pipe: a pipeline that was compiled; the block is for all pipelines that share its transformer.
+        config: settings that differ from those that it was compiled with in `tolerance`, `max_growth` and `damping` alone.
+        tolerance: error budget between refreshes, >= 0; or one for each image of the batch, `[batch]`, however many guidance
+            branches there are.
+        preset: "quality", "balanced" or "fast": the name of a tolerance.
+
+    Raises:
+        ValueError: the pipeline was not compiled by `compile_pipeline`, or has a policy without error control; not exactly one
+            of the three is given; a value is out of its range; a config would need another graph. From inside the block, where
+            an image begins: as many tolerances as the batch has images are asked for.
+        TypeError: a value is of the wrong kind.
+    Cost:
+        none: they are inputs of every step anyway.
+
+    """
+    runtime = require_runtime(pipe)
+    before, runtime.in_use = runtime.in_use, change(runtime.config, config, tolerance=tolerance, preset=preset)
+    try:
+        yield
+    finally:
+        runtime.in_use = before
 
 
 def _transformer(pipe: Any) -> Any:

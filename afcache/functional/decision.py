@@ -43,7 +43,7 @@ def forecast_row(state: CacheState | Memory, schedule: StepSchedule, *, config: 
         row = forecast.taylorseer_row(state.steps, state.num_nodes, step_index, order=config.order)
     else:
         row = forecast.polynomial_row(state.nodes, state.num_nodes, schedule.sigma, order=config.order)
-    return forecast.damp_row(row, damping=config.damping)
+    return forecast.damp_row(row, damping=schedule.damping)
 
 
 @typed
@@ -72,7 +72,7 @@ def would_exceed(state: CacheState, schedule: StepSchedule, accumulated: PerSamp
         tolerance=schedule.tolerance,
         gap=forecast.gap_to(state.nodes, schedule.sigma),
         last_gap=state.last_gap,
-        max_growth=config.max_growth,
+        max_growth=schedule.max_growth,
         is_forced=schedule.is_forced,
     )
 

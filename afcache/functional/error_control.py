@@ -10,7 +10,7 @@ Reference:
 
 import torch
 
-from afcache._typing import Counts, Flag, Flags, Nodes, PerSample, Scalar, Velocity, typed
+from afcache._typing import Counts, Flag, Flags, Nodes, PerSample, Scalar, Setting, Velocity, typed
 from afcache.functional.shapes import per_sample
 
 
@@ -64,10 +64,10 @@ def contribution(predicted: PerSample, sigma: Scalar, sigma_next: Scalar) -> Per
 def should_refresh(
     accumulated: PerSample,
     *,
-    tolerance: Scalar,
+    tolerance: Setting,
     gap: PerSample,
     last_gap: PerSample,
-    max_growth: float,
+    max_growth: Setting,
     is_forced: Flag,
 ) -> Flags:
     """Decide, per sample, whether this step is computed in full.
@@ -80,12 +80,12 @@ def should_refresh(
         tolerance: limit of `accumulated`; in units of relative velocity error times sigma.
         gap: distance in sigma from the last refresh to this step.
         last_gap: distance in sigma between the last two refreshes; 0 until there are two.
-        max_growth: largest ratio of the two; static; infinity switches the limit off.
+        max_growth: largest ratio of the two; infinity switches the limit off, and times no distance at all it is NaN.
         is_forced: warmup, or a last step that must be computed.
 
     """
     is_within = (accumulated < tolerance) & torch.isfinite(accumulated)
-    is_gradual = gap <= max_growth * last_gap if max_growth != float("inf") else last_gap > 0
+    is_gradual = gap <= max_growth * last_gap
     return ~(is_within & is_gradual & ~is_forced)
 
 

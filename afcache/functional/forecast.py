@@ -8,7 +8,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from afcache._typing import Counts, History, Kept, Nodes, PerSample, Row, Scalar, typed
+from afcache._typing import Counts, History, Kept, Nodes, PerSample, Row, Scalar, Setting, typed
 
 _CHEBYSHEV_RANGE = 50.0
 _CHEBYSHEV_RIDGE = 0.1
@@ -132,15 +132,15 @@ def _chebyshev_basis(steps: Tensor, order: int) -> Tensor:
 
 
 @typed
-def damp_row(row: Row, *, damping: float) -> Row:
+def damp_row(row: Row, *, damping: Setting) -> Row:
     """Move a row towards reuse: (1 - damping) row + damping (1, 0, ..., 0).
 
     Args:
         row: weights of a forecaster.
-        damping: 0 keeps the row, 1 is plain reuse; static.
+        damping: 0 keeps the row, whatever its weights are, 1 is plain reuse.
 
     """
-    return row if damping == 0.0 else torch.lerp(row, reuse_row(row), damping)
+    return torch.where(damping == 0, row, torch.lerp(row, reuse_row(row), damping))
 
 
 @typed

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from afcache.functional.state import StepSchedule
+from afcache.settings.changes import OPEN
 from afcache.settings.config import CacheConfig
 from afcache.settings.rules import PolicyName
 
@@ -18,23 +19,34 @@ _MAGCACHE_FORCED = 11 / 28
 _FEW_STEPS = 4
 
 
-def schedule_steps(sigmas: Tensor, config: CacheConfig, *, noise_floor: float | None = None) -> list[StepSchedule]:
+def schedule_steps(
+    sigmas: Tensor, config: CacheConfig, *, noise_floor: float | None = None, each: Sequence[CacheConfig] | None = None
+) -> list[StepSchedule]:
     """Take a trajectory's schedule apart into its steps, once, so that no step has to make tensors of numbers.
 
     Args:
         sigmas: noise levels, one more than steps; `[steps + 1]`; used in float32.
         config: settings.
         noise_floor: as measured; None takes that of `config`, and 0 where it has none.
+        each: settings of each sample, which are `config` but for the fields of `afcache.settings.changes.OPEN`; None takes
+            those of `config` for all, as 0-d tensors.
 
     """
+
+    def setting(name: str) -> Tensor:
+        value = getattr(config, name) if each is None else [getattr(one, name) for one in each]
+        return torch.tensor(value, dtype=torch.float32, device=sigmas.device)
+
     num_steps = len(sigmas) - 1
     # Each level has memory of its own: views of one tensor would be misaligned inputs of a compiled step.
     levels = [sigma.clone() for sigma in sigmas.to(torch.float32).unbind()]
     indices = [index.clone() for index in torch.arange(num_steps, device=sigmas.device).unbind()]
     forced = [flag.clone() for flag in torch.tensor(forced_steps(config, num_steps), device=sigmas.device).unbind()]
-    limit = torch.tensor(config.tolerance, dtype=torch.float32, device=sigmas.device)
+    chosen = {name: setting(name) for name in OPEN}
     floor = torch.tensor(noise_floor or config.noise_floor or 0.0, dtype=torch.float32, device=sigmas.device)
-    return [StepSchedule(levels[i], levels[i + 1], indices[i], forced[i], limit, floor) for i in range(num_steps)]
+    return [
+        StepSchedule(levels[i], levels[i + 1], indices[i], forced[i], **chosen, noise_floor=floor) for i in range(num_steps)
+    ]
 
 
 def forced_steps(config: CacheConfig, num_steps: int) -> list[bool]:

@@ -20,6 +20,7 @@ from afcache._typing import (
     PerGroup,
     PerSample,
     Scalar,
+    Setting,
     Summaries,
     Tokens,
     Velocity,
@@ -117,7 +118,9 @@ class CacheState(NamedTuple):
 
 
 class StepSchedule(NamedTuple):
-    """Where a step stands. All 0-d tensors: a Python number that changes would recompile at every value.
+    """Where a step stands, and what is set for it. All tensors: a Python number that changes would recompile at every value.
+
+    0-d; a `Setting` may also be `[batch]`, one for each sample. The other shape is another graph.
 
     Attributes:
         sigma: noise level of the step; float32.
@@ -125,6 +128,8 @@ class StepSchedule(NamedTuple):
         step_index: steps done before this one in the trajectory; int64.
         is_forced: the step is computed whatever is seen (see `afcache.functional.plans`); bool.
         tolerance: limit of the accumulated error; float32.
+        max_growth: limit of the distance to the last refresh, in units of the one before; infinity means none; float32.
+        damping: 0 forecasts in full, 1 reuses the last residual; float32.
         noise_floor: relative velocity error that rounding alone makes; float32.
 
     """
@@ -133,7 +138,9 @@ class StepSchedule(NamedTuple):
     sigma_next: Scalar
     step_index: Index
     is_forced: Flag
-    tolerance: Scalar
+    tolerance: Setting
+    max_growth: Setting
+    damping: Setting
     noise_floor: Scalar
 
 

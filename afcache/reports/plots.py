@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from afcache.functional.groups.strategies.table import MARKS
-from afcache.reports.values import worst
+from afcache.reports.values import spread, worst
 from afcache.settings.rules import RULES
 
 _CHOICES = tuple(MARKS)
@@ -47,13 +47,14 @@ def draw_report(report: Any, path: str | Path) -> None:
 
 
 def draw_estimate(axes: Any, report: Any, leader: list[Any]) -> None:
-    """The estimate since the last refresh, step by step, and the tolerance, which it stays below.
+    """The estimate since the last refresh, step by step, and the tolerance, which it stays below; of a batch the largest.
 
     Hollow is what it would have come to, had a computed step been forecast; not known of guidance branches, whose errors are
     weighed together.
     """
     _shade_refreshes(axes, leader)
-    tolerance = report.config["tolerance"] if RULES[report.config["policy"]].is_error_controlled else 0.0
+    setting = report.config["tolerance"] if RULES[report.config["policy"]].is_error_controlled else 0.0
+    tolerance = max(setting) if isinstance(setting, tuple) else setting
     estimated, refused = [worst(step.estimated_error) for step in leader], refused_estimates(report)
     axes.set_ylabel("relative error x sigma")
     shown = [value for value in (*estimated, *refused.values()) if math.isfinite(value) and value > 0]
@@ -65,7 +66,7 @@ def draw_estimate(axes: Any, report: Any, leader: list[Any]) -> None:
     if refused:
         axes.bar(list(refused), list(refused.values()), width=0.8, label="had the step been forecast", **hollow)
     if tolerance > 0:
-        axes.axhline(tolerance, color="tab:red", linestyle="--", linewidth=1, label=f"tolerance {tolerance:g}")
+        axes.axhline(tolerance, color="tab:red", linestyle="--", linewidth=1, label=f"tolerance {spread(setting)}")
     axes.set_ylim(0, 1.3 * max(tolerance, *shown))
     axes.legend(fontsize=8, loc="upper right", ncols=3)
 

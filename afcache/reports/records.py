@@ -15,6 +15,7 @@ from afcache.reports.summary import GroupReport, Report, StepReport
 from afcache.runtime.binding import require_runtime
 from afcache.runtime.clock import TimedCall
 from afcache.runtime.trajectory import Trajectory
+from afcache.settings.changes import summarize
 from afcache.settings.config import CacheConfig
 
 
@@ -29,14 +30,13 @@ def report(pipe: Any) -> Report:
     """
     runtime = require_runtime(pipe)
     trajectory = runtime.last_trajectory(pipe)
-    config = runtime.config.to_dict()
     if trajectory is None:
-        return Report(config, (), 0, 0, 0, ())
+        return Report(runtime.config.to_dict(), (), 0, 0, 0, ())
     settings = runtime.config
     scale = trajectory.guidance_scale
     layout = None if runtime.parallel is None else runtime.parallel.layout
     return Report(
-        config=config,
+        config=summarize(trajectory.settings),
         steps=tuple(_read_call(call, trajectory, settings, layout) for call in trajectory.calls),
         num_steps=len({call.step for call in trajectory.calls}),
         num_blocks=runtime.steps.sizes.num_blocks,

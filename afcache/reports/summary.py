@@ -84,7 +84,8 @@ class Report:
     """The last run of a pipeline; empty before the first.
 
     Attributes:
-        config: the settings.
+        config: the settings that were drawn with; `tolerance`, `max_growth` and `damping` are tuples of one number for each
+            image where those differ (`afcache.using`).
         steps: every transformer call, in order.
         num_steps: denoising steps of the schedule walked.
         num_blocks: blocks that one full call evaluates.

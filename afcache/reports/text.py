@@ -4,7 +4,7 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from afcache.functional.groups.strategies.table import MARKS
-from afcache.reports.values import worst
+from afcache.reports.values import spread, worst
 from afcache.settings.rules import RULES
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ def render(report: "Report") -> str:
 
 def describe_settings(config: dict[str, Any]) -> str:
     """The policy and the settings that it follows, in a few words."""
-    return RULES[config["policy"]].summary.format(**config)
+    return RULES[config["policy"]].summary.format(**{**config, "tolerance": spread(config["tolerance"])})
 
 
 def _steps_line(report: "Report") -> str:
@@ -65,7 +65,7 @@ def _traffic_lines(report: "Report") -> list[str]:
 
 def _estimate_line(report: "Report") -> str:
     largest = max((worst(step.estimated_error) for step in report.steps if step.branch == 0), default=0.0)
-    limit = f" (tolerance {report.config['tolerance']:g})" if RULES[report.config["policy"]].is_error_controlled else ""
+    limit = f" (tolerance {spread(report.config['tolerance'])})" if RULES[report.config["policy"]].is_error_controlled else ""
     return f"  estimate   {largest:.4f} at most between refreshes{limit}"
 
 

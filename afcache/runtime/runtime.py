@@ -26,6 +26,7 @@ from afcache.runtime.steps import Bound, Steps
 from afcache.runtime.together import Together
 from afcache.runtime.trajectory import Trajectory
 from afcache.runtime.weights import Weights, check_layers
+from afcache.settings.changes import for_each
 from afcache.settings.config import CacheConfig
 
 logger = logging.get_logger(__name__)
@@ -80,6 +81,8 @@ class Runtime:
         self.parallel = parallel
         self.decides_ahead = decides_ahead or options.keeps_host
         self.is_bypassed = False
+        # What `afcache.using` asks for inside its block; read where an image begins.
+        self.in_use: CacheConfig | tuple[CacheConfig, ...] | None = None
         self.family = family_of(transformer)
         self.reader = self.family.calls.reader(transformer)
         self.pipelines = Pipelines()
@@ -158,7 +161,9 @@ class Runtime:
         self.family.checks.call(self.reader, config, shares_sequence=shares_sequence)
         sigmas = step.sigmas.to(latents.device, torch.float32)
         floor = self._noise_floor(latents.dtype, latents.device)
-        schedule = schedule_steps(sigmas[step.index :], config, noise_floor=floor)
+        # One for each image always: a number for all would be another graph.
+        settings = for_each(config if self.in_use is None else self.in_use, latents.shape[0])
+        schedule = schedule_steps(sigmas[step.index :], config, noise_floor=floor, each=settings)
         alone = uncoupled(latents.shape[0], groups=config.num_groups, device=sigmas.device)
         kind = Trajectory if parallel is None else Together
         trajectory = kind(
@@ -166,6 +171,7 @@ class Runtime:
             timesteps=step.timesteps,
             sigmas=sigmas,
             schedule=schedule,
+            settings=settings,
             alone=unled(alone, latents) if config.forecasts_output else alone,
             first_index=step.index,
             shape=latents.shape,

@@ -75,6 +75,6 @@ class Together(Trajectory):
             BRANCHES: 10 * self._position + self.calls_at_index,
             **self.bound.family.calls.describe(call.inputs, is_later=self._position > 0),
             "step counts (scheduler.sigmas)": self.sigmas,
-            "settings (CacheConfig)": zlib.crc32(repr(self.bound.config).encode()),
+            "settings (CacheConfig)": zlib.crc32(repr(self.settings).encode()),
             "adapters (LoRA, their scales)": zlib.crc32(repr(self.adapted).encode()),
         }

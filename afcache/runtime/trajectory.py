@@ -21,6 +21,7 @@ from afcache.runtime.foresight import Foresight
 from afcache.runtime.scheduler import ScheduledStep
 from afcache.runtime.steps import Bound
 from afcache.runtime.switches import steering_of
+from afcache.settings.config import CacheConfig
 
 # Diffusers' pipelines have two; a runaway count means that the scheduler is not driven.
 _MAX_BRANCHES = 4
@@ -37,6 +38,7 @@ class Trajectory:
         timesteps: the scheduler's tensor, whose identity names the trajectory.
         sigmas: noise levels on the model's device; float32.
         schedule: the steps from `first_index` on.
+        settings: of each image, which the schedule holds.
         alone: the leading branch's coupling where there are no others.
         first_index: where in the schedule it started.
         shape: of the latents.
@@ -62,6 +64,7 @@ class Trajectory:
     timesteps: Tensor
     sigmas: Tensor
     schedule: list[StepSchedule]
+    settings: tuple[CacheConfig, ...]
     alone: Coupling
     first_index: int
     shape: torch.Size

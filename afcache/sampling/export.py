@@ -34,8 +34,8 @@ def export_step(
         transformer: owner of the weights, which become part of the program.
         inputs: as `denoise` takes them. Shapes, dtypes, device, and which optional fields there are become fixed.
         negative: inputs of the negative prompt: a second branch, with a guidance scale given at every step.
-        config: settings; "balanced" by default. Only tolerance, noise floor, and which steps are forced, stay open: they are
-            in the schedule.
+        config: settings; "balanced" by default. Only tolerance, growth limit, damping, noise floor, and which steps are forced,
+            stay open: they are in the schedule.
 
     Returns:
         the program, for torch.export.save, torch.compile, or torch._inductor.aoti_compile_and_package.

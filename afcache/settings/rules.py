@@ -9,7 +9,7 @@ class Rule(NamedTuple):
     """A policy's kind.
 
     Attributes:
-        summary: one line for reports, a format string over the fields of `CacheConfig`.
+        summary: one line for reports, a format string over the fields of `CacheConfig`, the tolerance as words.
         is_error_controlled: a step is computed when the predicted error would reach the tolerance.
         is_gated: a step is decided by what is seen of its input; the gate of that name is in `functional/gates`.
         is_cached: some steps are forecast; if not, our forward computes all of them.
@@ -26,7 +26,7 @@ class Rule(NamedTuple):
 
 _THRESHOLD = "policy {policy}, threshold {threshold:g}"
 RULES: dict[PolicyName, Rule] = {
-    "adaptive": Rule("tolerance {tolerance:g}, order {order}, {batch_decisions} decisions", is_error_controlled=True),
+    "adaptive": Rule("tolerance {tolerance}, order {order}, {batch_decisions} decisions", is_error_controlled=True),
     "fixed": Rule("a refresh every {interval} steps, {forecast} forecast of order {order}"),
     "growing": Rule("policy {policy}"),
     "magcache": Rule(_THRESHOLD),

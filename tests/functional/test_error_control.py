@@ -18,8 +18,16 @@ from afcache.functional.guidance import infer_guidance
 NODES = torch.tensor([[0.5], [0.8], [0.9]])
 
 
-def decide(accumulated: float, *, tolerance: float = 0.1, gap: float = 0.1, last_gap: float = 0.1, **options) -> bool:
-    arguments = {"max_growth": 2.0, "is_forced": torch.tensor(False), **options}
+def decide(
+    accumulated: float,
+    *,
+    tolerance: float = 0.1,
+    gap: float = 0.1,
+    last_gap: float = 0.1,
+    max_growth: float = 2.0,
+    **options,
+) -> bool:
+    arguments = {"max_growth": torch.tensor(max_growth), "is_forced": torch.tensor(False), **options}
     refresh = should_refresh(
         torch.tensor([accumulated]),
         tolerance=torch.tensor(tolerance),
@@ -81,6 +89,8 @@ def test_should_refresh_when_the_gap_outgrows_its_limit(gap: float, last_gap: fl
 def test_should_refresh_without_growth_limit_needs_two_refreshes_only():
     assert not decide(0.0, gap=5.0, last_gap=0.1, max_growth=math.inf)
     assert decide(0.0, gap=5.0, last_gap=0.0, max_growth=math.inf)
+    assert decide(0.0, gap=0.0, last_gap=0.0, max_growth=math.inf)
+    assert decide(0.0, gap=math.nan, max_growth=math.inf)
 
 
 def test_should_refresh_when_forced():
@@ -93,10 +103,22 @@ def test_should_refresh_decides_per_sample():
         tolerance=torch.tensor(0.1),
         gap=torch.full((2,), 0.1),
         last_gap=torch.full((2,), 0.1),
-        max_growth=2.0,
+        max_growth=torch.tensor(2.0),
         is_forced=torch.tensor(False),
     )
     assert refresh.tolist() == [False, True]
+
+
+def test_should_refresh_by_limits_of_each_sample():
+    refresh = should_refresh(
+        torch.full((4,), 0.05),
+        tolerance=torch.tensor([0.1, 0.01, 0.1, 0.0]),
+        gap=torch.full((4,), 0.3),
+        last_gap=torch.full((4,), 0.1),
+        max_growth=torch.tensor([4.0, 4.0, 2.0, math.inf]),
+        is_forced=torch.tensor(False),
+    )
+    assert refresh.tolist() == [False, True, True, True]
 
 
 def test_extend_lag_keeps_the_sign_of_the_step():

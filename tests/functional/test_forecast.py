@@ -1,3 +1,5 @@
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -120,9 +122,22 @@ def test_taylorseer_row_with_too_few_nodes_reuses_or_is_empty(known: int):
 
 def test_damp_row_mixes_with_reuse():
     row = torch.tensor([[1.6], [-0.6]])
-    torch.testing.assert_close(damp_row(row, damping=0.5), torch.tensor([[1.3], [-0.3]]))
-    torch.testing.assert_close(damp_row(row, damping=1.0), reuse_row(row))
-    assert damp_row(row, damping=0.0) is row
+    torch.testing.assert_close(damp_row(row, damping=torch.tensor(0.5)), torch.tensor([[1.3], [-0.3]]))
+    torch.testing.assert_close(damp_row(row, damping=torch.tensor(1.0)), reuse_row(row))
+
+
+@pytest.mark.parametrize("zero", [torch.tensor(0.0), torch.zeros(5)])
+def test_damp_row_by_nothing_keeps_every_bit(zero: torch.Tensor):
+    row = torch.tensor([[0.1, math.inf, math.nan, -math.inf, -0.0], [1e30, 1.0, -0.0, 1e-45, 0.3]])
+    assert torch.equal(damp_row(row, damping=zero).view(torch.int32), row.view(torch.int32))
+
+
+def test_damp_row_by_as_much_as_each_sample_asks_for():
+    row, damping = torch.randn(3, 4), torch.tensor([0.0, 0.2, 0.35, 1.0])
+    alone = [damp_row(row[:, [i]], damping=damping[i]) for i in range(4)]
+    assert torch.equal(damp_row(row, damping=damping), torch.cat(alone, dim=1))
+    # As with a number that is known beforehand.
+    assert torch.equal(damp_row(row, damping=torch.tensor(0.2)), torch.lerp(row, reuse_row(row), 0.2))
 
 
 def test_apply_row_leaves_out_nodes_of_weight_zero_even_if_not_finite():

@@ -1,5 +1,6 @@
 import dataclasses
 import itertools
+import math
 
 import pytest
 import torch
@@ -62,3 +63,17 @@ def test_a_schedule_carries_the_plan_as_tensors():
     assert [bool(step.is_forced) for step in steps] == [True, False, False, True, False, False, True]
     assert [int(step.step_index) for step in steps] == list(range(7))
     assert all(a.sigma_next == b.sigma for a, b in itertools.pairwise(steps))
+
+
+def test_a_schedule_carries_settings_for_all_samples_or_for_each():
+    config = CacheConfig(tolerance=0.03, max_growth=math.inf, damping=0.3)
+    for step in schedule_steps(torch.linspace(1, 0, 4), config):
+        assert [float(step.tolerance), float(step.max_growth)] == [pytest.approx(0.03), math.inf]
+        assert float(step.damping) == pytest.approx(0.3)
+        assert step.tolerance.shape == step.max_growth.shape == step.damping.shape == ()
+    each = (config, dataclasses.replace(config, tolerance=0.5, max_growth=2.0, damping=0.0))
+    for step in schedule_steps(torch.linspace(1, 0, 4), config, each=each):
+        assert step.tolerance.tolist() == pytest.approx([0.03, 0.5])
+        assert step.max_growth.tolist() == [math.inf, 2.0]
+        assert step.damping.tolist() == pytest.approx([0.3, 0.0])
+        assert step.noise_floor.ndim == 0

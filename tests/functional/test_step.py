@@ -259,8 +259,10 @@ def test_both_branches_return_the_same_metadata():
     assert metadata[0] == metadata[1]
 
 
-def test_cached_forward_compiles_to_one_graph_that_equals_eager():
+@pytest.mark.parametrize("is_for_each", [False, True])
+def test_cached_forward_compiles_to_one_graph_that_equals_eager(is_for_each: bool):
     config = CacheConfig(tolerance=0.01, warmup_steps=2)
+    each = (config, config) if is_for_each else None
     eager = sample_toy(mixture_flow, SIGMAS, config, latents=LATENTS)
     toy = Toy(mixture_flow)
 
@@ -283,7 +285,7 @@ def test_cached_forward_compiles_to_one_graph_that_equals_eager():
         sigmas = SIGMAS if steps == 28 else uneven_sigmas(20)
         state, latents, pattern = init_state(2, 3, 4, config=config), LATENTS, ""
         for index in range(steps):
-            schedule = schedule_steps(sigmas, config)[index]
+            schedule = schedule_steps(sigmas, config, each=each)[index]
             velocity, state, record = compiled(ToyInputs(latents, schedule.sigma.expand(2)), state, schedule, uncoupled(2))
             latents = latents + (schedule.sigma_next - schedule.sigma) * velocity
             pattern += "F" if bool(record.refresh[0]) else "."

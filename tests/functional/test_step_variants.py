@@ -8,6 +8,7 @@ from torch import Tensor
 
 from afcache.functional import forecast
 from afcache.settings.config import CacheConfig
+from afcache.settings.presets import tuned
 from tests.support.toy import LATENTS, SIGMAS, euler, mixture_flow, polynomial_in_sigma, run, sample_toy
 
 
@@ -60,3 +61,18 @@ def test_last_step_is_computed_on_request():
     field = polynomial_in_sigma(1.0, 0.1)
     assert run(field, **settings).pattern() == "FF" + "." * 26
     assert run(field, **settings, refresh_last_step=True).pattern() == "FF" + "." * 25 + "F"
+
+
+def test_settings_of_each_sample_are_those_that_it_would_have_alone():
+    """0-d for all and `[batch]` for each are the same numbers; a sample follows its own, whatever its neighbour's are."""
+    latents = torch.cat([LATENTS[:1], LATENTS[:1]])
+    careful, bold = tuned(0.004), tuned(0.064)
+    alone = [sample_toy(mixture_flow, SIGMAS, config, latents=latents) for config in (careful, bold)]
+    assert alone[0].pattern() != alone[1].pattern()
+    for config, expected in zip((careful, bold), alone, strict=True):
+        same = sample_toy(mixture_flow, SIGMAS, careful, latents=latents, each=(config, config))
+        assert torch.equal(same.latents, expected.latents)
+    mixed = sample_toy(mixture_flow, SIGMAS, careful, latents=latents, each=(careful, bold))
+    assert [mixed.pattern(0), mixed.pattern(1)] == [alone[0].pattern(0), alone[1].pattern(1)]
+    for sample, expected in enumerate(alone):
+        assert torch.equal(mixed.latents[sample], expected.latents[sample])

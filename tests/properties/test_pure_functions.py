@@ -38,7 +38,7 @@ def rows(draw: st.DrawFn):
 def test_weights_sum_to_one_and_leave_empty_nodes_out(case, damping):
     row, nodes, filled, order, _, _ = case
     largest, is_known = row.abs().amax(dim=0).clamp(min=1), filled > 0
-    for weights in (row, forecast.damp_row(row, damping=damping)):
+    for weights in (row, forecast.damp_row(row, damping=torch.tensor(damping))):
         assert bool(((weights.sum(dim=0) - 1).abs() < 1e-4 * largest)[is_known].all())
     used = forecast.row_order(filled, order=order)
     beyond = torch.arange(nodes.shape[0])[:, None] > used
@@ -129,7 +129,7 @@ def test_decisions_are_monotone_and_nan_refreshes(error, tolerance, gap, last_ga
                 tolerance=torch.tensor(tolerance),
                 gap=torch.tensor([gap]),
                 last_gap=torch.tensor([last_gap]),
-                max_growth=max_growth,
+                max_growth=torch.tensor(max_growth),
                 is_forced=torch.tensor(is_forced),
             )
         )

@@ -171,8 +171,8 @@ def test_a_larger_tolerance_refreshes_no_sample_more(case):
     config, state, low, high, sigma, sigma_next = case
 
     def refreshed(tolerance: float) -> Tensor:
-        values = (sigma, sigma_next, 9, False, tolerance, 0.0)
-        kinds = (torch.float32, torch.float32, torch.int64, torch.bool, torch.float32, torch.float32)
+        values = (sigma, sigma_next, 9, False, tolerance, config.max_growth, config.damping, 0.0)
+        kinds = (torch.float32, torch.float32, torch.int64, torch.bool, *[torch.float32] * 4)
         schedule = StepSchedule(*(torch.tensor(v, dtype=kind) for v, kind in zip(values, kinds, strict=True)))
         return decide(state, schedule, uncoupled(state.last_gap.shape[0]), config=config)[0]
 

@@ -23,7 +23,7 @@ from afcache.sampling.primitives import cached_forward, init_state
 from bench.models.random_flux import SIZES, make_flux1
 from tests.support.sampling import ADAPTIVE, PROMPT, largest_difference, sample
 
-SCHEDULE_TYPES = (torch.float32, torch.float32, torch.int64, torch.bool, torch.float32, torch.float32)
+SCHEDULE_TYPES = (torch.float32, torch.float32, torch.int64, torch.bool, *[torch.float32] * 4)
 READ = torch.ops.aten._local_scalar_dense.default
 
 

@@ -91,8 +91,9 @@ def test_an_exported_step_is_the_eager_one_to_the_last_bit(
     loaded = torch.export.load(tmp_path / "step.pt2")
     assert str(Path(afcache.__file__).parent).encode() not in (tmp_path / "step.pt2").read_bytes()
     arguments = {"negative": negative, "guidance_scale": scale}
-    # The second schedule has another tolerance: that is an argument.
-    for settings in (config, dataclasses.replace(config, tolerance=config.tolerance / 4)):
+    # The second schedule has another tolerance, with what follows it: they are arguments.
+    others = dataclasses.replace(config, tolerance=config.tolerance / 4, max_growth=1.5, damping=0.3)
+    for settings in (config, others):
         eager = afcache.denoise(transformer, inputs, SIGMAS, config=settings, **arguments)
         assert set(eager.pattern()) == {"F", "."}
         for each in (program, loaded):

@@ -1,6 +1,7 @@
 """The functional step without a pipeline: the pipeline's own result, and one graph for everything."""
 
 import dataclasses
+import math
 from typing import Any
 
 import pytest
@@ -96,11 +97,13 @@ def test_policy_none_computes_every_step(pipe):
 
 
 def test_one_step_serves_every_tolerance_and_few_graphs_every_shape(short):
-    """A new tolerance adds no graph; another text length adds one, the third none."""
+    """A new tolerance, growth limit or damping adds no graph; another text length adds one, the third none."""
     step = torch.compile(afcache.denoising_step, fullgraph=True, backend="aot_eager")
     problem = prepare(short, [0], steps=6)
     for tolerance in (0.0, 0.01, 0.1):
         denoise(short, problem, dataclasses.replace(ADAPTIVE, tolerance=tolerance), step=step)
+        denoise(short, problem, dataclasses.replace(ADAPTIVE, max_growth=1 + tolerance, damping=tolerance), step=step)
+    denoise(short, problem, dataclasses.replace(ADAPTIVE, max_growth=math.inf), step=step)
     assert counters["stats"]["unique_graphs"] == 1
     for length in (12, 10, 8):
         (inputs,) = problem.branches

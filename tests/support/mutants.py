@@ -65,7 +65,20 @@ MUTANTS = (
     Mutant(
         "tolerance may be reached", ERROR_CONTROL, "(accumulated < tolerance) &", "(accumulated <= tolerance) &", ERROR_TESTS
     ),
-    Mutant("growth without two refreshes", ERROR_CONTROL, "else last_gap > 0", "else last_gap >= 0", ERROR_TESTS),
+    Mutant(
+        "growth without two refreshes",
+        ERROR_CONTROL,
+        "is_gradual = gap <= max_growth * last_gap",
+        "is_gradual = ~(gap > max_growth * last_gap)",
+        ERROR_TESTS,
+    ),
+    Mutant(
+        "a damping of nothing costs bits",
+        "functional/forecast.py",
+        "damping == 0",
+        "damping < 0",
+        "functional/test_forecast.py",
+    ),
     Mutant(
         "NaN is fine",
         ERROR_CONTROL,

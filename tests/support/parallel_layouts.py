@@ -86,7 +86,7 @@ LAYOUTS = {
         + eager("divisible", "short text", "long text, odd image", "odd everything", "teacache", "uncached", "guided")
         + eager("layerwise", "controlnet", "image prompt", "eager")
         + counted("layerwise", "counted", "counted, layerwise", "counted, first and last blocks", "counted, uncached"),
-        ("sizes", "otherwise", "disagree", "killed"),
+        ("sizes", "otherwise", "using", "disagree", "killed"),
         survivors=(0,),
     ),
     "ring": Layout(

@@ -66,6 +66,27 @@ def draw_size(pipe: Any, height: int, width: int) -> torch.Tensor:
     return pipe("a two", **size, generator=torch.Generator().manual_seed(0), output_type="latent").images
 
 
+def draw_using() -> dict[str, Any]:
+    """A tolerance for each of two images, the same on both ranks; then another one on rank 1."""
+    pipe = make_pipeline()
+    afcache.compile_pipeline(pipe, ADAPTIVE, parallel=PAIR, compile=False)
+    drawn = draw_two(pipe, [0.0, 0.1])
+    try:
+        draw_two(pipe, 0.1 if RANK else 0.2)
+    except RuntimeError as error:
+        return {**drawn, "error": str(error)}
+    return {**drawn, "error": "nothing"}
+
+
+def draw_two(pipe: Any, tolerance: float | list[float]) -> dict[str, Any]:
+    """A batch of two images, of twelve steps."""
+    generators = [torch.Generator().manual_seed(seed) for seed in (0, 1)]
+    options = {"height": 32, "width": 32, "max_sequence_length": 5, "num_inference_steps": 12, "output_type": "latent"}
+    with afcache.using(pipe, tolerance=tolerance):
+        latents = pipe(["a two", "a three"], generator=generators, **options).images
+    return {"latents": latents.tolist(), "decisions": [step.refreshed for step in afcache.report(pipe).steps]}
+
+
 def draw_replicas() -> dict[str, Any]:
     """Replicas with images, lengths and decisions of their own."""
     parallel = ParallelConfig(data_degree=2, backend="gloo")
@@ -132,6 +153,7 @@ def draw_by_command(folder: Path) -> dict[str, Any]:
 
 STORIES: dict[str, Callable[[Path], dict[str, Any]]] = {
     "otherwise": lambda _: draw_otherwise(),
+    "using": lambda _: draw_using(),
     "replicas": lambda _: draw_replicas(),
     "sizes": lambda _: draw_sizes(),
     "divide otherwise": lambda _: divide_otherwise(),

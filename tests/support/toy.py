@@ -1,7 +1,7 @@
 """A transformer whose velocity is a given function of sigma: closed-form trajectories for the cached step."""
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -94,14 +94,15 @@ def sample_toy(
     latents: Tensor,
     coupling: Coupling | None = None,
     writer: HistoryWriter | None = None,
+    each: Sequence[CacheConfig] | None = None,
 ) -> Run:
-    """Euler steps with a cache over a closed-form velocity field, eagerly."""
+    """Euler steps with a cache over a closed-form velocity field, eagerly; `each` is as `schedule_steps` takes it."""
     toy = Toy(field)
     batch, img_seq, channels = latents.shape
     state = init_state(batch, img_seq, channels, config=config, dtype=latents.dtype)
     records, path, states = [], [latents], [state]
     for index in range(len(sigmas) - 1):
-        schedule = schedule_steps(sigmas, config)[index]
+        schedule = schedule_steps(sigmas, config, each=each)[index]
         inputs = ToyInputs(latents, schedule.sigma.expand(batch))
         velocity, state, record = cached_forward(
             toy,

@@ -4,7 +4,7 @@ import torch
 from einops import reduce
 from torch import Tensor
 
-from afcache._typing import Flags, GroupCounts, GroupFlags, GroupHistory, PerGroup, PerSample, Scalar, typed
+from afcache._typing import Flags, GroupCounts, GroupFlags, GroupHistory, PerGroup, PerSample, Setting, typed
 from afcache.functional.distance import Reduction, no_reduction
 
 # The distance in sigma for which similarities are stated: one of 20 equal steps.
@@ -92,7 +92,7 @@ def _count_below(stability: PerGroup, bounds: tuple[float, float, float], shift:
 
 
 @typed
-def adapt_gain(gain: PerSample, incurred: PerSample, *, tolerance: Scalar, is_measured: Flags) -> PerSample:
+def adapt_gain(gain: PerSample, incurred: PerSample, *, tolerance: Setting, is_measured: Flags) -> PerSample:
     """Let thresholds tune themselves: rise slowly while errors stay under the tolerance, fall quickly when they do not.
 
     Args:
