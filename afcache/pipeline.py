@@ -198,7 +198,7 @@ def _check_compile(compile: object, config: CacheConfig, parallel: ParallelConfi
     if not config.forecasts_output:
         raise ValueError(
             f"compile='blocks' needs a config whose target is 'noise' or 'velocity', got {config.target!r}: a residual can be "
-            "forecast only by the forward that computes it. Pass dataclasses.replace(config, target='noise')."
+            "forecast only by the forward that computes it. Pass afcache.policy('noise')."
         )
     if parallel is not None:
         raise NotImplementedError(

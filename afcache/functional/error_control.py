@@ -55,9 +55,17 @@ def predicted_error(rate: PerSample, growth: PerSample) -> PerSample:
 
 
 @typed
-def contribution(predicted: PerSample, sigma: Scalar, sigma_next: Scalar) -> PerSample:
-    """What a forecast step adds to the trajectory's error: predicted * |sigma_{i+1} - sigma_i|."""
-    return predicted * (sigma_next - sigma).abs()
+def contribution(predicted: PerSample, sigma: Scalar, sigma_next: Scalar, *, weight: float) -> PerSample:
+    """What a forecast step adds to the trajectory's error: predicted * |sigma_{i+1} - sigma_i| sigma_i^weight.
+
+    Args:
+        predicted: relative velocity error of the step.
+        sigma, sigma_next: noise levels.
+        weight: power of the noise level; 0 counts all steps alike, more counts late steps less; static.
+
+    """
+    added = predicted * (sigma_next - sigma).abs()
+    return added if weight == 0.0 else added * sigma**weight
 
 
 @typed

@@ -20,7 +20,7 @@ def at_tolerance(config: CacheConfig, tolerance: float) -> CacheConfig:
     """
     if tolerance == config.tolerance:
         return config
-    own, there = tuned(config.tolerance), tuned(tolerance)
+    own, there = (tuned(value, target=config.target) for value in (config.tolerance, tolerance))
     follows = (config.max_growth, config.damping) == (own.max_growth, own.damping)
     chosen = there if follows else config
     return dataclasses.replace(

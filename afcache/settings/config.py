@@ -97,8 +97,8 @@ class CacheConfig:
         target: what the history keeps and a cached step forecasts. "residual": what the blocks add to their tokens, in the
             model's dtype; embeddings and head run at every step. "velocity": what the model returns. "noise": where the
             straight line through the latents along that velocity arrives at noise level 1.1 (`afcache.functional.target`). The
-            last two are kept in float32, run nothing of the model at a cached step, and with guidance measure the guided
-            velocity's error; gates, groups, and first and last blocks look inside the model, and need "residual".
+            last two run nothing of the model at a cached step, and with guidance measure the guided velocity's error; gates,
+            groups, and first and last blocks need "residual".
         first_blocks: blocks that run at every step, at the start of the stack; "dbcache" needs one at least.
         last_blocks: blocks that run at every step, at its end.
         forecast: "polynomial" (in sigma, on the real, unequal nodes), "taylorseer" (finite differences in step index, as
@@ -109,6 +109,7 @@ class CacheConfig:
         error_law: how the forecast's error grows: "power" (a power of the distance to the last refresh) or "remainder" (the
             product of distances to all nodes of the row).
         error_exponent: highest power of "power"; > 0; None means order + 1.
+        error_weight: power of sigma by which a step's predicted error counts towards the tolerance; >= 0.
         noise_floor: relative change that rounding alone makes between two evaluations of the model; it is taken off measured
             errors and gates' changes, so that quantisation noise does not count as change; >= 0. None means 0, except for
             quantised weights under "adaptive", whose noise `compile_pipeline` measures once, on one process.
@@ -144,6 +145,7 @@ class CacheConfig:
     damping: float = 0.0
     error_law: ErrorLaw = "power"
     error_exponent: float | None = None
+    error_weight: float = 0.0
     noise_floor: float | None = None
     correction: bool = True
     refresh_last_step: bool = False
@@ -171,6 +173,7 @@ class CacheConfig:
         check_number("damping", self.damping, 0.0, 1.0, cure="0 forecasts in full, 1 reuses")
         if self.error_exponent is not None:
             check_number("error_exponent", self.error_exponent, 1e-3, 10.0, cure="None means order + 1")
+        check_number("error_weight", self.error_weight, 0.0, 10.0, cure="0 counts all steps alike")
         if self.noise_floor is not None:
             check_number("noise_floor", self.noise_floor, 0.0, math.inf, cure="None measures it where weights are quantised")
         if self.max_nodes is not None:
@@ -180,7 +183,6 @@ class CacheConfig:
         check_numbers("magnitude_ratios", self.magnitude_ratios, 0.0, math.inf)
         _check_steps("refresh_steps", self.refresh_steps)
         self._check_combination()
-
         if self.calibration is not None and not isinstance(self.calibration, Calibration):
             raise TypeError(f"calibration must be what afcache.calibrate made, or None, got {show(self.calibration)}.")
 

@@ -23,6 +23,8 @@ def _groups_alone(strategy: Any) -> CacheConfig:
 _REUSE = {"order": 0, "correction": False}
 POLICIES: dict[str, CacheConfig] = {
     "adaptive": PRESETS["balanced"],
+    "velocity": tuned(PRESETS["balanced"].tolerance, target="velocity"),
+    "noise": tuned(PRESETS["balanced"].tolerance, target="noise"),
     "layerwise": dataclasses.replace(PRESETS["balanced"], layerwise=Layerwise()),
     "taylorseer": CacheConfig(policy="fixed", forecast="taylorseer", interval=6, correction=False),
     "fbcache": CacheConfig(policy="dbcache", first_blocks=1, threshold=0.08, warmup_steps=1, **_REUSE),
@@ -64,6 +66,7 @@ def policy(name: str, **changes: Any) -> CacheConfig:
     | name | refreshes | cached steps | paper |
     |---|---|---|---|
     | adaptive | error control | forecast in sigma, corrected | ours |
+    | velocity, noise | error control | what the model returns is forecast, corrected (`CacheConfig.target`) | ours |
     | layerwise | error control | each group by the strategy of its stability | ours |
     | taylorseer | every 6 steps | Taylor in step index, order 1 | arXiv 2503.06923 |
     | fbcache | change of what block 0 adds, 0.08 | reuse | ParaAttention |
@@ -76,9 +79,9 @@ def policy(name: str, **changes: Any) -> CacheConfig:
     | none | every step | | |
 
     They differ from their authors' code where that has a known fault: statistics are float32 and per sample, NaN computes,
-    guidance branches decide together, steps are those of the schedule and not counted calls. All act on the residual of the
-    whole stack (of a group); TaylorSeer's authors forecast every module, Spectrum's the last output, over all refreshes (here
-    the newest 16).
+    guidance branches decide together, steps are those of the schedule and not counted calls. All but "velocity" and "noise" act
+    on the residual of the whole stack (of a group); TaylorSeer's authors forecast every module, Spectrum's the last output,
+    over all refreshes (here the newest 16).
 
     Args:
         name: one of `POLICIES`.
@@ -91,8 +94,8 @@ def policy(name: str, **changes: Any) -> CacheConfig:
     """
     check_choice("name", name, tuple(POLICIES))
     base = POLICIES[name]
-    if name in ("adaptive", "layerwise") and "tolerance" in changes:
-        base = dataclasses.replace(tuned(changes["tolerance"]), layerwise=base.layerwise)
+    if name in ("adaptive", "velocity", "noise", "layerwise") and "tolerance" in changes:
+        base = dataclasses.replace(tuned(changes["tolerance"], target=base.target), layerwise=base.layerwise)
     inner = {field.name for field in dataclasses.fields(Layerwise)}
     outer = {field.name for field in dataclasses.fields(CacheConfig)}
     unknown = sorted(set(changes) - inner - outer)

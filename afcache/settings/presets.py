@@ -4,24 +4,37 @@ import math
 from typing import Literal
 
 from afcache._checks import check_choice, check_number
-from afcache.settings.config import CacheConfig
+from afcache.settings.config import CacheConfig, Target
 
 Preset = Literal["quality", "balanced", "fast"]
 
 
-def tuned(tolerance: float) -> CacheConfig:
+def tuned(tolerance: float, *, target: Target = "residual") -> CacheConfig:
     """The policy that bench/search_policy.py found best on the model that ships (seeds 0 to 63), at a tolerance.
 
     On trained features the linear error law beats the power of the remainder's order, which trusts long gaps too much. Gaps
     that grow slowly are worth 2 dB at 45 dB and above; where more error is allowed they may grow faster: from a limit of 1.5 at
-    a tolerance of 0.016 to 2.5 at 0.064.
+    a tolerance of 0.016 to 2.5 at 0.064. Outputs change more evenly than residuals: their errors grow by the power 1.5,
+    forecasts are damped less, late steps count less, and the limit goes on rising by 0.5 for each doubling of the tolerance.
 
     Args:
         tolerance: error budget between refreshes; finite, >= 0.
+        target: what is forecast; "velocity" has the settings of "noise".
 
     """
     check_number("tolerance", tolerance, 0.0, math.inf, cure="0 computes every step, 0.016 is balanced")
-    boldness = min(1.0, max(0.0, math.log2(max(tolerance, 1e-9) / 0.016) / 2))
+    rise = max(0.0, math.log2(max(tolerance, 1e-9) / 0.016) / 2)
+    boldness = min(1.0, rise)
+    if target != "residual":
+        return CacheConfig(
+            target=target,
+            tolerance=tolerance,
+            warmup_steps=2,
+            error_exponent=1.5,
+            error_weight=0.5,
+            damping=0.1 + 0.15 * boldness,
+            max_growth=1.5 + rise,
+        )
     return CacheConfig(
         tolerance=tolerance,
         warmup_steps=2,

@@ -1,6 +1,6 @@
 """Many seeds at once, each with its own decisions, and the block stack only for those that refresh.
 
-The steps are the library's own `cached_forward`; only the stack is told which samples count, because `torch.where` would
+The steps are the library's own `take`; only the stack is told which samples count, because `torch.where` would
 throw the others away. Images and decisions are the pipeline's (tests/bench/test_search.py), in a fraction of its time. Groups
 of blocks are computed for all samples; what is counted is what each of them alone would have run.
 """
@@ -17,15 +17,14 @@ from afcache._typing import Latents
 from afcache.functional import forecast
 from afcache.functional.decision import decide, forecast_row, predict_error
 from afcache.functional.groups.group import divide
-from afcache.functional.guidance import follow
-from afcache.functional.initial import uncoupled
+from afcache.functional.guidance import follow, lead
+from afcache.functional.initial import empty_state, shape_of, uncoupled, unled
 from afcache.functional.model import Embedded, Model, Part, model_of, scaled_dot_product_attention
 from afcache.functional.plans import schedule_steps
 from afcache.functional.state import CacheState, Coupling, GroupRecord, StepRecord, StepSchedule
-from afcache.functional.step import prepare
+from afcache.functional.step import prepare, take
 from afcache.functional.update import Branch
 from afcache.models.flux1.architecture import FLUX, PARTS, sizes
-from afcache.sampling.primitives import cached_forward, init_state
 from bench.mini_flux.sampling import Prepared
 
 
@@ -60,15 +59,10 @@ def sample(transformer: Any, problem: Prepared, config: CacheConfig, *, use_surp
     """
     inputs = problem.branches[0]
     latents = inputs.hidden_states
-    batch, img_seq, _ = latents.shape
+    batch = latents.shape[0]
     states = [
-        init_state(
-            batch,
-            img_seq,
-            transformer.inner_dim,
-            config=config,
-            txt_seq=branch.encoder_hidden_states.shape[1],
-            num_blocks=sizes(transformer).num_blocks,
+        empty_state(
+            shape_of(sizes(transformer), latents.shape, branch.encoder_hidden_states.shape[1], config=config), config=config
         )
         for branch in problem.branches
     ]
@@ -78,26 +72,22 @@ def sample(transformer: Any, problem: Prepared, config: CacheConfig, *, use_surp
         placed = [FLUX.place(branch, latents, schedule.sigma) for branch in problem.branches]
         coupling = uncoupled(batch, groups=config.num_groups)
         if len(states) == 2:
-            others = abs(1 - problem.cfg) * predict_error(states[1], schedule, config=config)
-            coupling = coupling._replace(weight=torch.full((batch,), abs(problem.cfg)), others_error=others)
+            coupling = lead(tuple(states), schedule, torch.full((batch,), float(problem.cfg)), config=config)
+        if config.forecasts_output:
+            coupling = unled(coupling, latents)._replace(
+                guidance_scale=torch.full((batch,), float(problem.cfg) if len(states) == 2 else float("nan"))
+            )
         if signal is not None:
             coupling = coupling._replace(others_error=signal.excess(transformer, placed[0], states[0], schedule, config))
         refresh = _decide(transformer, placed[0], states[0], schedule, coupling, config)
         architecture = _sparse(refresh, sizes(transformer).num_blocks, config)
+        model = model_of(transformer, architecture, scaled_dot_product_attention)
         velocities = []
         for index, branch in enumerate(placed):
-            velocity, states[index], record = cached_forward(
-                transformer,
-                branch,
-                states[index],
-                schedule,
-                coupling,
-                architecture=architecture,
-                kernel=scaled_dot_product_attention,
-                config=config,
-            )
-            coupling = follow(coupling, record) if index == 0 else coupling
-            velocities.append(velocity)
+            (taken,) = take(model, (Branch(branch, states[index]),), schedule, coupling, config=config)
+            states[index], record = taken.state, taken.record
+            coupling = follow(coupling, record, taken.lead) if index == 0 else coupling
+            velocities.append(taken.velocity)
             runs += _count(record, sizes(transformer).num_blocks, config)
             if signal is not None:
                 signal.remember(record)

@@ -45,6 +45,8 @@ def test_the_closed_loop_is_the_pipelines_own(pipe, cfg: float):
     [
         (policy("dbcache", first_blocks=3, last_blocks=2, warmup_steps=3, threshold=0.2), 1.0),
         (policy("teacache", correction=True), 2.0),
+        (policy("noise"), 1.0),
+        (policy("velocity", tolerance=0.032), 2.0),
         (policy("spectrum"), 1.0),
         (policy("layerwise", attention_threshold=0.04), 2.0),
     ],

@@ -61,8 +61,13 @@ def test_error_rate_without_growth_is_not_finite():
 
 
 def test_contribution_is_weighted_by_the_length_of_the_step():
-    value = contribution(torch.tensor([0.1]), torch.tensor(0.5), torch.tensor(0.3))
+    value = contribution(torch.tensor([0.1]), torch.tensor(0.5), torch.tensor(0.3), weight=0.0)
     assert float(value) == pytest.approx(0.02)
+
+
+def test_contribution_may_count_late_steps_less():
+    value = contribution(torch.tensor([0.1]), torch.tensor(0.25), torch.tensor(0.05), weight=0.5)
+    assert float(value) == pytest.approx(0.1 * 0.2 * 0.5)
 
 
 def test_should_refresh_when_the_tolerance_would_be_reached():

@@ -11,11 +11,10 @@ from diffusers.hooks import apply_group_offloading, apply_layerwise_casting
 from diffusers.models.transformers.transformer_flux import FluxAttnProcessor
 
 import afcache
-from afcache.settings.presets import tuned
 from tests.support.sampling import PROMPT, compiled, largest_difference, make_lora, sample
 
 pytestmark = pytest.mark.host
-NOISE = dataclasses.replace(tuned(0.016), target="noise")
+NOISE = afcache.policy("noise")
 
 
 def counters() -> Any:

@@ -117,6 +117,9 @@ def test_policy_sets_fields_of_the_config_and_of_its_groups():
     assert policy("adaptive") == afcache.PRESETS["balanced"]
     assert policy("adaptive", tolerance=0.032) == afcache.PRESETS["fast"]
     assert policy("layerwise", tolerance=0.032).max_growth == afcache.PRESETS["fast"].max_growth
+    assert policy("noise", tolerance=0.032).max_growth == 2.0
+    assert policy("velocity", tolerance=0.256).max_growth == 3.5
+    assert policy("noise").target == "noise"
 
 
 @pytest.mark.parametrize(

@@ -23,13 +23,13 @@ def check_transformer(transformer: HostModule) -> None:
             raise NotImplementedError(
                 f"attention processor {type(processor).__name__} at {name} is not supported (diffusers' own and its "
                 "IP-Adapter's are). Put diffusers' back with transformer.set_attn_processor(FluxAttnProcessor()), or let the "
-                "model run its own forward: compile='blocks' with a config whose target is 'noise'."
+                "model run its own forward: compile_pipeline(pipe, afcache.policy('noise'), compile='blocks')."
             )
         if processor._parallel_config is not None:
             raise NotImplementedError(
                 f"attention processor at {name} runs under diffusers' context parallelism, which is not supported. "
-                "Run on one device, or let the model run its own forward: compile='blocks' with a config whose target is "
-                "'noise'."
+                "Run on one device, or let the model run its own forward: "
+                "compile_pipeline(pipe, afcache.policy('noise'), compile='blocks')."
             )
 
 
@@ -99,8 +99,8 @@ def check_blocks(transformer: HostModule) -> None:
                 if attached:
                     raise NotImplementedError(
                         f"{path} has {attached}, which a cached forward would bypass: it calls the layers inside, not the "
-                        "block. Remove it, or let the model run its own forward: compile_pipeline(pipe, config, "
-                        "compile='blocks') with a config whose target is 'noise'."
+                        "block. Remove it, or let the model run its own forward: "
+                        "compile_pipeline(pipe, afcache.policy('noise'), compile='blocks')."
                     )
 
 
