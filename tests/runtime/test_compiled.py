@@ -106,7 +106,8 @@ def test_results_do_not_lie_in_memory_that_the_next_call_overwrites():
 def unguarded_calls(pipe) -> list[bool]:
     """For each branch of the last image, whether it ended without guards."""
     runtime = pipe.transformer._afcache
-    return [isinstance(b.unguarded, type(lambda: 0)) for b in runtime.last_trajectory(pipe).branches]
+    branches = runtime.last_trajectory(pipe).branches
+    return [isinstance(branch.unguarded.get(None), type(lambda: 0)) for branch in branches]
 
 
 @pytest.mark.parametrize("cfg", [1.0, 2.0])
