@@ -20,7 +20,7 @@ def save_checkpoint(trajectory: Denoised, path: str | Path) -> None:
     """Write a trajectory, finished or not, so that `denoise(start=load_checkpoint(path))` goes on bit by bit as it would have.
 
     Args:
-        trajectory: what `denoise` returned, or `Denoised(latents, states, records)` of steps of your own.
+        trajectory: what `denoise` returned, or `Denoised(latents, states, records, target)` of steps of your own.
         path: of the safetensors file.
     Cost:
         as many bytes as the states, which is the history for the most part.
@@ -32,10 +32,12 @@ def save_checkpoint(trajectory: Denoised, path: str | Path) -> None:
     if not isinstance(trajectory, Denoised):
         raise TypeError(
             f"trajectory must be what denoise returned, got {type(trajectory).__name__}. Keep a state of your own as "
-            "Denoised(latents, states, records)."
+            "Denoised(latents, states, records, target)."
         )
-    tensors = {name: tensor.detach().cpu().clone() for name, tensor in _flatten("", trajectory)}
-    save_file(tensors, path, metadata={"format": _FORMAT, "afcache": __version__})
+    parts = trajectory._asdict()
+    del parts["target"]
+    tensors = {name: tensor.detach().cpu().clone() for key, part in parts.items() for name, tensor in _flatten(key, part)}
+    save_file(tensors, path, metadata={"format": _FORMAT, "afcache": __version__, "target": trajectory.target})
 
 
 def load_checkpoint(path: str | Path, *, device: torch.device | str = "cpu") -> Denoised:
@@ -54,7 +56,8 @@ def load_checkpoint(path: str | Path, *, device: torch.device | str = "cpu") -> 
     place = str(torch.device(device))
     try:
         with safe_open(path, framework="pt", device=place) as file:
-            found = (file.metadata() or {}).get("format")
+            metadata = file.metadata() or {}
+            found = metadata.get("format")
             tensors: dict[str, Any] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except SafetensorError as error:
         raise ValueError(f"{path} is no safetensors file, or a damaged one: {error}.") from error
@@ -64,7 +67,8 @@ def load_checkpoint(path: str | Path, *, device: torch.device | str = "cpu") -> 
     try:
         states = tuple(_build(CacheState, state) for state in _items(tree.get("states", {})))
         records = [tuple(_build(StepRecord, record) for record in _items(step)) for step in _items(tree.get("records", {}))]
-        return Denoised(tree["latents"], states, records)
+        # Files of before there were others say nothing of their target.
+        return Denoised(tree["latents"], states, records, metadata.get("target", "residual"))
     except (KeyError, TypeError) as error:
         raise ValueError(
             f"{path} lacks a part of a trajectory: {error}. afcache.save_checkpoint writes all of them."

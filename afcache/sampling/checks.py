@@ -60,6 +60,11 @@ def check_start(start: object, latents: Tensor, sigmas: Tensor, shapes: list[Sta
     """
     if not isinstance(start, Denoised):
         raise TypeError(f"start must be what denoise or load_checkpoint returned, got {type(start).__name__}.")
+    if start.target != config.target:
+        raise ValueError(
+            f"start must have the target of the config, {config.target!r}, got {start.target!r}: its states keep other values. "
+            "Go on with the same target, or start anew."
+        )
     if len(start.states) != len(shapes):
         raise ValueError(
             f"start must have a state for each guidance branch, {len(shapes)}, got {len(start.states)}. Pass the same negative."

@@ -48,7 +48,7 @@ def export_step(
     first_step = torch.tensor([1.0, 0.0])
     journey = prepare(transformer, (inputs, negative), first_step, guidance_scale=1.0, config=config)
     _check_weights(transformer)
-    branches, (latents, states, _) = journey.branches, journey.start
+    branches, (latents, states, *_) = journey.branches, journey.start
     plain = tuple({name: part for name, part in branch.items() if name not in _PLACED} for branch in _plain(branches))
     module = _Step(journey)
     with torch.no_grad():

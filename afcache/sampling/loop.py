@@ -105,7 +105,7 @@ def denoise(
     if start is not None:
         shapes = [_shape(model, branch, settings) for branch in journey.branches]
         check_start(start, inputs.hidden_states, sigmas, shapes, settings)
-    latents, states, records = start or journey.start
+    latents, states, records, target = start or journey.start
     records = list(records)
     for schedule in journey.schedule[steps_left(start or journey.start, stop, len(sigmas) - 1)]:
         latents, states, record = step(
@@ -120,7 +120,7 @@ def denoise(
             config=settings,
         )
         records.append(record)
-    return Denoised(latents, states, records)
+    return Denoised(latents, states, records, target)
 
 
 def prepare(
@@ -157,7 +157,7 @@ def prepare(
     )
     scale = torch.full((latents.shape[0],), guidance_scale, dtype=torch.float32, device=latents.device)
     schedule = schedule_steps(sigmas.to(latents.device), settings)
-    return Journey(model, settings, branches, schedule, scale, Denoised(latents, states, []))
+    return Journey(model, settings, branches, schedule, scale, Denoised(latents, states, [], settings.target))
 
 
 def _model(

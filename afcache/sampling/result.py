@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 from afcache._typing import Latents
 from afcache.functional.state import CacheState, StepRecord
+from afcache.settings.config import Target
 
 
 class Denoised(NamedTuple):
@@ -13,12 +14,14 @@ class Denoised(NamedTuple):
         latents: at the noise level that was reached, `[batch, img_seq, channels]`.
         states: one for each guidance branch.
         records: for each step, one record for each guidance branch.
+        target: what the states' histories keep (`CacheConfig.target`).
 
     """
 
     latents: Latents
     states: tuple[CacheState, ...]
     records: list[tuple[StepRecord, ...]]
+    target: Target = "residual"
 
     def pattern(self, sample: int = 0) -> str:
         """One letter per step: F computed, "." forecast."""

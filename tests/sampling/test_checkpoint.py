@@ -19,6 +19,7 @@ pytestmark = pytest.mark.host
 STEPS = 10
 CONFIGS = {
     "adaptive": ADAPTIVE,
+    "noise": afcache.policy("noise"),
     "groups": CacheConfig(tolerance=0.02, warmup_steps=2, layerwise=Layerwise(groups=2)),
     "gate": CacheConfig(policy="teacache", threshold=0.3, warmup_steps=1),
     "chebyshev": CacheConfig(policy="growing", forecast="chebyshev", order=2, warmup_steps=3, interval=2),
@@ -38,9 +39,7 @@ def assert_equal(first: Denoised, second: Denoised) -> None:
     assert pytree.tree_structure(first) == pytree.tree_structure(second)
 
 
-@pytest.mark.parametrize(
-    ("config", "cfg"), [("adaptive", 1.0), ("adaptive", 2.0), ("groups", 1.0), ("gate", 1.0), ("chebyshev", 1.0)]
-)
+@pytest.mark.parametrize(("config", "cfg"), [*((name, 1.0) for name in CONFIGS), ("adaptive", 2.0), ("noise", 2.0)])
 def test_a_trajectory_goes_on_from_a_file_as_if_it_had_never_stopped(pipe, tmp_path: Path, config: str, cfg: float):
     problem, settings = prepare(pipe, [0, 1], steps=STEPS, cfg=cfg), CONFIGS[config]
     whole = denoise(pipe, problem, settings)
@@ -83,6 +82,7 @@ def test_a_compiled_step_goes_on_in_the_same_graph(short, tmp_path: Path):
         ({"stop": True}, ValueError, "stop must be a step after .* got True"),
         ({"start": 3}, TypeError, "start must be what denoise or load_checkpoint returned, got int"),
         ({"negative": True}, ValueError, "start must have a state for each guidance branch, 2, got 1"),
+        ({"config": CONFIGS["noise"]}, ValueError, "start must have the target of the config, 'noise', got 'residual'"),
         ({"config": CONFIGS["groups"]}, ValueError, "CacheState.history has shape"),
         ({"config": CONFIGS["gate"]}, TypeError, "CacheState.gate must be GateState under these settings, got None"),
     ],
