@@ -42,6 +42,21 @@ def check_same_task(context: ParallelContext, task: dict[str, Tensor | int | flo
             )
 
 
+def adopt_first(context: ParallelContext, value: Tensor) -> Tensor:
+    """The tensor as the first rank of the replica has it, through CPU memory; ranks were compared before.
+
+    Args:
+        context: who takes part.
+        value: of the same shape on all of them.
+
+    """
+    names: Any = dist.distributed_c10d
+    group = names._resolve_process_group(context.control)
+    theirs = value.cpu().clone()
+    dist.broadcast(theirs, dist.get_global_rank(group, 0), group=group)
+    return theirs.to(value.device)
+
+
 def _fingerprint(value: Tensor | int | float) -> float:
     """A number that tells tensors apart; NaN would differ from itself."""
     if not isinstance(value, Tensor):

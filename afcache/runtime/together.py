@@ -9,7 +9,7 @@ from torch import Tensor
 from afcache.functional.guidance import weigh
 from afcache.functional.state import StepRecord
 from afcache.models.family import Call
-from afcache.parallel.agreement import check_same_task, check_votes
+from afcache.parallel.agreement import adopt_first, check_same_task, check_votes
 from afcache.parallel.groups import ParallelContext
 from afcache.runtime.branches import BRANCHES, check_conditioning
 from afcache.runtime.trajectory import Trajectory
@@ -62,6 +62,14 @@ class Together(Trajectory):
         check_votes(record, self.index)
         self.velocities = velocities
         return velocities[0], record
+
+    def _learn_guidance(self, latents: Tensor) -> None:
+        """Once an image: the first rank's scale, which ranks that decide alike must know to the last bit."""
+        before = self.guidance_scale
+        super()._learn_guidance(latents)
+        if self.guidance_scale is not None and self.guidance_scale is not before:
+            assert self.bound.parallel is not None
+            self.guidance_scale = adopt_first(self.bound.parallel, self.guidance_scale)
 
     def _conditioning_of(self, call: Call) -> dict[str, Any]:
         return {name: getattr(call.inputs, name) for name in self.bound.family.calls.of_branches}
