@@ -226,11 +226,12 @@ def _check_foresight(decide_ahead: bool, config: CacheConfig, parallel: Parallel
 
 
 def _check_target(config: CacheConfig, parallel: ParallelConfig | None) -> None:
-    """Refuse targets that ranks do not share out."""
-    if parallel is not None and config.forecasts_output:
+    """Refuse to share out guidance branches whose velocities every rank must know."""
+    if parallel is not None and config.forecasts_output and parallel.cfg_degree > 1:
         raise NotImplementedError(
-            f"target must be 'residual' with parallel=, got {config.target!r}: ranks share out residuals alone so far. Leave "
-            "target out, or parallel."
+            f"cfg_degree must be 1 with target {config.target!r}, got {parallel.cfg_degree}: where the model's output is "
+            "forecast, every rank forecasts both guidance branches. Use cfg_degree=1, with ulysses_degree or ring_degree for "
+            "the rest, or target='residual'."
         )
 
 

@@ -58,6 +58,8 @@ def measure_errors(
 ) -> tuple[Computed, ...]:
     """What the forecasts of a refresh were off by: each branch's own, and the guided velocity's in the last branch's place.
 
+    Ranks that each measure the whole adopt what the first one has measured.
+
     Args:
         model: the transformer.
         prepared: the branches of a call, with their forecasts.
@@ -77,7 +79,8 @@ def measure_errors(
         guided = relative_l2(guide(estimate, scale), guide(exact, scale), reduction=over_tokens)
         is_guided = torch.isfinite(scale) if found is None else torch.isfinite(scale) & coupling.is_follower
         errors[-1] = torch.where(is_guided, guided, errors[-1])
-    return tuple(its._replace(error=error) for its, error in zip(computed, errors, strict=True))
+    adopt = model.exchange.adopt_error
+    return tuple(its._replace(error=adopt(error)) for its, error in zip(computed, errors, strict=True))
 
 
 @typed

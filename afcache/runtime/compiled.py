@@ -19,7 +19,7 @@ from afcache._typing import unchecked
 from afcache.functional.given import given_model
 from afcache.functional.model import Model, Sizes
 from afcache.functional.outputs import full_forward
-from afcache.functional.ranks.step import Layout, gather, share
+from afcache.functional.ranks.step import Layout, forward_together, gather, share, share_forward
 from afcache.functional.step import HistoryWriter, take
 from afcache.functional.update import Branch
 from afcache.runtime.subclasses import opening
@@ -161,13 +161,21 @@ def cached_step(model: Model, layout: Layout | None, config: CacheConfig, writer
         (taken,) = take(model, (Branch(inputs, state),), schedule, coupling, config=config, writer=writer)
         return taken.velocity, taken.state, taken.record, taken.lead
 
-    def together(inputs: Any, state: Any, schedule: Any, coupling: Any) -> Any:
+    def share_tokens(inputs: Any, state: Any, schedule: Any, coupling: Any) -> Any:
         assert layout is not None
         local, mine = share(model, inputs, layout)
         (taken,) = take(local, (Branch(mine, state),), schedule, coupling, config=config, writer=writer)
         return gather(taken.velocity, model, inputs, layout), taken.state, taken.record, None
 
-    return alone if layout is None else together
+    def share_model(inputs: Any, state: Any, schedule: Any, coupling: Any) -> Any:
+        assert layout is not None
+        shared = share_forward(model, layout)
+        (taken,) = take(shared, (Branch(inputs, state),), schedule, coupling, config=config, writer=writer)
+        return taken.velocity[None], taken.state, taken.record, taken.lead
+
+    if layout is None:
+        return alone
+    return share_model if config.forecasts_output else share_tokens
 
 
 def given_step(sizes: Sizes, config: CacheConfig, writer: HistoryWriter | None, *, is_computed: bool) -> Any:
@@ -198,7 +206,6 @@ def full_step(model: Model, layout: Layout | None) -> Any:
 
     def together(inputs: Any) -> Tensor:
         assert layout is not None
-        local, mine = share(model, inputs, layout)
-        return gather(full_forward(local, mine), model, inputs, layout)
+        return forward_together(model, inputs, layout)
 
     return alone if layout is None else together

@@ -187,9 +187,9 @@ class Trajectory:
         branch.steer(steering)
 
     def _empty_state(self, call: Call) -> CacheState:
-        """Of a guidance branch, on this rank."""
+        """Of a guidance branch, on this rank: of its share of the tokens, or, where outputs are forecast, of the whole."""
         config, parallel = self.bound.config, self.bound.parallel
-        shards = 1 if parallel is None else parallel.layout.sequence.whole.size
+        shards = 1 if parallel is None or config.forecasts_output else parallel.layout.sequence.whole.size
         shape = shape_of(self.bound.steps.sizes, call.latents.shape, call.prefix_length, config=config)._replace(shards=shards)
         return empty_state(shape, config=config, dtype=call.latents.dtype, device=call.latents.device)
 

@@ -11,6 +11,7 @@ from afcache.functional.initial import uncoupled, unled
 from afcache.functional.model import model_of, scaled_dot_product_attention
 from afcache.functional.outputs import full_forward, prepare_output
 from afcache.functional.plans import schedule_steps
+from afcache.functional.ranks.exchange import ALONE
 from afcache.functional.step import take
 from afcache.functional.update import Branch
 from afcache.models.flux1.architecture import FLUX
@@ -132,3 +133,18 @@ def test_where_the_scale_is_unknown_each_measures_its_own(case):
     mixed, own, guided = measured
     assert float(mixed[0]) == float(guided[0]) != float(own[0])
     assert float(mixed[1]) == float(own[1]) != float(guided[1])
+
+
+@torch.no_grad()
+def test_what_ranks_adopt_in_place_of_an_error_is_what_they_go_by(case):
+    transformer, prompt, _ = case
+    model = model_of(transformer, FLUX, scaled_dot_product_attention)
+    before = denoise(transformer, prompt, SIGMAS, config=CONFIG, stop=6)
+    schedule = schedule_steps(SIGMAS, CONFIG)[6]._replace(is_forced=torch.tensor(True))
+    adopted = torch.tensor([0.25, 0.5])
+    told = model._replace(exchange=ALONE._replace(adopt_error=lambda error: adopted.expand_as(error)))
+    branches = (Branch(place(prompt, before.latents, schedule.sigma), before.states[0]),)
+    (own,), (taken,) = (take(each, branches, schedule, uncoupled(2), config=CONFIG) for each in (model, told))
+    assert torch.equal(taken.record.measured_error, adopted)
+    torch.testing.assert_close(taken.state.error_rate, own.state.error_rate * adopted / own.record.measured_error)
+    assert torch.equal(taken.velocity, own.velocity)

@@ -12,6 +12,7 @@ from PIL import Image
 import afcache
 from afcache import CacheConfig
 from afcache.cli.main import main
+from afcache.settings.config import Target
 from tests.support.parallel_cases import ADAPTIVE, Case, draw, make_pipeline
 from tests.support.parallel_layouts import TORCHRUN, Met, run
 from tests.support.parallel_mishaps import COMMAND, DIFFERENCES, SIZES, SMALL, draw_size, draw_two
@@ -85,10 +86,22 @@ def test_one_compiled_pipeline_draws_several_sizes(ranks_of: RanksOf):
         assert met["graphs"] == 2
 
 
-def test_replicas_decide_alone(ranks_of: RanksOf):
-    ranks = [rank.stories["replicas"] for rank in ranks_of("replicas")]
+@on_ulysses
+def test_ranks_whose_sums_differ_in_the_last_bit_decide_alike(ranks_of: RanksOf):
+    first, second = (rank.stories["last bit"] for rank in ranks_of("ulysses"))
+    assert first == second
+    # The bit matters: where all have it, they decide otherwise; where the second alone has it, it goes by the first.
+    assert first["all"]["decisions"] != first["nobody"]["decisions"]
+    assert first["all"]["scale"] != first["nobody"]["scale"]
+    assert first["one"] == first["nobody"]
+
+
+@pytest.mark.xdist_group("replicas")
+@pytest.mark.parametrize(("story", "target"), [("replicas", "residual"), ("replicas, noise", "noise")])
+def test_replicas_decide_alone(ranks_of: RanksOf, story: str, target: Target):
+    ranks = [rank.stories[story] for rank in ranks_of("replicas")]
     for rank, (met, tolerance) in enumerate(zip(ranks, (0.02, 0.1), strict=True)):
-        config = CacheConfig(tolerance=tolerance, warmup_steps=2)
+        config = CacheConfig(tolerance=tolerance, warmup_steps=2, target=target)
         alone = draw(make_pipeline(), Case(steps=20 + 4 * rank, config=config, backend=None), seed=rank)
         assert [tuple(step) for step in met["decisions"]] == alone.decisions
         assert met["graphs"] == 1

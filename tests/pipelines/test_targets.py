@@ -152,6 +152,7 @@ def test_guidance_that_comes_back_starts_again(pipe):
     assert all(late - early == 1 for early, late in itertools.pairwise(sorted(second)) if early != 7)
 
 
-def test_ranks_do_not_share_out_outputs_yet(pipe):
-    with pytest.raises(NotImplementedError, match=r"target must be 'residual' with parallel=, got 'noise'"):
-        afcache.compile_pipeline(pipe, NOISE, parallel=afcache.ParallelConfig(ulysses_degree=2))
+def test_ranks_do_not_share_out_guidance_branches_whose_outputs_are_forecast(pipe):
+    message = r"cfg_degree must be 1 with target 'noise', got 2: .* Use cfg_degree=1, .*, or target='residual'"
+    with pytest.raises(NotImplementedError, match=message):
+        afcache.compile_pipeline(pipe, NOISE, parallel=afcache.ParallelConfig(cfg_degree=2))

@@ -1,6 +1,7 @@
 """What the ranks of a parallel run draw, and what one process draws to compare with."""
 
 import contextlib
+import dataclasses
 from typing import Any, NamedTuple
 
 import torch
@@ -16,6 +17,7 @@ from tests.support.mini_flux import fresh_mini_flux
 from tests.support.pipelines import load_ip_adapters, make_controlnet, picture
 
 ADAPTIVE = CacheConfig(tolerance=0.02, warmup_steps=2)
+NOISE, VELOCITY = (dataclasses.replace(ADAPTIVE, target=target) for target in ("noise", "velocity"))
 DBCACHE = afcache.policy("dbcache", first_blocks=1, last_blocks=1, threshold=0.5)
 LAYERWISE = afcache.policy("layerwise", groups=4)
 # As much as a compiler can get wrong of them, in half the time.
@@ -163,6 +165,13 @@ CASES = {
     "image prompt, guided": Case(cfg=2.0, steered_by="image prompt"),
     "reference image, guided": Case(cfg=2.0, steered_by="reference image"),
     "looked into": Case(backend="read", steps=8),
+    "velocity": Case(text=5, height=28, width=28, config=VELOCITY),
+    "noise": Case(text=5, height=20, width=28, config=NOISE),
+    "noise, guided": Case(text=5, height=28, width=28, cfg=2.0, config=NOISE),
+    "noise, controlnet": Case(text=5, height=28, width=28, config=NOISE, steered_by="controlnet"),
+    "noise, inductor": Case(text=5, height=28, width=28, config=NOISE, backend="inductor", blocks=(1, 1)),
+    "counted, noise": Case(text=5, height=28, width=28, cfg=2.0, config=NOISE, backend=None),
+    "looked into, noise": Case(backend="read", steps=8, config=NOISE),
 }
 
 

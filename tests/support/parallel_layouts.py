@@ -81,19 +81,21 @@ class Layout(NamedTuple):
 LAYOUTS = {
     "ulysses": Layout(
         {"ulysses_degree": 2},
-        compiled("first and last blocks", "inductor", "looked into")
+        compiled("first and last blocks", "inductor", "looked into", "looked into, noise", "noise, guided")
         + voted("short text", "two groups")
         + eager("divisible", "short text", "long text, odd image", "odd everything", "teacache", "uncached", "guided")
         + eager("layerwise", "controlnet", "image prompt", "eager")
-        + counted("layerwise", "counted", "counted, layerwise", "counted, first and last blocks", "counted, uncached"),
-        ("sizes", "otherwise", "using", "disagree", "killed"),
+        + eager("velocity", "noise", "noise, controlnet", "counted, noise")
+        + counted("layerwise", "counted", "counted, layerwise", "counted, first and last blocks", "counted, uncached")
+        + counted("counted, noise"),
+        ("sizes", "otherwise", "using", "last bit", "disagree", "killed"),
         survivors=(0,),
     ),
     "ring": Layout(
         {"ring_degree": 2},
         compiled("odd everything", "teacache", "controlnet", "guided")
         + eager("divisible", "short text", "long text, odd image", "first and last blocks", "layerwise", "uncached")
-        + eager("two groups", "image prompt", "eager")
+        + eager("two groups", "image prompt", "eager", "noise, guided")
         + counted("counted", "counted, layerwise", "counted, first and last blocks", "counted, uncached"),
         ("command line",),
     ),
@@ -108,11 +110,11 @@ LAYOUTS = {
     ),
     "ulysses and ring": Layout(
         {"ulysses_degree": 2, "ring_degree": 2},
-        compiled("odd everything") + eager("long text, odd image", "layerwise, odd"),
+        compiled("odd everything") + voted("noise, guided") + eager("long text, odd image", "layerwise, odd", "noise"),
     ),
     "ulysses and guidance": Layout({"ulysses_degree": 2, "cfg_degree": 2}, compiled("guided")),
     "ring and guidance": Layout({"ring_degree": 2, "cfg_degree": 2}, eager("teacache, guided")),
-    "replicas": Layout({"data_degree": 2}, stories=("replicas",)),
+    "replicas": Layout({"data_degree": 2}, stories=("replicas", "replicas, noise")),
     "divided otherwise": Layout({"ulysses_degree": 2}, stories=("divide otherwise",), survivors=(0, 1)),
 }
 

@@ -9,13 +9,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 import afcache
 from afcache import CacheConfig, ParallelConfig
 from afcache.cli.main import main
 from afcache.functional.ranks import step as parallel_step
-from tests.support.parallel_cases import ADAPTIVE, Case, draw, make_pipeline
+from afcache.runtime import trajectory
+from afcache.settings.config import Target
+from tests.support.parallel_cases import ADAPTIVE, NOISE, Case, draw, make_pipeline
 
 RANK = int(os.environ.get("RANK", "0"))
 PAIR = ParallelConfig(ulysses_degree=2, backend="gloo", timeout=10)
@@ -87,14 +90,54 @@ def draw_two(pipe: Any, tolerance: float | list[float]) -> dict[str, Any]:
     return {"latents": latents.tolist(), "decisions": [step.refreshed for step in afcache.report(pipe).steps]}
 
 
-def draw_replicas() -> dict[str, Any]:
+def draw_replicas(target: Target) -> dict[str, Any]:
     """Replicas with images, lengths and decisions of their own."""
     parallel = ParallelConfig(data_degree=2, backend="gloo")
     pipe = make_pipeline()
     tolerance = 0.02 if RANK == 0 else 0.1
-    config = CacheConfig(tolerance=tolerance, warmup_steps=2)
+    config = CacheConfig(tolerance=tolerance, warmup_steps=2, target=target)
     drawn = draw(pipe, Case(steps=20 + 4 * RANK, config=config), parallel, seed=RANK)
     return {"latents": drawn.latents.tolist(), "decisions": drawn.decisions, "graphs": drawn.graphs}
+
+
+def draw_in_doubt() -> dict[str, Any]:
+    """A tolerance between what an error and the next larger number lead to; nobody has the latter, or rank 1, or all."""
+    estimates = {who: draw_off(who, ADAPTIVE.tolerance)["estimates"] for who in ((), (0, 1))}
+    tolerance = between(*estimates.values())
+    return {"nobody": draw_off((), tolerance), "one": draw_off((1,), tolerance), "all": draw_off((0, 1), tolerance)}
+
+
+def draw_off(who: tuple[int, ...], tolerance: float) -> dict[str, Any]:
+    """An image whose errors and guidance scale are found to be the next larger number by some ranks."""
+    exchange_of, guidance_of_step = parallel_step.exchange_of_wholes, trajectory.guidance_of_step
+
+    def larger(x: torch.Tensor) -> torch.Tensor:
+        return torch.nextafter(x, x + 1) if RANK in who else x
+
+    def exchange(layout: Any) -> Any:
+        exchange = exchange_of(layout)
+        return exchange._replace(adopt_error=lambda error: exchange.adopt_error(larger(error)))
+
+    pipe = make_pipeline()
+    case = SMALL._replace(steps=20, config=dataclasses.replace(NOISE, tolerance=tolerance))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(parallel_step, "exchange_of_wholes", exchange)
+        patch.setattr(trajectory, "guidance_of_step", lambda *args, **kwargs: larger(guidance_of_step(*args, **kwargs)))
+        drawn = draw(pipe, case, PAIR)
+    report = afcache.report(pipe)
+    estimates = [step.estimated_error[0] for step in report.steps if step.branch == 0]
+    found = {"scale": report.guidance_scale, "estimates": estimates, "decisions": drawn.decisions}
+    return {**found, "latents": drawn.latents.tolist()}
+
+
+def between(first: list[float], second: list[float]) -> float:
+    """A tolerance that one run's estimate reaches and the other's does not, at the last step that allows for one.
+
+    All estimates before that step are smaller, so that both runs are the same until then.
+    """
+    pairs = [sorted(pair) for pair in zip(first, second, strict=True)]
+    largest = [max(high for _, high in [[0.0, 0.0], *pairs[:step]]) for step in range(len(pairs))]
+    return [high for (low, high), before in zip(pairs, largest, strict=True) if before <= low < high][-1]
 
 
 def divide_otherwise() -> dict[str, Any]:
@@ -154,7 +197,9 @@ def draw_by_command(folder: Path) -> dict[str, Any]:
 STORIES: dict[str, Callable[[Path], dict[str, Any]]] = {
     "otherwise": lambda _: draw_otherwise(),
     "using": lambda _: draw_using(),
-    "replicas": lambda _: draw_replicas(),
+    "replicas": lambda _: draw_replicas("residual"),
+    "replicas, noise": lambda _: draw_replicas("noise"),
+    "last bit": lambda _: draw_in_doubt(),
     "sizes": lambda _: draw_sizes(),
     "divide otherwise": lambda _: divide_otherwise(),
     "disagree": lambda _: disagree(),

@@ -1,7 +1,10 @@
 """The step on one of several ranks: share, take the step, gather.
 
-Each rank embeds, forecasts and remembers its share of the tokens. Cached steps communicate the velocity at the end, and
-statistics where the policy asks for some; refreshes also exchange keys and values inside every block.
+Where residuals are forecast, each rank embeds, forecasts and remembers its share of the tokens. Cached steps communicate the
+velocity at the end, and statistics where the policy asks for some; refreshes also exchange keys and values inside every block.
+
+Where the model's output is forecast, each rank forecasts and remembers the whole, and the model's forward alone is shared out:
+a cached step communicates nothing.
 """
 
 from typing import Any, NamedTuple
@@ -10,6 +13,7 @@ import torch
 from torch import Tensor
 
 from afcache.functional.model import Lengths, Model
+from afcache.functional.outputs import full_forward
 from afcache.functional.ranks.attention import SequenceRanks, sequence_attention
 from afcache.functional.ranks.collectives import Ranks, all_gather, all_sum
 from afcache.functional.ranks.exchange import Exchange
@@ -84,8 +88,52 @@ def gather(velocity: Tensor, model: Model, inputs: Any, layout: Layout) -> Tenso
     return torch.stack([join_shards(branch, lengths.img_seq) for branch in shards.unbind()])
 
 
+def forward_together(model: Model, inputs: Any, layout: Layout) -> Tensor:
+    """Compute the velocity without any cache, each rank its share: the whole of all branches, as of `gather`.
+
+    Args:
+        model: the whole transformer.
+        inputs: of the whole sequence.
+        layout: how the ranks divide the work; static.
+
+    Cost:
+        `sequence_attention` in every block, and the gathering.
+
+    """
+    local, mine = share(model, inputs, layout)
+    return gather(full_forward(local, mine), model, inputs, layout)
+
+
+def share_forward(model: Model, layout: Layout) -> Model:
+    """The model with a forward that ranks share out, for steps that forecast its output.
+
+    Latents, state and velocity are whole on every rank, and so is a step that is taken with it.
+
+    Args:
+        model: the whole transformer.
+        layout: how the ranks divide the work; one guidance branch at a time; static.
+
+    Cost:
+        of a step: a cached one nothing. A refresh `forward_together`, and one sum of batch numbers.
+
+    """
+    if layout.replica.size == 1:
+        return model
+
+    def forward(whole: Model, inputs: Any) -> Tensor:
+        del whole
+        return forward_together(model, inputs, layout)[0]
+
+    return model._replace(architecture=model.architecture._replace(forward=forward), exchange=exchange_of_wholes(layout))
+
+
+def exchange_of_wholes(layout: Layout) -> Exchange:
+    """What ranks tell each other that each hold the whole of a step: the error that the first of them has measured."""
+    return Exchange(adopt_error=lambda error: _of_first(error, layout.replica), agree=lambda codes: _agree(codes, layout))
+
+
 def exchange_of(layout: Layout, lengths: Lengths) -> Exchange:
-    """What the ranks of a layout tell each other.
+    """What the ranks of a layout that hold shares of a step tell each other.
 
     Sums come before comparisons, and are the same bits on every rank that shares a later collective: ranks that compared
     sums of their own could branch apart, and hang.
@@ -96,9 +144,7 @@ def exchange_of(layout: Layout, lengths: Lengths) -> Exchange:
         return all_sum(sums if cfg.rank == 0 else torch.zeros_like(sums), replica)
 
     def adopt(choice: Tensor) -> Tensor:
-        if cfg.size == 1:
-            return choice
-        return all_sum(choice if replica.rank == 0 else torch.zeros_like(choice), replica)
+        return choice if cfg.size == 1 else _of_first(choice, replica)
 
     def gather_summary(summary: Tensor, txt_seq: int) -> tuple[Tensor, int]:
         if whole.size == 1:
@@ -108,18 +154,25 @@ def exchange_of(layout: Layout, lengths: Lengths) -> Exchange:
         text = join_shards(shards[:, :, :txt_seq], lengths.txt_seq)
         return torch.cat([text, join_shards(image, whole.size * image.shape[2])], dim=1), lengths.txt_seq
 
-    def agree(codes: Tensor) -> tuple[Tensor, Tensor | None]:
-        if not layout.checks:
-            return codes, None
-        votes = all_gather(codes, replica)
-        return votes.amin(dim=0), votes[None]
-
     return Exchange(
         over_tokens=lambda sums: all_sum(sums, whole),
         of_leader=of_leader,
         over_branches=lambda errors: all_sum(errors, cfg),
         adopt=adopt,
         gather_summary=gather_summary,
-        agree=agree,
+        agree=lambda codes: _agree(codes, layout),
         shards=whole.size,
     )
+
+
+def _of_first(x: Tensor, ranks: Ranks) -> Tensor:
+    """What the first rank has, the same bits on each."""
+    return all_sum(x if ranks.rank == 0 else torch.zeros_like(x), ranks)
+
+
+def _agree(codes: Tensor, layout: Layout) -> tuple[Tensor, Tensor | None]:
+    """The smallest code over ranks, and every rank's: under the debug option alone."""
+    if not layout.checks:
+        return codes, None
+    votes = all_gather(codes, layout.replica)
+    return votes.amin(dim=0), votes[None]

@@ -58,6 +58,10 @@ def step_traffic(layout: Layout, call: Call, config: CacheConfig, *, is_computed
     messages = [_repeat(attention_traffic(layout, call), evaluations), _velocity(layout, call)]
     if not config.rule.is_cached:
         return _total(messages)
+    if config.forecasts_output:
+        # Ranks hold the whole: they share out the forward, and adopt the error that it shows.
+        computed = [*messages, _sum(call.batch * _FLOAT32, layout.replica.size)] if is_computed else []
+        return _total([*computed, _votes(layout, call)])
     messages.append(decision_traffic(layout, call, config))
     if is_computed and config.layerwise is None:
         messages.append(_sum(2 * call.batch * _FLOAT32, layout.sequence.whole.size))
@@ -75,12 +79,12 @@ def attention_traffic(layout: Layout, call: Call) -> Traffic:
 
 
 def decision_traffic(layout: Layout, call: Call, config: CacheConfig) -> Traffic:
-    """The statistics that a call sums before it decides, and the votes of the debug option."""
+    """The statistics that a call sums before it decides where ranks hold shares, and the votes of the debug option."""
     whole, cfg, replica = layout.sequence.whole, layout.cfg, layout.replica
     row = call.batch * _FLOAT32
     errors = _sum(row, cfg.size)
     change = _sum(2 * row, replica.size) if config.rule.is_gated else Traffic()
-    votes = _gather(call.batch * _INT64, replica.size) if layout.checks else Traffic()
+    votes = _votes(layout, call)
     settings = config.layerwise
     if settings is None:
         return _total([errors, change, votes])
@@ -98,6 +102,10 @@ def decision_traffic(layout: Layout, call: Call, config: CacheConfig) -> Traffic
     # The measured error and the groups' stability are summed at every call.
     measured = [_sum(2 * row, whole.size), _sum(3 * config.num_groups * row, whole.size)]
     return _total([errors, change, _repeat(_total(each), config.num_groups), *measured])
+
+
+def _votes(layout: Layout, call: Call) -> Traffic:
+    return _gather(call.batch * _INT64, layout.replica.size) if layout.checks else Traffic()
 
 
 def _total(messages: list[Traffic]) -> Traffic:
