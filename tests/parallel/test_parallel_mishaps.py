@@ -13,7 +13,7 @@ import afcache
 from afcache import CacheConfig
 from afcache.cli.main import main
 from afcache.settings.config import Target
-from tests.support.parallel_cases import ADAPTIVE, Case, draw, make_pipeline
+from tests.support.parallel_cases import ADAPTIVE, NOISE, Case, draw, make_pipeline
 from tests.support.parallel_layouts import TORCHRUN, Met, run
 from tests.support.parallel_mishaps import COMMAND, DIFFERENCES, SIZES, SMALL, draw_size, draw_two
 
@@ -62,13 +62,14 @@ def test_ranks_with_different_work_are_told_what_differs(ranks_of: RanksOf):
 
 
 @on_ulysses
-def test_ranks_draw_each_image_by_its_own_tolerance_which_they_compare(ranks_of: RanksOf):
+@pytest.mark.parametrize(("story", "config"), [("using", ADAPTIVE), ("using, noise", NOISE)], ids=["residual", "noise"])
+def test_ranks_draw_each_image_by_its_own_tolerance_which_they_compare(ranks_of: RanksOf, story: str, config: CacheConfig):
     pipe = make_pipeline()
-    afcache.compile_pipeline(pipe, ADAPTIVE, compile=False)
+    afcache.compile_pipeline(pipe, config, compile=False)
     alone = draw_two(pipe, [0.0, 0.1])
     assert {(True, True), (True, False)} == set(alone["decisions"])
     for rank in ranks_of("ulysses"):
-        met = rank.stories["using"]
+        met = rank.stories[story]
         assert [tuple(step) for step in met["decisions"]] == alone["decisions"]
         torch.testing.assert_close(torch.tensor(met["latents"]), torch.tensor(alone["latents"]), rtol=0, atol=1e-4)
         assert met["error"].startswith("ranks 0 and 1 were given different settings")

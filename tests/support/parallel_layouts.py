@@ -88,12 +88,12 @@ LAYOUTS = {
         + eager("velocity", "noise", "noise, controlnet", "counted, noise")
         + counted("layerwise", "counted", "counted, layerwise", "counted, first and last blocks", "counted, uncached")
         + counted("counted, noise"),
-        ("sizes", "otherwise", "using", "last bit", "disagree", "killed"),
+        ("sizes", "otherwise", "using", "using, noise", "last bit", "disagree", "killed"),
         survivors=(0,),
     ),
     "ring": Layout(
         {"ring_degree": 2},
-        compiled("odd everything", "teacache", "controlnet", "guided")
+        compiled("odd everything", "teacache", "controlnet", "guided", "noise, inductor")
         + eager("divisible", "short text", "long text, odd image", "first and last blocks", "layerwise", "uncached")
         + eager("two groups", "image prompt", "eager", "noise, guided")
         + counted("counted", "counted, layerwise", "counted, first and last blocks", "counted, uncached"),

@@ -69,10 +69,10 @@ def draw_size(pipe: Any, height: int, width: int) -> torch.Tensor:
     return pipe("a two", **size, generator=torch.Generator().manual_seed(0), output_type="latent").images
 
 
-def draw_using() -> dict[str, Any]:
+def draw_using(config: CacheConfig) -> dict[str, Any]:
     """A tolerance for each of two images, the same on both ranks; then another one on rank 1."""
     pipe = make_pipeline()
-    afcache.compile_pipeline(pipe, ADAPTIVE, parallel=PAIR, compile=False)
+    afcache.compile_pipeline(pipe, config, parallel=PAIR, compile=False)
     drawn = draw_two(pipe, [0.0, 0.1])
     try:
         draw_two(pipe, 0.1 if RANK else 0.2)
@@ -196,7 +196,8 @@ def draw_by_command(folder: Path) -> dict[str, Any]:
 
 STORIES: dict[str, Callable[[Path], dict[str, Any]]] = {
     "otherwise": lambda _: draw_otherwise(),
-    "using": lambda _: draw_using(),
+    "using": lambda _: draw_using(ADAPTIVE),
+    "using, noise": lambda _: draw_using(NOISE),
     "replicas": lambda _: draw_replicas("residual"),
     "replicas, noise": lambda _: draw_replicas("noise"),
     "last bit": lambda _: draw_in_doubt(),
