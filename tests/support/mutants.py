@@ -239,6 +239,13 @@ MUTANTS = (
         "parallel/test_exchange.py",
     ),
     Mutant(
+        "every rank goes by an error of its own",
+        RANKS,
+        "adopt_error=lambda error: _of_first(error, layout.replica)",
+        "adopt_error=lambda error: error",
+        "parallel/test_exchange.py",
+    ),
+    Mutant(
         "padding is seen",
         "functional/ranks/sharding.py",
         "if not (lengths.txt_seq % ranks.size or lengths.img_seq % ranks.size):",
