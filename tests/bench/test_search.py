@@ -50,7 +50,7 @@ def test_the_closed_loop_is_the_pipelines_own(pipe, cfg: float):
         (policy("spectrum"), 1.0),
         (policy("layerwise", attention_threshold=0.04), 2.0),
     ],
-    ids=["dbcache", "teacache", "spectrum", "layerwise"],
+    ids=["dbcache", "teacache", "noise", "velocity", "spectrum", "layerwise"],
 )
 def test_other_policies_loops_are_the_pipelines_too_and_count_its_blocks(pipe, config: CacheConfig, cfg: float):
     problem = prepare(pipe, SEEDS, cfg=cfg)
