@@ -71,8 +71,8 @@ def compile_pipeline(
         RuntimeError: `parallel` does not fit the processes that run, or xfuser cannot be imported.
     Cost:
         Memory: order + 1 residuals of the image tokens per guidance branch (24 MiB each at width 3072, 1024 x 1024 pixels and
-        bfloat16); as many for each group of a `Layerwise` config, and its "attention" strategy keeps one per block. The first
-        image also pays for compilation.
+        bfloat16; where outputs are forecast, as many velocities in float32, 1 MiB each); as many for each group of a
+        `Layerwise` config, and its "attention" strategy keeps one per block. The first image also pays for compilation.
 
     """
     if parallel is not None and not isinstance(parallel, ParallelConfig):
@@ -118,6 +118,8 @@ def restore_pipeline(pipe: PipelineT) -> PipelineT:
 def uncached(pipe: Any) -> Iterator[None]:
     """Run the transformer's own forward inside the block; the compiled one, its settings and its report stay.
 
+    What `transformer.compile()` had made before `compile="blocks"` runs uncompiled here.
+
     Raises:
         ValueError: the pipeline was not compiled by `compile_pipeline`.
 
@@ -162,7 +164,7 @@ def using(
             an image begins: as many tolerances as the batch has images are asked for.
         TypeError: a value is of the wrong kind.
     Cost:
-        none: they are inputs of every step anyway.
+        none: they are inputs of every step anyway. Like the pipeline, for one thread at a time.
 
     """
     runtime = require_runtime(pipe)

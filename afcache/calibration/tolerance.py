@@ -15,6 +15,7 @@ from afcache.calibration.metrics import psnr
 from afcache.pipeline import compile_pipeline, restore_pipeline
 from afcache.reports.records import report
 from afcache.runtime.binding import bound_runtime
+from afcache.settings.changes import at_tolerance
 from afcache.settings.config import CacheConfig
 from afcache.settings.curve import EQUAL_PSNR, Calibration, CurvePoint, check_targets
 from afcache.settings.presets import tuned
@@ -178,7 +179,7 @@ def _measure(pipe: Any, tolerance: float, pairs: Iterator[tuple[Any, Any]]) -> C
 
 
 def _at(config: CacheConfig | None, tolerance: float) -> CacheConfig:
-    return tuned(tolerance) if config is None else dataclasses.replace(config, tolerance=tolerance)
+    return tuned(tolerance) if config is None else at_tolerance(config, tolerance)
 
 
 @contextmanager

@@ -17,6 +17,7 @@ class StateShape(NamedTuple):
 
     Attributes:
         batch, img_seq, dim: shape of the image tokens inside the transformer; where its output is forecast, of the latents.
+        latents: shape of the latents after the batch, where the output is forecast and they are no tokens.
         txt_seq: text tokens; asked for by groups, and by blocks that run at every step.
         num_blocks: of the transformer; asked for by groups.
         shards: ranks that share the tokens; the state holds one rank's.
@@ -29,6 +30,7 @@ class StateShape(NamedTuple):
     txt_seq: int = 0
     num_blocks: int = 1
     shards: int = 1
+    latents: tuple[int, ...] | None = None
 
 
 def shape_of(sizes: Sizes, latents: torch.Size, txt_seq: int, *, config: CacheConfig) -> StateShape:
@@ -41,8 +43,11 @@ def shape_of(sizes: Sizes, latents: torch.Size, txt_seq: int, *, config: CacheCo
         config: settings.
 
     """
-    batch, img_seq, channels = latents
-    return StateShape(batch, img_seq, channels if config.forecasts_output else sizes.dim, txt_seq, sizes.num_blocks)
+    batch, *rest = latents
+    if config.forecasts_output:
+        return StateShape(batch, 0, 0, txt_seq, sizes.num_blocks, latents=tuple(rest))
+    img_seq, _ = rest
+    return StateShape(batch, img_seq, sizes.dim, txt_seq, sizes.num_blocks)
 
 
 def empty_state(
@@ -64,10 +69,11 @@ def empty_state(
     dtype = torch.float32 if config.forecasts_output else dtype
     img_seq, txt_seq = shard_length(shape.img_seq, shape.shards), shard_length(shape.txt_seq, shape.shards)
     tokens = txt_seq + img_seq if config.runs_sections else img_seq
+    kept = (0 if config.layerwise else tokens, shape.dim) if shape.latents is None else shape.latents
     zeros = torch.zeros(batch, dtype=torch.float32, device=device)
     counts = torch.zeros(batch, dtype=torch.int64, device=device)
     return CacheState(
-        history=torch.zeros(nodes, batch, 0 if config.layerwise else tokens, shape.dim, dtype=dtype, device=device),
+        history=torch.zeros(nodes, batch, *kept, dtype=dtype, device=device),
         nodes=torch.zeros(nodes, batch, dtype=torch.float32, device=device),
         steps=torch.zeros(nodes, batch, dtype=torch.float32, device=device),
         num_nodes=counts,

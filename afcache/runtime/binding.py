@@ -128,4 +128,6 @@ def _forward(self: Any, *args: Any, **kwargs: Any) -> Any:
     runtime = bound_runtime(self)
     if runtime is None or runtime.is_bypassed:
         return original_forward(self)(*args, **kwargs)
+    if runtime.host is not None:
+        runtime.host.check()
     return runtime.family.calls.answer(self, runtime.reader, runtime.forward, *args, **kwargs)

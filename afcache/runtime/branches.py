@@ -43,15 +43,21 @@ class BranchCalls:
         """Start again with another state, whose next calls check all guards."""
         self.state, self.calls, self.unguarded, self.has_history = state, {}, {}, False
 
-    def steer(self, steering: Steering) -> None:
-        """Start again where the branch is steered otherwise than at its last call: its history is another field's."""
+    def steer(self, steering: Steering, *, is_foreseen: bool) -> None:
+        """Start again where the branch is steered otherwise than at its last call: its history is another field's.
+
+        Args:
+            steering: of this call.
+            is_foreseen: whether the host must know it: it waits for the device then, where the call leaves it open.
+
+        """
         before, self.steering = self.steering, steering
         if before is None:
             return
         if before.structure != steering.structure:
             self.calls, self.unguarded = {}, {}
         switched = is_switched(before, steering)
-        if switched is not None:
+        if switched is not None and not (is_foreseen and not bool(switched)):
             self.state, self.has_history = restart(self.state, switched), False
 
 

@@ -31,6 +31,7 @@ class Foresight:
         self._schedule = schedule
         self._forced = forced_steps(config, len(schedule))
         self._rows: dict[int, tuple[Tensor, bool]] = {}
+        self._num_branches = 0
 
     def for_leader(
         self,
@@ -55,7 +56,9 @@ class Foresight:
             return self._foretell(coupling, is_computed=True)
         if not self._config.rule.is_error_controlled:
             return self._foretell(coupling, is_computed=False)
-        if position not in self._rows:
+        # What was foreseen for other branches (guidance that comes or goes) is another decision.
+        if position not in self._rows or len(states) != self._num_branches:
+            self._num_branches = len(states)
             self._rows = self._foresee(position, states, weights)
         refresh, is_computed = self._rows[position]
         adopted = coupling._replace(is_follower=torch.ones_like(coupling.is_follower), leader_refresh=refresh)

@@ -2,6 +2,7 @@
 
 import contextlib
 import types
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -32,7 +33,7 @@ class Host:
         self._transformer = transformer
         self._options = options
         self._compiled_call: Any = None
-        self._ours: list[nn.Module] = []
+        self._ours: list[tuple[nn.Module, Any]] = []
         self._is_ready = False
 
     def attach(self) -> None:
@@ -40,11 +41,26 @@ class Host:
         self._compiled_call, self._transformer._compiled_call_impl = self._transformer._compiled_call_impl, None
 
     def release(self) -> None:
-        """Give back what `attach` took, and forget what we have compiled."""
-        self._transformer._compiled_call_impl = self._compiled_call
-        for module in self._ours:
-            module._compiled_call_impl = None
+        """Give back what `attach` took, and forget what we have compiled; what somebody has compiled since stays."""
+        if self._transformer._compiled_call_impl is None:
+            self._transformer._compiled_call_impl = self._compiled_call
+        for module, compiled in self._ours:
+            if module._compiled_call_impl is compiled:
+                module._compiled_call_impl = None
         self._ours, self._is_ready = [], False
+
+    def check(self) -> None:
+        """Raise where the transformer was compiled over the forward that is bound.
+
+        Raises:
+            NotImplementedError: it was.
+
+        """
+        if self._transformer._compiled_call_impl is not None:
+            raise NotImplementedError(
+                "transformer was compiled in place by transformer.compile() after compile_pipeline, which compiles the cache "
+                "with it. Compile it first: afcache.restore_pipeline(pipe), transformer.compile(...), compile_pipeline(...)."
+            )
 
     def __call__(self, call: Call) -> Tensor:
         """The velocity of one call."""
@@ -65,15 +81,21 @@ class Host:
             return
         options = self._options
         self._transformer.compile_repeated_blocks(backend=options.backend, dynamic=options.dynamic, **options.tuning())
-        self._ours = [module for module in self._transformer.modules() if module._compiled_call_impl is not None]
+        modules = self._transformer.modules()
+        self._ours = [(each, each._compiled_call_impl) for each in modules if each._compiled_call_impl is not None]
 
     @contextlib.contextmanager
     def _in_place(self, original: Any) -> Iterator[None]:
-        """Inside the block the transformer's forward is its own: code that was compiled from it calls it by its name."""
+        """Inside the block the transformer's forward is its own: code that was compiled from it calls it by its name.
+
+        Hooks of the transformer itself belong to the call that we answer, and have run by then.
+        """
         attributes = self._transformer.__dict__
         name = "_old_forward" if hasattr(self._transformer, "_hf_hook") else "forward"
-        ours, attributes[name] = attributes[name], original
+        own: dict[str, Any] = {name: original, "_forward_hooks": OrderedDict(), "_forward_pre_hooks": OrderedDict()}
+        before = {key: attributes[key] for key in own}
+        attributes.update(own)
         try:
             yield
         finally:
-            attributes[name] = ours
+            attributes.update(before)

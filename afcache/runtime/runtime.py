@@ -204,7 +204,8 @@ class Runtime:
     def _noise_floor(self, dtype: torch.dtype, device: torch.device) -> float | None:
         """What rounding alone changes, measured once where the settings leave it open and weights are quantised."""
         asks = self.config.noise_floor is None and self.config.rule.is_error_controlled and self.parallel is None
-        if not asks or not self._weights.is_quantised:
+        # Where the model keeps its own forward, ours may not be able to run it.
+        if not asks or not self._weights.is_quantised or self.host is not None:
             return None
         if self._measured_floor is None:
             self._measured_floor = measure_noise_floor(self._transformer, self.family, dtype=dtype, device=device)

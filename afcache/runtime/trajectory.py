@@ -53,7 +53,8 @@ class Trajectory:
         branches: guidance branches in order of their first call.
         coupling: what the leading branch decided at this step, for those that follow.
         guidance_scale: true CFG scale per sample, NaN where unknown; None without two branches.
-        first_latents: the first step's input, until the guidance scale is known.
+        learns_guidance: whether the scale of the present branches is still to be inferred.
+        latents_before: the input of the step before, until it is.
         conditioning: in what the first step's inputs of every branch differ, where other ranks compute some of them.
         velocities: of all branches at this step, where one call computed them for all.
         calls: every call, for the report.
@@ -80,7 +81,8 @@ class Trajectory:
     branches: list[BranchCalls] = field(default_factory=list)
     coupling: Coupling | None = None
     guidance_scale: Tensor | None = None
-    first_latents: Tensor | None = None
+    learns_guidance: bool = True
+    latents_before: Tensor | None = None
     conditioning: list[dict[str, Any]] = field(default_factory=list)
     velocities: Tensor | None = None
     calls: list[TimedCall] = field(default_factory=list)
@@ -136,6 +138,8 @@ class Trajectory:
     def _take_alone(self, call: Call) -> tuple[Tensor, StepRecord | None]:
         """One call for one guidance branch."""
         if not self.bound.config.rule.is_cached:
+            if self.bound.host is not None:
+                return self.bound.host(call), None
             with self.bound.steps.traceable():
                 return self._own(self._step()(call.inputs)), None
         branch_index = self.calls_at_index
@@ -145,6 +149,7 @@ class Trajectory:
         if branch.calls and branch.last_step != self.index_before:
             # Guidance was off for a while: what the branch knows is of steps long past.
             branch.forget(self._empty_state(call))
+            self.learns_guidance = True
         branch.last_step = self.index
         self._steer(branch, call)
         if branch_index == 0:
@@ -154,8 +159,9 @@ class Trajectory:
         velocity, branch.has_history = self._own(velocity), True
         if branch_index == 0:
             self.coupling = follow(coupling, record, lead)
-        if self._position == 0:
-            self.first_latents, branch.velocity = call.latents, velocity
+        if self.learns_guidance:
+            self.latents_before = call.latents if branch_index == 0 else self.latents_before
+            branch.velocity = velocity
         return velocity, record
 
     def _own(self, velocity: Tensor) -> Tensor:
@@ -184,7 +190,7 @@ class Trajectory:
 
     def _steer(self, branch: BranchCalls, call: Call) -> None:
         steering = steering_of(call.structure, call.conditions, call.is_controlled, self.bound.controls())
-        branch.steer(steering)
+        branch.steer(steering, is_foreseen=self.foresight is not None)
 
     def _empty_state(self, call: Call) -> CacheState:
         """Of a guidance branch, on this rank: of its share of the tokens, or, where outputs are forecast, of the whole."""
@@ -202,16 +208,17 @@ class Trajectory:
                 branch.forget(self._empty_state(call))
 
     def _learn_guidance(self, latents: Tensor) -> None:
-        """At the second step: infer the guidance scale from the first step that the scheduler took."""
-        if self.first_latents is None or self._position == 0:
+        """Infer the guidance scale from the first step of both branches that the scheduler took."""
+        if self.latents_before is None or not self.learns_guidance or self._position == 0:
             return
-        if len(self.branches) == 2:
+        if self.calls_before == len(self.branches) == 2:
             first, second = (branch.velocity for branch in self.branches)
             assert first is not None
             assert second is not None
-            sigma, sigma_next = self.sigmas[self.first_index : self.first_index + 2]
-            self.guidance_scale = guidance_of_step(self.first_latents, latents, sigma_next - sigma, velocities=(first, second))
-        self.first_latents = None
+            length = self.sigmas[self.index_before + 1] - self.sigmas[self.index_before]
+            self.guidance_scale = guidance_of_step(self.latents_before, latents, length, velocities=(first, second))
+            self.learns_guidance = False
+        self.latents_before = None
         for branch in self.branches:
             branch.velocity = None
 
@@ -219,7 +226,7 @@ class Trajectory:
         """What the leading branch needs to decide for all."""
         leader, *followers = self.branches[: max(1, self.calls_before)]
         config, scale, coupling = self.bound.config, self._known_scale(), self.alone
-        weights = weigh(scale, config=config)
+        weights = weigh(scale, config=config) if followers else (coupling.weight, coupling.weight)
         if config.forecasts_output:
             coupling = coupling._replace(guidance_scale=scale)
         if followers:

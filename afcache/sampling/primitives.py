@@ -118,12 +118,12 @@ def init_state(
     """Make the empty state of one guidance branch.
 
     Args:
-        batch, img_seq, dim: shape of the image tokens inside the transformer.
+        batch, img_seq, dim: shape of the image tokens inside the transformer; where its output is forecast, of the latents.
         config: settings.
         txt_seq: text tokens; asked for by groups, and by blocks that run at every step.
         num_blocks: of the transformer; asked for by groups.
         shards: ranks that share the tokens; the state holds one rank's.
-        dtype: of the residuals; statistics are float32.
+        dtype: of residuals; statistics, and what is kept of outputs, are float32.
         device: where everything lives.
     Cost:
         config.num_nodes * batch * img_seq * dim elements of `dtype`; with groups, each holds as many, with text; the attention

@@ -112,7 +112,7 @@ class CacheConfig:
         error_weight: power of sigma by which a step's predicted error counts towards the tolerance; >= 0.
         noise_floor: relative change that rounding alone makes between two evaluations of the model; it is taken off measured
             errors and gates' changes, so that quantisation noise does not count as change; >= 0. None means 0, except for
-            quantised weights under "adaptive", whose noise `compile_pipeline` measures once, on one process.
+            quantised weights under "adaptive", whose noise is measured once, on one process, where our forward runs.
         correction: at a refresh, return what the forecast steps left out (first-order deterministic schedulers only).
         refresh_last_step: always compute the last step, so that the correction reaches the end.
         batch_decisions: "independent" (each sample decides, so that its result does not depend on its neighbours) or
@@ -198,11 +198,11 @@ class CacheConfig:
             )
         looks_inside = self.rule.is_gated or self.layerwise is not None or self.runs_sections
         if self.forecasts_output and looks_inside:
-            what = "groups of blocks" if self.layerwise is not None else f"policy {self.policy!r}, first and last blocks"
+            sections = f"first_blocks={self.first_blocks}, last_blocks={self.last_blocks}"
+            what = "layerwise=" if self.layerwise is not None else f"policy {self.policy!r}" if self.rule.is_gated else sections
             raise ValueError(
-                f"target must be 'residual' with {what}, which look inside the model, got {self.target!r}. Leave target out, "
-                "or use policy 'adaptive', 'fixed', 'growing', 'magcache' or 'planned' without layerwise, first_blocks and "
-                "last_blocks."
+                f"target must be 'residual' with {what}, which looks inside the model, got {self.target!r}. Leave target out, "
+                "or layerwise, first_blocks and last_blocks, and use no gate ('teacache', 'dbcache')."
             )
         if self.layerwise is None:
             return

@@ -9,6 +9,8 @@ from torch import Tensor
 import afcache
 from afcache import CacheConfig
 from afcache.functional.forecast import apply_row, push
+from afcache.functional.initial import empty_state, shape_of
+from afcache.functional.model import Sizes
 from afcache.functional.target import NOISE_LEVEL, keep_output, keep_residual, release_output, release_residual
 from afcache.settings.presets import tuned
 from tests.support.toy import LATENTS, SIGMAS, euler, mixture_flow, polynomial_in_sigma, run, sample_toy
@@ -116,7 +118,9 @@ def test_a_computed_output_ends_in_the_history_uncorrected():
     ids=str,
 )
 def test_what_looks_inside_the_model_needs_residuals(settings: dict):
-    with pytest.raises(ValueError, match=r"target must be 'residual' with .*, got 'noise'\. Leave target out"):
+    with pytest.raises(
+        ValueError, match=r"target must be 'residual' with .*, which looks inside the model, got 'noise'\. Leave target out"
+    ):
         CacheConfig(target="noise", **settings)
 
 
@@ -130,3 +134,10 @@ def test_state_of_an_output_is_as_small_as_latents():
     residuals = afcache.init_state(1, 4096, 3072, config=tuned(0.016), dtype=torch.bfloat16)
     assert kept.history.dtype == torch.float32
     assert residuals.history.numel() * 2 == 24 * kept.history.numel() * 4
+
+
+def test_states_of_outputs_take_latents_of_any_rank():
+    sizes, config = Sizes(num_blocks=1, dim=8, heads=1, channels=4), tuned(0.016, target="noise")
+    for shape in SHAPES:
+        state = empty_state(shape_of(sizes, torch.Size(shape), 0, config=config), config=config)
+        assert state.history.shape == (2, *shape)

@@ -133,6 +133,7 @@ def test_guidance_may_come_and_go(pipe, config: afcache.CacheConfig, guided: ran
     expected = draw_within(pipe, guided)
     latents = draw_within(compiled(pipe, config), guided)
     steps = afcache.report(pipe).steps
+    assert afcache.report(pipe).guidance_scale == pytest.approx((2.0,), rel=1e-3)
     assert float((latents - expected).norm() / expected.norm()) < 0.05
     second = [step for step in steps if step.branch == 1]
     assert [step.step for step in second] == list(guided)
@@ -156,3 +157,16 @@ def test_ranks_do_not_share_out_guidance_branches_whose_outputs_are_forecast(pip
     message = r"cfg_degree must be 1 with target 'noise', got 2: .* Use cfg_degree=1, .*, or target='residual'"
     with pytest.raises(NotImplementedError, match=message):
         afcache.compile_pipeline(pipe, NOISE, parallel=afcache.ParallelConfig(cfg_degree=2))
+
+
+@pytest.mark.parametrize("guided", [range(10), range(6, 18), [*range(8), *range(16, 28)]], ids=str)
+def test_decisions_made_ahead_know_that_guidance_came_or_went(pipe, guided: Sequence[int]):
+    """Nothing but the tolerance would refresh: what was foreseen for other branches, or by errors that count no more, shows."""
+    config = dataclasses.replace(NOISE, max_growth=float("inf"), tolerance=0.05)
+    expected = draw_within(compiled(pipe, config), guided)
+    pattern = afcache.report(pipe).pattern()
+    ways: list[dict[str, Any]] = [{"compile": False, "decide_ahead": True}, {"compile": "blocks", "backend": "eager"}]
+    for options in ways:
+        afcache.compile_pipeline(pipe, config, **options)
+        torch.testing.assert_close(draw_within(pipe, guided), expected, rtol=1e-4, atol=1e-4)
+        assert afcache.report(pipe).pattern() == pattern

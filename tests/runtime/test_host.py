@@ -195,3 +195,59 @@ def test_a_cache_of_diffusers_is_refused(own):
 def test_other_ways_to_compile_are_refused(pipe, wrong: Any):
     with pytest.raises(ValueError, match="compile must be True, False, 'step' or 'blocks', got"):
         afcache.compile_pipeline(pipe, compile=wrong)
+
+
+def test_every_step_is_the_hosts_under_policy_none(short):
+    """Also with what our forward would bypass."""
+
+    def double(module: Any, inputs: Any, output: Any) -> Any:
+        del module, inputs
+        return output[0], 2 * output[1]
+
+    handle = short.transformer.transformer_blocks[0].register_forward_hook(double)
+    expected = sample(short)
+    config = afcache.policy("none", target="noise")
+    image = sample(afcache.compile_pipeline(short, config, compile="blocks", backend="aot_eager"))
+    handle.remove()
+    assert largest_difference(image, expected) < 1e-4
+
+
+def test_hooks_of_the_transformer_run_once(short):
+    compile_whole(short)
+    calls = []
+    handles = [
+        short.transformer.register_forward_hook(lambda *_: calls.append("after")),
+        short.transformer.register_forward_pre_hook(lambda *_: calls.append("before")),
+    ]
+    sample(in_blocks(short), steps=6)
+    for handle in handles:
+        handle.remove()
+    assert calls == ["before", "after"] * 6
+
+
+def test_compiling_afterwards_is_refused_and_not_undone(short):
+    in_blocks(short)
+    sample(short, steps=4)
+    short.transformer.compile(backend="aot_eager")
+    call = short.transformer._compiled_call_impl
+    with pytest.raises(NotImplementedError, match=r"after compile_pipeline.* Compile it first"):
+        sample(short, steps=4)
+    afcache.restore_pipeline(short)
+    assert short.transformer._compiled_call_impl is call
+
+
+def test_clones_of_the_same_prompt_are_no_switch(short):
+    """Where the call leaves open whether it was steered otherwise, the host looks."""
+
+    def clone(pipe: Any, step: int, _timestep: Any, arguments: dict[str, Any]) -> dict[str, Any]:
+        del pipe, step
+        return {**arguments, "prompt_embeds": arguments["prompt_embeds"].clone()}
+
+    options: dict[str, Any] = {
+        "callback_on_step_end": clone,
+        "callback_on_step_end_tensor_inputs": ["latents", "prompt_embeds"],
+    }
+    sample(in_blocks(short))
+    pattern = afcache.report(short).pattern()
+    sample(short, **options)
+    assert afcache.report(short).pattern() == pattern

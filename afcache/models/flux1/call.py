@@ -139,6 +139,14 @@ def split_context(inputs: FluxInputs, length: int) -> FluxInputs:
     )
 
 
+def split_condition(inputs: FluxInputs, channels: int) -> FluxInputs:
+    """The inputs with the channels beyond the latents' own as condition: Control and Fill pipelines append them."""
+    latents = inputs.hidden_states
+    if latents.shape[2] == channels:
+        return inputs
+    return inputs._replace(hidden_states=latents[..., :channels].contiguous(), condition=latents[..., channels:].contiguous())
+
+
 @apply_lora_scale("joint_attention_kwargs")
 def answer(
     transformer: HostModule,
@@ -165,7 +173,6 @@ def answer(
         forward: from a call to the velocity of the image tokens.
 
     """
-    del transformer
     options = dict(joint_attention_kwargs or {})
     image_prompts = tuple(options.pop("ip_adapter_image_embeds", None) or ())
     if options:
@@ -188,6 +195,7 @@ def answer(
         image_prompts=image_prompts,
         image_prompt_scales=reader.prompt_scales(hidden_states.device) if image_prompts else None,
     )
+    inputs = split_condition(inputs, transformer.out_channels)
     call = read_call(split_context(inputs, reader.context_length(positions)))
     image = call.latents.shape[1]
 
