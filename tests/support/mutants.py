@@ -211,8 +211,8 @@ MUTANTS = (
     Mutant(
         "a checkpoint without the lag",
         "sampling/checkpoint.py",
-        'for name, tensor in _flatten("", trajectory)}',
-        'for name, tensor in _flatten("", trajectory) if not name.endswith(".lag")}',
+        "for name, tensor in _flatten(key, part)}",
+        'for name, tensor in _flatten(key, part) if not name.endswith(".lag")}',
         "sampling/test_checkpoint.py",
         "never_stopped",
     ),
