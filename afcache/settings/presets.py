@@ -14,8 +14,11 @@ def tuned(tolerance: float, *, target: Target = "residual") -> CacheConfig:
 
     On trained features the linear error law beats the power of the remainder's order, which trusts long gaps too much. Gaps
     that grow slowly are worth 2 dB at 45 dB and above; where more error is allowed they may grow faster: from a limit of 1.5 at
-    a tolerance of 0.016 to 2.5 at 0.064. Outputs change more evenly than residuals: their errors grow by the power 1.5,
-    forecasts are damped less, late steps count less, and the limit goes on rising by 0.5 for each doubling of the tolerance.
+    a tolerance of 0.016 to 2.5 at 0.064.
+
+    For outputs the settings were chosen by hand, no search is on record: errors grow by the power 1.5, forecasts are damped
+    less, late steps count less, and the limit goes on rising by 0.5 for each doubling of the tolerance. `python -m
+    bench.compare_targets` sets them against the default.
 
     Args:
         tolerance: error budget between refreshes; finite, >= 0.
