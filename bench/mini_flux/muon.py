@@ -1,4 +1,4 @@
-"""Muon in float32, for the block matrices of mini-FLUX.
+"""Muon in float32, for the block matrices of mini-FLUX; kernels of convolutions count as `[out, in * size]` matrices.
 
 torch.optim.Muon orthogonalises in bfloat16, which has no native instructions on most CPUs and made a step more than
 twice as slow. Matrices of one shape are orthogonalised together.
@@ -48,7 +48,7 @@ class Muon(torch.optim.Optimizer):
                 for param in params:
                     buffer = self.state[param].setdefault("momentum", torch.zeros_like(param))
                     buffer.lerp_(param.grad, 1 - group["momentum"])
-                    updates.append(param.grad.lerp(buffer, group["momentum"]))
-                scale = 0.2 * max(shape) ** 0.5
+                    updates.append(param.grad.lerp(buffer, group["momentum"]).flatten(1))
+                scale = 0.2 * max(updates[0].shape) ** 0.5
                 for param, update in zip(params, orthogonalize(torch.stack(updates)), strict=True):
-                    param.add_(update, alpha=-group["lr"] * scale)
+                    param.add_(update.view(shape), alpha=-group["lr"] * scale)
