@@ -1,1 +1,1 @@
-"""Benchmarks and the training of mini-FLUX; run as `python -m bench.<name>` from a clone."""
+"""Benchmarks and the training of mini-FLUX and mini-Wan; run as `python -m bench.<name>` from a clone."""

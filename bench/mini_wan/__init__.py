@@ -1,0 +1,1 @@
+"""mini-Wan: a small trained text-to-video WanPipeline, and how it was trained."""
