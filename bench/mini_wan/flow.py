@@ -16,17 +16,29 @@ from bench.mini_wan.parts import build_transformer
 # and make the features jitter from step to step (see bench/mini_flux).
 _TIMESTEP_CUT = 0.02
 _CLIP_SEED, _NOISE_SEED = 3, 4
+# Steps before some are timed, and those.
+_WARM, _TIMED = 20, 50
 
 
 class Pool:
-    """Latents `[size, 8, 9, 16, 16]` of random clips and their classes `[size, 3]`, renewed chunk by chunk."""
+    """Latents `[size, 8, 9, 16, 16]` of random clips and their classes `[size, 3]`, renewed chunk by chunk.
+
+    Attributes:
+        seconds: what a chunk takes.
+
+    """
 
     def __init__(self, vae: Any, *, size: int, chunk: int, seed: int, device: str) -> None:
         self.vae, self.chunk = vae, chunk
         self.clips = data.Clips(seed, device)
-        pieces = [self._chunk() for _ in range(max(1, size // chunk))]
+        first = self._chunk()
+        float(first[0].sum())
+        started = time.monotonic()
+        pieces = [first, *(self._chunk() for _ in range(max(1, size // chunk - 1)))]
         self.latents = torch.cat([latents for latents, _ in pieces])
         self.classes = torch.cat([classes for _, classes in pieces])
+        float(self.latents.sum())
+        self.seconds = (time.monotonic() - started) / (len(pieces) - 1)
         self._next = 0
 
     @torch.no_grad()
@@ -48,6 +60,7 @@ class FlowTrainer:
 
     Attributes:
         steps: where the cosine schedule ends; None while it is not known yet.
+        renew_every: steps between two renewals of a chunk of the pool; None while it is not known yet.
         step_index: steps taken.
 
     """
@@ -60,7 +73,7 @@ class FlowTrainer:
         steps: int | None,
         lr: float,
         batch: int,
-        renew_every: int,
+        renew_every: int | None,
         device: str = "cpu",
         low_precision: bool = False,
         seed: int = 0,
@@ -134,7 +147,7 @@ class FlowTrainer:
             optimizer.step()
         self._mask_and_average()
         self.step_index += 1
-        if self.step_index % self.renew_every == 0:
+        if self.renew_every and self.step_index % self.renew_every == 0:
             self.pool.renew()
         return loss.detach()
 
@@ -163,7 +176,7 @@ class FlowTrainer:
 
 
 def train(trainer: FlowTrainer, *, deadline: float | None, save: Any) -> None:
-    """Take all steps. Without a number of steps, time some once warmed up and let the schedule end at `deadline`.
+    """Take all steps; what the trainer does not know yet is decided when some steps have been timed.
 
     Args:
         trainer: may have been restored.
@@ -171,31 +184,37 @@ def train(trainer: FlowTrainer, *, deadline: float | None, save: Any) -> None:
         save: called every 1000 steps and at the end.
 
     """
-    begun, losses, warm = trainer.step_index, [], trainer.step_index + 20
-    timed = max(50, trainer.renew_every * math.ceil(50 / trainer.renew_every))
+    begun, losses = trainer.step_index, []
     mark = started = time.monotonic()
     while trainer.steps is None or trainer.step_index < trainer.steps:
         losses.append(trainer.step())
         index = trainer.step_index
-        if index in (warm, warm + timed):
+        if index == begun + _WARM:
             float(losses[-1])
-            now = time.monotonic()
-            if index > warm:
-                seconds = (now - mark) / timed
-                if trainer.steps is None and deadline is not None:
-                    trainer.steps = index + max(1, int((deadline - now) / seconds))
-                print(f"a step takes {1000 * seconds:.1f} ms, the schedule ends after {trainer.steps} steps", flush=True)
-            mark = now
+            mark = time.monotonic()
+        if index == begun + _WARM + _TIMED:
+            float(losses[-1])
+            _plan(trainer, (time.monotonic() - mark) / _TIMED, deadline)
         if index % 100 == 0:
             mean = float(torch.stack(losses[-100:]).mean())
             if not math.isfinite(mean):
                 raise RuntimeError(f"the loss is {mean} after step {index}")
             elapsed = time.monotonic() - started
-            print(
-                f"step {index} loss {mean:.4f}, {elapsed:.0f} s, {1000 * elapsed / (index - begun):.1f} ms a step", flush=True
-            )
+            pace = 1000 * elapsed / (index - begun)
+            print(f"step {index} loss {mean:.4f}, {elapsed:.0f} s, {pace:.1f} ms a step", flush=True)
         if index % 1000 == 0 or index == trainer.steps:
             save()
+
+
+def _plan(trainer: FlowTrainer, seconds: float, deadline: float | None) -> None:
+    """Spend a tenth of the time on fresh clips, and let the schedule end in time, by the seconds of a step."""
+    if trainer.renew_every is None:
+        trainer.renew_every = math.ceil(10 * trainer.pool.seconds / seconds)
+        seconds += trainer.pool.seconds / trainer.renew_every
+    if trainer.steps is None and deadline is not None:
+        trainer.steps = trainer.step_index + max(1, int((deadline - time.monotonic()) / seconds))
+    renewal = f"a chunk of {trainer.pool.chunk} clips {1000 * trainer.pool.seconds:.1f} ms, renewed every {trainer.renew_every}"
+    print(f"a step takes {1000 * seconds:.1f} ms, {renewal}; the schedule ends after {trainer.steps} steps", flush=True)
 
 
 def _timestep_mask(transformer: Any) -> Tensor:

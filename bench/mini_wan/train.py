@@ -71,7 +71,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--pool", type=int, default=16384, help="clips whose latents are kept")
     parser.add_argument("--chunk", type=int, default=256, help="clips rendered and encoded together")
-    parser.add_argument("--renew-every", type=int, default=20, help="steps between fresh chunks")
+    parser.add_argument("--renew-every", type=int, help="steps between fresh chunks (default: 20; a tenth of --minutes)")
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--precise", action="store_true", help="no bfloat16 (a CPU never uses it)")
     parser.add_argument("--compile", action="store_true", help="compile the blocks")
@@ -109,7 +109,7 @@ def main() -> None:
         steps=args.steps if args.minutes is None else None,
         lr=args.lr,
         batch=args.batch,
-        renew_every=args.renew_every,
+        renew_every=args.renew_every or (20 if args.minutes is None else None),
         device=args.device,
         low_precision=on_gpu and not args.precise,
         seed=SEED,
