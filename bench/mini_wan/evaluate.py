@@ -111,6 +111,7 @@ def sheet(clips: torch.Tensor, path: str, *, rows: int = 10, enlarge: int = 3) -
 
 def gif(clips: torch.Tensor, path: str, *, columns: int = 10, enlarge: int = 3) -> None:
     """Write the clips side by side as a moving picture, eight frames a second; whole rows only."""
+    columns = min(columns, len(clips))
     pictures = _pictures(clips[: len(clips) // columns * columns])
     rows = pictures.reshape(-1, columns, *pictures.shape[1:])
     frames = rows.transpose(2, 0, 3, 1, 4, 5).reshape(rows.shape[2], rows.shape[0] * 32, columns * 32, 3)
