@@ -110,6 +110,33 @@ def prompts_for(digit: int, place: int) -> list[str]:
     ]
 
 
-def prompt(digit: int, place: int) -> str:
-    """The wording used by every benchmark: "a handwritten seven on a flower"."""
-    return TEMPLATES[0].format(digit=DIGIT_NAMES[digit], place=PLACE_NAMES[place][0])
+def values_of(seed: int) -> tuple[int, int]:
+    """Digit and place in turn, so that any 20 consecutive seeds show all of them."""
+    return seed % 10, (seed // 10) % 2
+
+
+def features(images: torch.Tensor) -> np.ndarray:
+    """What the judge looks at: brightness, the darkest colour channel, `[count, 32 * 32]`."""
+    return images.min(dim=1).values.flatten(1).cpu().numpy()
+
+
+class Source:
+    """Endless random images of the training digits; they are composited on the CPU, one by one."""
+
+    def __init__(self, device: torch.device | str = "cpu") -> None:
+        self._device = device
+        self._digits, self._photographs = load_split(), load_photographs()
+
+    def draw(self, count: int, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return `(images [count, 3, 32, 32], classes [count])`; the generator is on the CPU."""
+        picks = torch.randint(0, len(self._digits.train_labels), (count,), generator=generator)
+        places = torch.randint(0, 2, (count,), generator=generator)
+        images = render(self._digits.train_images[picks], places, self._photographs, generator)
+        return images.to(self._device), (self._digits.train_labels[picks] * 2 + places).to(self._device)
+
+    def examples(self, generator: torch.Generator, *, held_out: bool) -> tuple[torch.Tensor, torch.Tensor]:
+        """Every training (or held-out) digit once, over random places, with the digits' labels."""
+        digits = self._digits
+        images, labels = (digits.test_images, digits.test_labels) if held_out else (digits.train_images, digits.train_labels)
+        places = torch.randint(0, 2, (len(images),), generator=generator)
+        return render(images, places, self._photographs, generator).to(self._device), labels.to(self._device)

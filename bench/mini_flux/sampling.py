@@ -1,4 +1,7 @@
-"""How every benchmark samples mini-FLUX: one seed is one prompt, one noise, one image."""
+"""How every benchmark samples a small model: one seed is one prompt, one noise, one image.
+
+Generators stay on the CPU, so that a seed is the same noise wherever the pipeline is.
+"""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -9,33 +12,45 @@ from diffusers import FluxPipeline
 
 import afcache
 from afcache._typing import Latents, Sigmas
-from afcache.assets import recommended_settings
-from bench.mini_flux import data
-
-_RECOMMENDED = recommended_settings(afcache.mini_flux_folder())
-# Guidance is what the benchmarks vary.
-SETTINGS = {name: _RECOMMENDED[name] for name in ("height", "width", "max_sequence_length")}
+from bench.mini_flux.recipe import MINI_FLUX, Recipe
 
 
-def load() -> FluxPipeline:
-    """mini-FLUX without progress bars."""
-    pipe = afcache.load_mini_flux()
+def settings_of(recipe: Recipe) -> dict[str, int]:
+    """Height and width (pixels) and text tokens; guidance is what the benchmarks vary."""
+    return {"height": recipe.image_size, "width": recipe.image_size, "max_sequence_length": recipe.text_length}
+
+
+SETTINGS = settings_of(MINI_FLUX)
+
+
+def load(recipe: Recipe = MINI_FLUX) -> FluxPipeline:
+    """The trained model without progress bars, on the CPU."""
+    pipe = FluxPipeline.from_pretrained(recipe.folder, dtype=torch.float32)
+    pipe.default_sample_size = recipe.image_size // pipe.vae_scale_factor
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
 
 def prompt_of(seed: int) -> str:
-    """Digits and places in turn, so that any 20 consecutive seeds show all of them."""
-    return data.prompt(seed % 10, (seed // 10) % 2)
+    """mini-FLUX's: digits and places in turn, so that any 20 consecutive seeds show all of them."""
+    return MINI_FLUX.prompt_of(seed)
 
 
-def draw(pipe: Any, seed: int, *, steps: int = 28, cfg: float = 1.0, output_type: str = "np") -> np.ndarray:
+def draw(
+    pipe: Any,
+    seed: int,
+    *,
+    steps: int = 28,
+    cfg: float = 1.0,
+    output_type: str = "np",
+    recipe: Recipe = MINI_FLUX,
+) -> np.ndarray:
     """One image `[height, width, 3]` in [0, 1], or its latents."""
     options: dict[str, Any] = {"true_cfg_scale": cfg, "negative_prompt": ""} if cfg > 1 else {}
     generator = torch.Generator().manual_seed(seed)
-    options.update(SETTINGS, num_inference_steps=steps, generator=generator, output_type=output_type)
-    image = pipe(prompt_of(seed), **options).images[0]
-    return image.numpy() if isinstance(image, torch.Tensor) else image
+    options.update(settings_of(recipe), num_inference_steps=steps, generator=generator, output_type=output_type)
+    image = pipe(recipe.prompt_of(seed), **options).images[0]
+    return image.cpu().numpy() if isinstance(image, torch.Tensor) else image
 
 
 class Prepared(NamedTuple):
@@ -55,8 +70,8 @@ class Prepared(NamedTuple):
     latents: Latents
 
 
-def prepare(pipe: Any, seeds: Sequence[int], *, steps: int = 28, cfg: float = 1.0) -> Prepared:
-    """Sample without a cache, and keep what the transformer was first called with."""
+def prepare(pipe: Any, seeds: Sequence[int], *, steps: int = 28, cfg: float = 1.0, recipe: Recipe = MINI_FLUX) -> Prepared:
+    """Sample without a cache, and keep what the transformer was first called with; all on the pipeline's device."""
     calls: list[dict[str, Any]] = []
 
     def remember(module: torch.nn.Module, args: tuple[Any, ...], inputs: dict[str, Any]) -> None:
@@ -68,11 +83,11 @@ def prepare(pipe: Any, seeds: Sequence[int], *, steps: int = 28, cfg: float = 1.
     hook = pipe.transformer.register_forward_pre_hook(remember, with_kwargs=True)
     try:
         latents = pipe(
-            [prompt_of(seed) for seed in seeds],
+            [recipe.prompt_of(seed) for seed in seeds],
             num_inference_steps=steps,
             generator=[torch.Generator().manual_seed(seed) for seed in seeds],
             output_type="latent",
-            **SETTINGS,
+            **settings_of(recipe),
             **options,
         ).images
     finally:
@@ -80,12 +95,12 @@ def prepare(pipe: Any, seeds: Sequence[int], *, steps: int = 28, cfg: float = 1.
     branches = tuple(
         afcache.FluxInputs(**{name: call[name] for name in afcache.FluxInputs._fields if name in call}) for call in calls
     )
-    return Prepared(branches, pipe.scheduler.sigmas.clone(), cfg, latents)
+    return Prepared(branches, pipe.scheduler.sigmas.to(latents.device, copy=True), cfg, latents)
 
 
-def decode(pipe: Any, latents: torch.Tensor) -> np.ndarray:
+def decode(pipe: Any, latents: torch.Tensor, recipe: Recipe = MINI_FLUX) -> np.ndarray:
     """Latents to images `[batch, height, width, 3]` in [0, 1], as the pipeline does it."""
-    latents = pipe._unpack_latents(latents, SETTINGS["height"], SETTINGS["width"], pipe.vae_scale_factor)
+    latents = pipe._unpack_latents(latents, recipe.image_size, recipe.image_size, pipe.vae_scale_factor)
     latents = latents / pipe.vae.config.scaling_factor + pipe.vae.config.shift_factor
     with torch.no_grad():
         image = pipe.vae.decode(latents, return_dict=False)[0]
