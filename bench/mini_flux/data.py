@@ -121,22 +121,23 @@ def features(images: torch.Tensor) -> np.ndarray:
 
 
 class Source:
-    """Endless random images of the training digits; they are composited on the CPU, one by one."""
+    """Endless random images of the training digits, on the CPU whatever the device, since they are composited one by one."""
 
     def __init__(self, device: torch.device | str = "cpu") -> None:
-        self._device = device
+        del device
+        self.device = torch.device("cpu")
         self._digits, self._photographs = load_split(), load_photographs()
 
     def draw(self, count: int, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return `(images [count, 3, 32, 32], classes [count])`; the generator is on the CPU."""
+        """Return `(images [count, 3, 32, 32], classes [count])`."""
         picks = torch.randint(0, len(self._digits.train_labels), (count,), generator=generator)
         places = torch.randint(0, 2, (count,), generator=generator)
         images = render(self._digits.train_images[picks], places, self._photographs, generator)
-        return images.to(self._device), (self._digits.train_labels[picks] * 2 + places).to(self._device)
+        return images, self._digits.train_labels[picks] * 2 + places
 
     def examples(self, generator: torch.Generator, *, held_out: bool) -> tuple[torch.Tensor, torch.Tensor]:
         """Every training (or held-out) digit once, over random places, with the digits' labels."""
         digits = self._digits
         images, labels = (digits.test_images, digits.test_labels) if held_out else (digits.train_images, digits.train_labels)
         places = torch.randint(0, 2, (len(images),), generator=generator)
-        return render(images, places, self._photographs, generator).to(self._device), labels.to(self._device)
+        return render(images, places, self._photographs, generator), labels

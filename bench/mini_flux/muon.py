@@ -1,4 +1,4 @@
-"""Muon in float32, for the block matrices of mini-FLUX; kernels of convolutions count as `[out, in * size]` matrices.
+"""Muon in float32, for the block matrices of the small models; kernels of convolutions count as `[out, in * size]`.
 
 torch.optim.Muon orthogonalises in bfloat16, which has no native instructions on most CPUs and made a step more than
 twice as slow. Matrices of one shape are orthogonalised together.
@@ -6,6 +6,7 @@ twice as slow. Matrices of one shape are orthogonalised together.
 
 from collections import defaultdict
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 
@@ -44,11 +45,14 @@ class Muon(torch.optim.Optimizer):
                 if param.grad is not None:
                     by_shape[param.shape].append(param)
             for shape, params in by_shape.items():
-                updates = []
                 for param in params:
-                    buffer = self.state[param].setdefault("momentum", torch.zeros_like(param))
-                    buffer.lerp_(param.grad, 1 - group["momentum"])
-                    updates.append(param.grad.lerp(buffer, group["momentum"]).flatten(1))
-                scale = 0.2 * max(updates[0].shape) ** 0.5
-                for param, update in zip(params, orthogonalize(torch.stack(updates)), strict=True):
-                    param.add_(update.view(shape), alpha=-group["lr"] * scale)
+                    if "momentum" not in self.state[param]:
+                        self.state[param]["momentum"] = torch.zeros_like(param)
+                # Together, since on a GPU the starts of so many small kernels are what a step waits for.
+                gradients: list[Any] = [param.grad for param in params]
+                buffers = [self.state[param]["momentum"] for param in params]
+                torch._foreach_lerp_(buffers, gradients, 1 - group["momentum"])
+                updates = torch.stack(torch._foreach_lerp(gradients, buffers, group["momentum"])).flatten(2)
+                scale = 0.2 * max(updates.shape[1:]) ** 0.5
+                directions = orthogonalize(updates).view(-1, *shape).unbind()
+                torch._foreach_add_(params, list(directions), alpha=-group["lr"] * scale)

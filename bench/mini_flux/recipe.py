@@ -17,7 +17,9 @@ _FOLDER = Path(__file__).parent
 
 
 class Source(Protocol):
-    """Where training images come from."""
+    """Where training images come from; `device` is its images' and its generators'."""
+
+    device: torch.device
 
     def draw(self, count: int, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
         """Random training images `[count, 3, size, size]` in [-1, 1], and their classes, int64 `[count]`."""

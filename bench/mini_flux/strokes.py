@@ -94,6 +94,7 @@ class Source:
     """Endless random images of the training digits, drawn on one device."""
 
     def __init__(self, device: torch.device | str = "cpu") -> None:
+        self.device = torch.device(device)
         split = data.load_split()
         self._train = split.train_images.to(device), split.train_labels.to(device)
         self._test = split.test_images.to(device), split.test_labels.to(device)

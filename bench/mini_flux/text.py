@@ -1,7 +1,7 @@
-"""Tokenizers and text encoders for mini-FLUX: real CLIP and T5 classes, built and trained offline.
+"""Tokenizers and text encoders of the small models: real CLIP and T5 classes, built and trained offline.
 
 The vocabularies hold the words of the training prompts whole and everything else letter by letter, so any text can be
-encoded. The encoders learn to tell digits and places apart from all wordings, and are frozen afterwards.
+encoded. The encoders learn to tell the values of a class apart from all wordings, and are frozen afterwards.
 """
 
 import json
@@ -15,20 +15,19 @@ from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer, T5Config, T5EncoderModel, T5Tokenizer
 
-from bench.mini_flux import data
+from bench.mini_flux.parts import TEXT_DIM
+from bench.mini_flux.recipe import MINI_FLUX, Recipe
 
-TEXT_LENGTH = 16
-TEXT_DIM = 64
 _LETTERS = string.ascii_letters + string.digits + string.punctuation
 
 
-def corpus() -> list[str]:
+def corpus(recipe: Recipe = MINI_FLUX) -> list[str]:
     """Every training prompt, lower case and capitalised."""
-    lower = [text for digit in range(10) for place in range(2) for text in data.prompts_for(digit, place)]
+    lower = [text for values in recipe.classes for text in recipe.wordings(*values)]
     return lower + [text[0].upper() + text[1:] for text in lower]
 
 
-def build_clip_tokenizer() -> CLIPTokenizer:
+def build_clip_tokenizer(recipe: Recipe = MINI_FLUX) -> CLIPTokenizer:
     """Train a byte-level BPE on the prompts, single letters included."""
     start, end = "<|startoftext|>", "<|endoftext|>"
     tokenizer = Tokenizer(models.BPE(end_of_word_suffix="</w>", unk_token=end))
@@ -42,20 +41,20 @@ def build_clip_tokenizer() -> CLIPTokenizer:
         end_of_word_suffix="</w>",
         show_progress=False,
     )
-    words = [text.lower() for text in corpus()]
+    words = [text.lower() for text in corpus(recipe)]
     tokenizer.train_from_iterator([*words, " ".join(sorted(set(_LETTERS.lower())))], trainer)
     model = json.loads(tokenizer.to_str())["model"]
     merges: Any = [tuple(merge) for merge in model["merges"]]
-    return CLIPTokenizer(vocab=model["vocab"], merges=merges, model_max_length=TEXT_LENGTH)
+    return CLIPTokenizer(vocab=model["vocab"], merges=merges, model_max_length=recipe.text_length)
 
 
-def build_t5_tokenizer() -> T5Tokenizer:
+def build_t5_tokenizer(recipe: Recipe = MINI_FLUX) -> T5Tokenizer:
     """Make a Unigram vocabulary: whole prompt words first, letters as the expensive fallback."""
-    words = sorted({word for text in corpus() for word in text.split()})
+    words = sorted({word for text in corpus(recipe) for word in text.split()})
     pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -4.0)]
     pieces += [("▁" + word, -2.0) for word in words]
     pieces += [(letter, -8.0) for letter in _LETTERS]
-    return T5Tokenizer(vocab=pieces, extra_ids=0, model_max_length=TEXT_LENGTH)
+    return T5Tokenizer(vocab=pieces, extra_ids=0, model_max_length=recipe.text_length)
 
 
 def build_encoders(clip_tokenizer: Any, t5_tokenizer: Any) -> tuple[CLIPTextModel, T5EncoderModel]:
@@ -68,7 +67,7 @@ def build_encoders(clip_tokenizer: Any, t5_tokenizer: Any) -> tuple[CLIPTextMode
             projection_dim=TEXT_DIM,
             num_hidden_layers=2,
             num_attention_heads=4,
-            max_position_embeddings=TEXT_LENGTH,
+            max_position_embeddings=clip_tokenizer.model_max_length,
             bos_token_id=clip_tokenizer.bos_token_id,
             eos_token_id=clip_tokenizer.eos_token_id,
             pad_token_id=clip_tokenizer.pad_token_id,
@@ -97,7 +96,8 @@ def encode(
     t5: T5EncoderModel,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Encode as FluxPipeline does: `(prompt_embeds [batch, 16, 64], pooled_prompt_embeds [batch, 64])`."""
-    options = {"padding": "max_length", "max_length": TEXT_LENGTH, "truncation": True, "return_tensors": "pt"}
+    length = clip_tokenizer.model_max_length
+    options = {"padding": "max_length", "max_length": length, "truncation": True, "return_tensors": "pt"}
     prompt_embeds = t5(t5_tokenizer(prompts, **options).input_ids)[0]
     pooled = clip(clip_tokenizer(prompts, **options).input_ids).pooler_output
     return prompt_embeds, pooled
@@ -111,10 +111,10 @@ _FOLDERS = {
 }
 
 
-def load_or_train_encoders(folder: Path, *, steps: int, seed: int) -> tuple[Any, ...]:
+def load_or_train_encoders(recipe: Recipe, folder: Path, *, steps: int, seed: int) -> tuple[Any, ...]:
     """Return `(clip_tokenizer, clip, t5_tokenizer, t5)`, frozen; trained once, then kept in `folder`."""
     if not folder.exists():
-        parts = train_encoders(steps=steps, seed=seed)
+        parts = train_encoders(recipe, steps=steps, seed=seed)
         for name, part in zip(_FOLDERS, parts, strict=True):
             part.save_pretrained(folder / name)
         return parts
@@ -124,28 +124,35 @@ def load_or_train_encoders(folder: Path, *, steps: int, seed: int) -> tuple[Any,
     return parts
 
 
-def train_encoders(*, steps: int, seed: int) -> tuple[Any, ...]:
-    """Train both encoders to name digit and place from any wording; return them frozen, with their tokenizers."""
+def train_encoders(recipe: Recipe, *, steps: int, seed: int) -> tuple[Any, ...]:
+    """Train both encoders to name a class's values from any wording; return them frozen, with their tokenizers."""
     torch.manual_seed(seed)
-    clip_tokenizer, t5_tokenizer = build_clip_tokenizer(), build_t5_tokenizer()
+    clip_tokenizer, t5_tokenizer = build_clip_tokenizer(recipe), build_t5_tokenizer(recipe)
     clip, t5 = build_encoders(clip_tokenizer, t5_tokenizer)
-    heads = nn.ModuleList([nn.Linear(TEXT_DIM, 12) for _ in range(2)])
+    heads = nn.ModuleList([nn.Linear(TEXT_DIM, sum(recipe.sizes)) for _ in range(2)])
     optimizer = torch.optim.AdamW([*clip.parameters(), *t5.parameters(), *heads.parameters()], lr=1e-3)
     generator = torch.Generator().manual_seed(seed)
+
+    def read(prompts: list[str]) -> list[tuple[torch.Tensor, ...]]:
+        prompt_embeds, pooled = encode(prompts, clip_tokenizer, clip, t5_tokenizer, t5)
+        return [x.split(recipe.sizes, dim=1) for x in (heads[0](prompt_embeds.mean(1)), heads[1](pooled))]
+
     for _ in range(steps):
-        digits = torch.randint(0, 10, (64,), generator=generator)
-        places = torch.randint(0, 2, (64,), generator=generator)
+        values = [torch.randint(0, size, (64,), generator=generator) for size in recipe.sizes]
         wordings = torch.randint(0, 10_000, (64,), generator=generator).tolist()
         prompts = []
-        for digit, place, wording in zip(digits.tolist(), places.tolist(), wordings, strict=True):
-            choices = data.prompts_for(digit, place)
+        for *chosen, wording in zip(*(value.tolist() for value in values), wordings, strict=True):
+            choices = recipe.wordings(*chosen)
             text = choices[wording % len(choices)]
             prompts.append(text if wording % 2 else text[0].upper() + text[1:])
-        prompt_embeds, pooled = encode(prompts, clip_tokenizer, clip, t5_tokenizer, t5)
-        logits = [heads[0](prompt_embeds.mean(1)), heads[1](pooled)]
-        losses = [F.cross_entropy(x[:, :10], digits) + F.cross_entropy(x[:, 10:], places) for x in logits]
+        losses = [sum(map(F.cross_entropy, logits, values), start=torch.zeros(())) for logits in read(prompts)]
         optimizer.zero_grad()
         sum(losses, start=torch.zeros(())).backward()
         optimizer.step()
     print(f"text encoders: losses after {steps} steps {[round(loss.item(), 4) for loss in losses]}")
+    truth = torch.tensor([values for values in recipe.classes for _ in recipe.wordings(*values)] * 2)
+    with torch.no_grad():
+        read_values = [torch.stack([x.argmax(1) for x in logits], dim=1) for logits in read(corpus(recipe))]
+    shares = [round((found == truth).all(1).double().mean().item(), 4) for found in read_values]
+    print(f"text encoders: T5 and CLIP read the whole class from {shares} of all wordings", flush=True)
     return clip_tokenizer, clip.eval().requires_grad_(False), t5_tokenizer, t5.eval().requires_grad_(False)

@@ -100,6 +100,7 @@ class Source:
     """Endless random crops of the trained part of the pictures, cut on one device."""
 
     def __init__(self, device: torch.device | str = "cpu") -> None:
+        self.device = torch.device(device)
         levels = [level for picture in load_pictures() for level in (picture, _reduced(picture, 2))]
         sizes = [level.shape[1:] for level in levels]
         height, width = (max(size[axis] for size in sizes) for axis in (0, 1))
