@@ -9,9 +9,12 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from sklearn.svm import SVC
 
 import afcache
-from bench.mini_flux import data, strokes, textures
+from bench.mini_flux import data, stroke_images, texture_images
 
 _FOLDER = Path(__file__).parent
 
@@ -45,6 +48,7 @@ class Recipe:
         values_of: class of a seed.
         source: makes the training images' source on a device.
         features: what the judge sees of images `[count, 3, size, size]` in [-1, 1].
+        judge: makes the classifier that is trained on real images' features.
         transformer: keyword arguments, as far as the recipes differ.
         vae_channels: of the autoencoder's two levels.
         guidance: recommended true CFG scale.
@@ -61,6 +65,7 @@ class Recipe:
     source: Callable[[torch.device | str], Source]
     features: Callable[[torch.Tensor], np.ndarray]
     transformer: dict[str, Any]
+    judge: Callable[[], Any] = lambda: SVC(C=10, gamma="scale")
     vae_channels: tuple[int, int] = (24, 48)
     guidance: float = 2.0
     text_length: int = 16
@@ -103,12 +108,12 @@ MINI_FLUX = Recipe(
 STROKES = Recipe(
     name="strokes",
     folder=_FOLDER / "strokes",
-    image_size=strokes.IMAGE_SIZE,
+    image_size=stroke_images.IMAGE_SIZE,
     sizes=(10, 4, 2),
-    wordings=strokes.prompts_for,
-    values_of=strokes.values_of,
-    source=strokes.Source,
-    features=strokes.features,
+    wordings=stroke_images.prompts_for,
+    values_of=stroke_images.values_of,
+    source=stroke_images.Source,
+    features=stroke_images.features,
     transformer={
         "num_layers": 2,
         "num_single_layers": 10,
@@ -121,12 +126,13 @@ STROKES = Recipe(
 TEXTURES = Recipe(
     name="textures",
     folder=_FOLDER / "textures",
-    image_size=textures.IMAGE_SIZE,
+    image_size=texture_images.IMAGE_SIZE,
     sizes=(10, 2),
-    wordings=textures.prompts_for,
-    values_of=textures.values_of,
-    source=textures.Source,
-    features=textures.features,
+    wordings=texture_images.prompts_for,
+    values_of=texture_images.values_of,
+    source=texture_images.Source,
+    features=texture_images.features,
+    judge=lambda: make_pipeline(StandardScaler(), SVC(C=10, gamma="scale")),
     transformer={
         "num_layers": 6,
         "num_single_layers": 4,

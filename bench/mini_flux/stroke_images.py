@@ -79,7 +79,7 @@ def prompts_for(digit: int, color: int, paper: int) -> list[str]:
 def values_of(seed: int) -> tuple[int, int, int]:
     """Digit, colour and paper: ten seeds in turn show all digits, colours and papers, eighty show every class."""
     digit, rest = seed % 10, seed // 10
-    return digit, (digit + rest) % 4, (digit + rest // 4) % 2
+    return digit, (digit + rest) % 4, (digit // 3 + rest + rest // 4) % 2
 
 
 def features(images: torch.Tensor) -> np.ndarray:

@@ -40,7 +40,7 @@ TEMPLATES = (
 _TRAINED_PART = 0.75
 # What lies outside the retina is black.
 _RETINA_SIDE = 980
-_EXAMPLES = 2000
+_EXAMPLES = 800
 
 
 def load_pictures() -> list[torch.Tensor]:
