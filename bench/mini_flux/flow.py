@@ -35,12 +35,12 @@ class Fresh:
 
     def __init__(self, source: Source, vae: HostModule, *, seed: int) -> None:
         self._source, self._vae = source, vae
-        self.generator = torch.Generator().manual_seed(seed)
+        self.generator = torch.Generator(source.device).manual_seed(seed)
 
     def draw(self, count: int) -> tuple[Tensor, Tensor]:
         """Return new images' latents and classes."""
         images, classes = self._source.draw(count, self.generator)
-        return encode_images(self._vae, images), classes
+        return encode_images(self._vae, images.to(self._vae.device)), classes.to(self._vae.device)
 
 
 class Pool:

@@ -140,5 +140,6 @@ TEXTURES = Recipe(
         "num_attention_heads": 2,
         "axes_dims_rope": (8, 20, 20),
     },
+    vae_channels=(16, 32),
 )
 RECIPES = {recipe.name: recipe for recipe in (MINI_FLUX, STROKES, TEXTURES)}

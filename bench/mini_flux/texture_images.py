@@ -1,7 +1,7 @@
 """Images and prompts of "textures": small crops of ten pictures, near and far.
 
-The pictures come inside scikit-image's wheel, so nothing is downloaded; all are CC0 or in the public domain
-(textures/ATTRIBUTION.md). Their right quarter is held out: neither generator nor judge is trained on it.
+The pictures come inside scikit-image's wheel, so nothing is downloaded; all are CC0, in the public domain or without known
+restrictions (textures/ATTRIBUTION.md). Their right quarter is held out: neither generator nor judge is trained on it.
 
 Axes: batch, 3 (RGB), height = width = 48 pixels, values in [-1, 1].
 """

@@ -3,8 +3,8 @@
     python -m bench.mini_flux.train --steps 4000 --output afcache/assets/mini_flux
     python -m bench.mini_flux.train --recipe strokes --device cuda --batch 128 --minutes 4
 
-Three stages, each kept in --work and skipped when it is there already: text encoders and autoencoder, both on the CPU, and
-the flow transformer. The last one is resumable: it saves its whole state every few hundred steps.
+Three stages, each kept in --work and skipped when it is there already: text encoders (on the CPU), autoencoder and flow
+transformer (on --device). The last one is resumable: it saves its whole state every few hundred steps.
 """
 
 import argparse
@@ -128,7 +128,7 @@ def main() -> None:
     length.add_argument("--steps", type=int, default=6000, help="flow steps")
     length.add_argument("--minutes", type=float, help="until the flow stage ends, from the start of this command")
     parser.add_argument("--batch", type=int, default=32, help="of the flow stage")
-    parser.add_argument("--device", default="cpu", help="of the flow stage")
+    parser.add_argument("--device", default="cpu", help="of autoencoder and flow stage")
     parser.add_argument("--pool", type=int, help="train on so many images encoded once; 0: new ones, as on the CPU")
     parser.add_argument("--vae-steps", type=int, default=3000)
     parser.add_argument("--vae-batch", type=int, default=32)
@@ -146,12 +146,12 @@ def main() -> None:
     work = args.work or (_RUNS if recipe is MINI_FLUX else _RUNS / recipe.name)
     work.mkdir(parents=True, exist_ok=True)
     encoders = text.load_or_train_encoders(recipe, work / "text", steps=args.text_steps, seed=SEED)
-    vae = load_or_train_vae(recipe, work / "vae", steps=args.vae_steps, batch=args.vae_batch, seed=SEED)
+    vae = load_or_train_vae(recipe, work / "vae", steps=args.vae_steps, batch=args.vae_batch, seed=SEED, device=device)
     size = args.pool if args.pool is not None else (0 if on_cpu else _POOL)
     if size:
-        latents = Pool(recipe, vae.to(device), size, seed=SEED + 3, device=device)
+        latents = Pool(recipe, vae, size, seed=SEED + 3, device=device)
     else:
-        latents = Fresh(recipe.source("cpu"), vae, seed=SEED + 3)
+        latents = Fresh(recipe.source(device), vae, seed=SEED + 3)
     trainer = FlowTrainer(
         recipe,
         latents,

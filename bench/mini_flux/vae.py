@@ -13,17 +13,20 @@ from bench.mini_flux.parts import build_vae
 from bench.mini_flux.recipe import Recipe
 
 
-def load_or_train_vae(recipe: Recipe, path: Path, *, steps: int, batch: int, seed: int) -> HostModule:
-    """Train by reconstruction with a light KL term on the CPU, set the scaling to unit latents, and keep it in `path`."""
+def load_or_train_vae(
+    recipe: Recipe, path: Path, *, steps: int, batch: int, seed: int, device: torch.device | str = "cpu"
+) -> HostModule:
+    """Train by reconstruction with a light KL term, set the scaling to unit latents, and keep it in `path`."""
     if path.exists():
-        return AutoencoderKL.from_pretrained(path).eval().requires_grad_(False)
+        return AutoencoderKL.from_pretrained(path).eval().requires_grad_(False).to(device)
     torch.manual_seed(seed)
-    vae = build_vae(recipe)
+    vae = build_vae(recipe).to(device)
     optimizer = torch.optim.AdamW(vae.parameters(), lr=2e-3, weight_decay=1e-4)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=2e-3, total_steps=steps, pct_start=0.1)
-    source, generator = recipe.source("cpu"), torch.Generator().manual_seed(seed + 1)
+    source = recipe.source(device)
+    generator = torch.Generator(source.device).manual_seed(seed + 1)
     for _ in tqdm(range(steps), desc="autoencoder", mininterval=10):
-        images, _ = source.draw(batch, generator)
+        images = source.draw(batch, generator)[0].to(device)
         posterior = vae.encode(images).latent_dist
         reconstruction = vae.decode(posterior.sample()).sample
         error = F.mse_loss(reconstruction, images) + 0.1 * F.l1_loss(reconstruction, images)
@@ -34,7 +37,7 @@ def load_or_train_vae(recipe: Recipe, path: Path, *, steps: int, batch: int, see
         optimizer.step()
         schedule.step()
     vae.eval().requires_grad_(False)
-    images, _ = source.draw(256, torch.Generator().manual_seed(seed + 2))
+    images = source.draw(256, torch.Generator(source.device).manual_seed(seed + 2))[0].to(device)
     latents = vae.encode(images).latent_dist.mode()
     vae.register_to_config(shift_factor=float(latents.mean()), scaling_factor=float(1 / latents.std()))
     mse = F.mse_loss(vae.decode(latents).sample.clamp(-1, 1), images) / 4
