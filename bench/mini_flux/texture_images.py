@@ -40,7 +40,7 @@ TEMPLATES = (
 _TRAINED_PART = 0.75
 # What lies outside the retina is black.
 _RETINA_SIDE = 980
-_EXAMPLES = 800
+_EXAMPLES = 500
 
 
 def load_pictures() -> list[torch.Tensor]:
