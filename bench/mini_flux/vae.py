@@ -18,7 +18,8 @@ def load_or_train_vae(
 ) -> HostModule:
     """Train by reconstruction with a light KL term, set the scaling to unit latents, and keep it in `path`."""
     if path.exists():
-        return AutoencoderKL.from_pretrained(path).eval().requires_grad_(False).to(device)
+        known: HostModule = AutoencoderKL.from_pretrained(path)
+        return known.eval().requires_grad_(False).to(device)
     torch.manual_seed(seed)
     vae = build_vae(recipe).to(device)
     optimizer = torch.optim.AdamW(vae.parameters(), lr=2e-3, weight_decay=1e-4)
