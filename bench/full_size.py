@@ -13,7 +13,7 @@ import argparse
 import os
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 # Started as a file, Python looks for modules beside it; bench is found from one folder above.
 if __package__ in (None, ""):
@@ -32,6 +32,7 @@ from afcache.functional.ranks.collectives import Ranks
 from afcache.functional.ranks.step import Layout
 from afcache.functional.ranks.traffic import Call, Traffic, step_traffic
 from afcache.models.flux1.architecture import sizes
+from afcache.settings.config import Target
 from afcache.settings.presets import resolve_config
 from bench.models.random_flux import SIZES, Size
 from bench.record.naming import RESULTS
@@ -43,6 +44,8 @@ from bench.scale.full_size_subject import TEXT_TOKENS, parse_shape
 
 # Beside the model's own, 1024 pixels and one image.
 SHAPES = ("512x1", "1024x4", "2048x1")
+# Those that are compared with all blocks; AFCache on few blocks, at all shapes and in all modes; decisions made ahead.
+CONTENDERS = ("plain", "regional", "blocks", "step", "variants", "ahead")
 
 
 def message_rows(size: Size, config: CacheConfig, transformer: Any) -> list[dict[str, Any]]:
@@ -137,6 +140,8 @@ def main() -> None:
     add("--rounds", type=int, default=3, help="images of each contender, after one that warms up (default 3)")
     add("--profiled", type=int, default=8, help="steps of the image in which waits are counted (default 8)")
     add("--shapes", nargs="*", type=parse_shape, default=[parse_shape(text) for text in SHAPES], metavar="PIXELSxBATCH")
+    add("--target", choices=get_args(Target), default="residual", help="what a cached step forecasts (default residual)")
+    add("--contenders", nargs="*", choices=CONTENDERS, default=CONTENDERS, help="leave some out to save time")
     add("--modes", nargs="*", default=["reduce-overhead", "max-autotune-no-cudagraphs"], help="of torch.compile")
     arguments = parser.parse_args()
     if arguments.fake:

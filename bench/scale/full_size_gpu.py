@@ -23,7 +23,7 @@ from bench.models.random_flux import SIZES
 from bench.record.clock import seconds_of
 from bench.record.spread import shown_spread
 from bench.scale.full_size_rows import EQUALITY, FEW, STEP, UNKNOWN, VARIANT, Row, at_most, difference
-from bench.scale.full_size_subject import CONFIG, INTERVAL, Shape, Subject, cached, decide, force, plain, regional
+from bench.scale.full_size_subject import INTERVAL, Shape, Subject, cached, decide, force, plain, regional
 from bench.scale.full_size_tables import Tables
 from bench.scale.step_costs import by_kind, gain
 
@@ -78,7 +78,7 @@ class Bench:
         self.plain_latents: Tensor | None = None
         self.eager_latents: Tensor | None = None
         self.whole: dict[Shape, float] = {}
-        self.subject = Subject(self.size, arguments.device)
+        self.subject = Subject(self.size, arguments.device, arguments.target)
         self.few: Subject | None = None
 
     def attempt(self, name: str, row: Row, seconds: float, measure: Callable[[], Iterator[Row]]) -> None:
@@ -145,14 +145,22 @@ class Bench:
             "image (s)": seconds,
         } | self._of_plain(first)
 
-    def cached_rows(self, *, ahead: bool = False) -> Iterator[Row]:
-        """AFCache with forced refreshes, and, in the same graph, with live decisions; or decisions made ahead."""
+    def cached_rows(self, *, ahead: bool = False, around: str = "step") -> Iterator[Row]:
+        """AFCache with forced refreshes, and, in the same graph, with live decisions; or decisions made ahead.
+
+        Args:
+            ahead: the latter.
+            around: what is compiled: "step", or "blocks", which makes its decisions ahead in any case.
+
+        """
         subject, arguments = self.subject, self.arguments
-        with cached(subject, arguments.backend, decide_ahead=ahead):
+        options = {"decide_ahead": ahead} if around == "step" else {"compile": around}
+        with cached(subject, arguments.backend, **options):
             first = subject.first_call(self.shape)
             if not ahead:
-                decide(subject, dataclasses.replace(CONFIG, tolerance=0.0))
-                self._compare("tolerance 0, compiled", subject.draw(self.shape, _EQUAL_STEPS))
+                decide(subject, dataclasses.replace(subject.config, tolerance=0.0))
+                name = "tolerance 0, compiled" if around == "step" else "tolerance 0, compiled block by block"
+                self._compare(name, subject.draw(self.shape, _EQUAL_STEPS))
                 force(subject, arguments.steps)
                 yield {"decisions": f"forced, every {INTERVAL}", **self._facts(first)}
             decide(subject)
@@ -166,7 +174,9 @@ class Bench:
         theirs = f"plain, compiled, {_EQUAL_STEPS} steps"
         ours = {"ours": name, "theirs": theirs}
         self.tables.add("equality", {**EQUALITY, **ours, **difference(latents, self.plain_latents)})
-        if self.eager_latents is not None:
+        if self.eager_latents is not None and not any(
+            row["ours"].endswith("yardstick)") for row in self.tables.rows["equality"]
+        ):
             yardstick = {"ours": "plain, eager (the yardstick)", "theirs": theirs}
             self.tables.add("equality", {**EQUALITY, **yardstick, **difference(self.eager_latents, self.plain_latents)})
 
@@ -210,7 +220,7 @@ class Bench:
         """AFCache on few blocks: what a cached step costs at another shape, in another mode, decided in another way."""
         arguments, shape = self.arguments, variant.shape
         if self.few is None:
-            self.few = Subject(self.size._replace(double=FEW.double, single=FEW.single), arguments.device)
+            self.few = Subject(self.size._replace(double=FEW.double, single=FEW.single), arguments.device, arguments.target)
         few = self.few
         with cached(few, arguments.backend, mode=variant.mode, decide_ahead="ahead" in variant.decisions):
             first = few.first_call(shape)
@@ -242,11 +252,28 @@ class Bench:
 
     def run(self) -> None:
         """Measure everything that fits."""
-        self.attempt("equality", EQUALITY, self.row_seconds, self.equal_forward)
-        whole, by_block, ours = ({**STEP, "contender": name} for name in ("plain, compiled", "plain, regional", "AFCache"))
-        self.attempt("steps", whole, self.compile_seconds + self.row_seconds, self.plain_rows)
-        self.attempt("steps", by_block, 2 * self.row_seconds, self.regional_rows)
-        self.attempt("steps", ours, 1.6 * self.compile_seconds + self.row_seconds, self.cached_rows)
+        names = ("plain, compiled", "plain, regional", "AFCache", "AFCache, blocks")
+        whole, by_block, ours, around = ({**STEP, "contender": name} for name in names)
+        seconds = 1.6 * self.compile_seconds + self.row_seconds
+        asked = self.arguments.contenders
+        if "plain" in asked:
+            self.attempt("equality", EQUALITY, self.row_seconds, self.equal_forward)
+            self.attempt("steps", whole, self.compile_seconds + self.row_seconds, self.plain_rows)
+        if "regional" in asked:
+            self.attempt("steps", by_block, 2 * self.row_seconds, self.regional_rows)
+        if "blocks" in asked and self.arguments.target != "residual":
+            self.attempt("steps", around, 2 * self.row_seconds, lambda: self.cached_rows(around="blocks"))
+        if "step" in asked:
+            self.attempt("steps", ours, seconds, self.cached_rows)
+        if "variants" in asked:
+            self._run_variants()
+        if "ahead" in asked:
+            ahead = {**ours, "decisions": "ahead"}
+            self.attempt("steps", ahead, seconds, lambda: self.cached_rows(ahead=True))
+        self._run_tuned()
+        self.tables.finish()
+
+    def _run_variants(self) -> None:
         shapes = self.arguments.shapes
         for shape in (self.shape, *shapes):
             row = {**VARIANT, "pixels": shape.pixels, "batch": shape.batch}
@@ -259,13 +286,12 @@ class Bench:
                 self.variant(variant)
         # What is measured next counts memory.
         self.few = None
-        ahead = {**ours, "decisions": "ahead"}
-        seconds = 1.6 * self.compile_seconds + self.row_seconds
-        self.attempt("steps", ahead, seconds, lambda: self.cached_rows(ahead=True))
-        for variant in variants:
+
+    def _run_tuned(self) -> None:
+        """What may take longest."""
+        for variant in (Variant(self.shape, mode, ("forced",)) for mode in self.arguments.modes):
             if variant.is_tuned:
                 self.variant(variant)
-        self.tables.finish()
 
 
 def measure(arguments: argparse.Namespace) -> None:

@@ -15,15 +15,14 @@ import afcache
 from afcache import CacheConfig
 from afcache.runtime.binding import require_runtime
 from afcache.runtime.compiled import CompileOptions
-from afcache.settings.presets import resolve_config
+from afcache.settings.config import Target
+from afcache.settings.presets import tuned
 from bench.models.random_flux import Size, make_flux1, make_pipeline
 from bench.record.clock import CallClock, seconds_of
 from bench.scale.step_costs import WARMUP
 
 TEXT_TOKENS = 512
 INTERVAL = 4
-# The error control of the default preset, but for a limit of gaps that would refuse the forced pattern.
-CONFIG = dataclasses.replace(resolve_config(None), max_growth=float("inf"))
 _CALL = "transformer call"
 # What the host waits in; on a CPU, reads of a tensor's value, which would be waits on an accelerator.
 _WAITS = {
@@ -64,12 +63,15 @@ class Subject:
     Args:
         size: of the transformer.
         device: where it lives.
+        target: what a cached step forecasts.
 
     """
 
-    def __init__(self, size: Size, device: str) -> None:
+    def __init__(self, size: Size, device: str, target: Target = "residual") -> None:
         torch.manual_seed(0)
         self.device = device
+        # The error control of a preset, but for a limit of gaps that would refuse the forced pattern.
+        self.config = dataclasses.replace(tuned(0.016, target=target), max_growth=float("inf"))
         self.transformer = make_flux1(size, dtype=torch.bfloat16, device=device)
         self.pipe = make_pipeline(self.transformer)
         self._inputs: dict[Shape, afcache.FluxInputs] = {}
@@ -188,7 +190,7 @@ def cached(subject: Subject, backend: str, **options: Any) -> Iterator[None]:
     """AFCache; its decisions can be forced and let go without another compilation."""
     torch._dynamo.reset()
     with fresh_cache():
-        afcache.compile_pipeline(subject.pipe, CONFIG, backend=backend, **options)
+        afcache.compile_pipeline(subject.pipe, subject.config, backend=backend, **options)
         try:
             yield
         finally:
@@ -199,9 +201,9 @@ def force(subject: Subject, steps: int) -> None:
     """From now on a refresh every fourth step: plan and tolerance are inputs of the graph, which stays what it is."""
     plan = tuple(range(WARMUP - 1, steps, INTERVAL))
     runtime = require_runtime(subject.pipe)
-    runtime.config = dataclasses.replace(CONFIG, policy="planned", refresh_steps=plan, tolerance=1e9)
+    runtime.config = dataclasses.replace(subject.config, policy="planned", refresh_steps=plan, tolerance=1e9)
 
 
-def decide(subject: Subject, config: CacheConfig = CONFIG) -> None:
-    """From now on decisions are made by error control."""
-    require_runtime(subject.pipe).config = config
+def decide(subject: Subject, config: CacheConfig | None = None) -> None:
+    """From now on decisions are made by error control; None: that of the subject."""
+    require_runtime(subject.pipe).config = config or subject.config

@@ -43,6 +43,9 @@ class Tables:
     def finish(self) -> None:
         """Print and write everything: the run has come to its end."""
         for name, rows in self.rows.items():
+            if not rows:
+                # Nothing of it was asked for.
+                continue
             self._write(name)
             print(table(rows))
 
@@ -54,5 +57,8 @@ class Tables:
             f"{arguments.backend}. Median (quartiles). Costs, never quality."
         )
         title = f"FLUX.1-dev at its real size, {name}" if arguments.size == "flux1" else f"A small FLUX, {name}"
-        subject, where = f"full_size_{arguments.size}_{name}", {"device": arguments.device, "folder": arguments.output}
+        if arguments.target != "residual":
+            of_what = f'Target "{arguments.target}". {of_what}'
+        kind = "" if arguments.target == "residual" else f"{arguments.target}_"
+        subject, where = f"full_size_{arguments.size}_{kind}{name}", {"device": arguments.device, "folder": arguments.output}
         write_result(subject, title, self.rows[name], notes=[of_what, NOTES[name], *notes], **where)

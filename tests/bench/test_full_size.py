@@ -130,6 +130,17 @@ def test_the_measurement_runs_from_end_to_end(monkeypatch, tmp_path: Path, capsy
     assert all(f"{{'ours': '{row['ours']}'" in printed for row in (forward, compiled, yardstick))
 
 
+@pytest.mark.host
+def test_another_target_and_few_contenders_have_tables_of_their_own(monkeypatch, tmp_path: Path):
+    asked = ["--target", "noise", "--contenders", "regional", "blocks"]
+    run_main(monkeypatch, *SMALL, "--output", str(tmp_path), *asked)
+    plain, forced, live = rows_of(tmp_path, "full_size_tiny_noise_steps")
+    assert [row["contender"] for row in (plain, forced, live)] == ["plain, regional", "AFCache, blocks", "AFCache, blocks"]
+    assert (forced["pattern"], forced["note"], live["note"]) == ("FF...F..", "", "")
+    assert {path.name.split("_cpu_")[0] for path in tmp_path.iterdir()} == {"full_size_tiny_noise_steps"}
+    assert 'Target "noise".' in next(tmp_path.glob("*_steps_*.md")).read_text()
+
+
 class Ended(BaseException):
     """What ends a run without being an error of a measurement, as a signal is."""
 
@@ -138,7 +149,7 @@ def answer(monkeypatch: pytest.MonkeyPatch, calls: list[str], *, ends_at: str = 
     """Measure nothing, and note in which order what would be."""
 
     def stand_in(name: str, row: dict[str, Any]) -> Callable[..., Iterator[dict[str, Any]]]:
-        def rows(bench: Bench, *given: Any, ahead: bool = False) -> Iterator[dict[str, Any]]:
+        def rows(bench: Bench, *given: Any, ahead: bool = False, around: str = "step") -> Iterator[dict[str, Any]]:
             mode = given[0].mode if name == "variant_rows" else None
             calls.append(mode or ("ahead" if ahead else name))
             yield row
@@ -185,7 +196,7 @@ def test_what_does_not_fit_into_the_time_is_named(monkeypatch, tmp_path: Path):
 
 
 def test_a_measurement_that_fails_is_named(tmp_path: Path):
-    where = {"device": "cpu", "size": "tiny", "output": tmp_path}
+    where = {"device": "cpu", "size": "tiny", "output": tmp_path, "target": "residual"}
     bench = Bench(Namespace(**where, minutes=1.0, steps=8, rounds=1, backend="aot_eager"))
 
     def fail():
