@@ -265,33 +265,29 @@ class Bench:
             self.attempt("steps", around, 2 * self.row_seconds, lambda: self.cached_rows(around="blocks"))
         if "step" in asked:
             self.attempt("steps", ours, seconds, self.cached_rows)
+        modes = self.arguments.modes if "variants" in asked else ()
+        variants = [Variant(self.shape, mode, ("forced",)) for mode in modes]
         if "variants" in asked:
-            self._run_variants()
+            self._run_variants([variant for variant in variants if not variant.is_tuned])
         if "ahead" in asked:
             ahead = {**ours, "decisions": "ahead"}
             self.attempt("steps", ahead, seconds, lambda: self.cached_rows(ahead=True))
-        self._run_tuned()
+        for variant in variants:
+            if variant.is_tuned:
+                self.variant(variant)
         self.tables.finish()
 
-    def _run_variants(self) -> None:
+    def _run_variants(self, in_other_modes: list[Variant]) -> None:
         shapes = self.arguments.shapes
         for shape in (self.shape, *shapes):
             row = {**VARIANT, "pixels": shape.pixels, "batch": shape.batch}
             self.attempt("variants", row, self.row_seconds, lambda shape=shape: self.shape_seconds(shape))
         variants = [Variant(self.shape, None, decisions) for decisions in (("forced", "live"), ("ahead",))]
         variants += [Variant(shape, None, ("forced",)) for shape in shapes]
-        variants += [Variant(self.shape, mode, ("forced",)) for mode in self.arguments.modes]
-        for variant in variants:
-            if not variant.is_tuned:
-                self.variant(variant)
+        for variant in variants + in_other_modes:
+            self.variant(variant)
         # What is measured next counts memory.
         self.few = None
-
-    def _run_tuned(self) -> None:
-        """What may take longest."""
-        for variant in (Variant(self.shape, mode, ("forced",)) for mode in self.arguments.modes):
-            if variant.is_tuned:
-                self.variant(variant)
 
 
 def measure(arguments: argparse.Namespace) -> None:
