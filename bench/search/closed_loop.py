@@ -6,6 +6,7 @@ of blocks are computed for all samples; what is counted is what each of them alo
 """
 
 import functools
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -46,37 +47,47 @@ class Loop(NamedTuple):
 
 
 @torch.no_grad()
-def sample(transformer: Any, problem: Prepared, config: CacheConfig, *, use_surprise: bool = False) -> Loop:
-    """Sample a batch with a cache.
+def sample(
+    transformer: Any,
+    problem: Prepared,
+    config: CacheConfig,
+    *,
+    each: Sequence[CacheConfig] | None = None,
+    use_surprise: bool = False,
+) -> Loop:
+    """Sample a batch with a cache, on the device that it is on.
 
     Args:
         transformer: the model.
         problem: inputs and schedule.
         config: settings; `batch_decisions` must be "independent".
+        each: settings of each sample, where they differ in what may differ (`afcache.settings.changes.OPEN`).
         use_surprise: refresh on the larger of two estimates: the library's, and the error of forecasting block 0's
             modulated input by the same row, times its ratio to e at the last refresh. One guidance branch only.
 
     """
     inputs = problem.branches[0]
     latents = inputs.hidden_states
-    batch = latents.shape[0]
+    batch, device = latents.shape[0], latents.device
     states = [
         empty_state(
-            shape_of(sizes(transformer), latents.shape, branch.encoder_hidden_states.shape[1], config=config), config=config
+            shape_of(sizes(transformer), latents.shape, branch.encoder_hidden_states.shape[1], config=config),
+            config=config,
+            device=device,
         )
         for branch in problem.branches
     ]
+    scale = torch.full((batch,), float(problem.cfg), device=device)
     signal = _Surprise(states[0]) if use_surprise else None
-    refreshes, runs = [], torch.zeros(2, sizes(transformer).num_blocks, dtype=torch.int64)
-    for schedule in schedule_steps(problem.sigmas, config):
+    refreshes, runs = [], torch.zeros(2, sizes(transformer).num_blocks, dtype=torch.int64, device=device)
+    for schedule in schedule_steps(problem.sigmas.to(device), config, each=each):
         placed = [FLUX.place(branch, latents, schedule.sigma) for branch in problem.branches]
-        coupling = uncoupled(batch, groups=config.num_groups)
+        coupling = uncoupled(batch, groups=config.num_groups, device=device)
         if len(states) == 2:
-            coupling = lead(tuple(states), schedule, torch.full((batch,), float(problem.cfg)), config=config)
+            coupling = lead(tuple(states), schedule, scale, config=config)
         if config.forecasts_output:
-            coupling = unled(coupling, latents)._replace(
-                guidance_scale=torch.full((batch,), float(problem.cfg) if len(states) == 2 else float("nan"))
-            )
+            known = scale if len(states) == 2 else torch.full_like(scale, float("nan"))
+            coupling = unled(coupling, latents)._replace(guidance_scale=known)
         if signal is not None:
             coupling = coupling._replace(others_error=signal.excess(transformer, placed[0], states[0], schedule, config))
         refresh = _decide(transformer, placed[0], states[0], schedule, coupling, config)
@@ -97,7 +108,7 @@ def sample(transformer: Any, problem: Prepared, config: CacheConfig, *, use_surp
         if len(velocities) == 2:
             velocity = velocities[1] + problem.cfg * (velocities[0] - velocities[1])
         latents = latents + (schedule.sigma_next - schedule.sigma) * velocity
-    return Loop(latents, torch.stack(refreshes), *runs)
+    return Loop(latents, torch.stack(refreshes).cpu(), *runs.cpu())
 
 
 def _decide(
@@ -147,7 +158,7 @@ def _sparse_run(
 
 def _count(record: StepRecord, blocks: int, config: CacheConfig) -> Tensor:
     """Evaluations of each block, and of its MLPs alone, summed over samples; `[2, blocks]`."""
-    runs = torch.zeros(2, blocks, dtype=torch.int64)
+    runs = torch.zeros(2, blocks, dtype=torch.int64, device=record.refresh.device)
     if isinstance(record.groups, GroupRecord):
         for part, choice in zip(divide(blocks, config.num_groups), record.groups.choice, strict=True):
             runs[0, part.start : part.stop] = (choice == 0).sum()
@@ -166,7 +177,7 @@ class _Surprise:
 
     def __init__(self, state: CacheState) -> None:
         self.history = torch.zeros_like(state.history)
-        self.ratio = torch.zeros(state.num_nodes.shape[0])
+        self.ratio = torch.zeros_like(state.lag)
         self.modulated = self.error = torch.zeros(0)
 
     def excess(self, transformer: Any, inputs: Any, state: CacheState, schedule: StepSchedule, config: CacheConfig) -> Tensor:

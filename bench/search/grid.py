@@ -7,12 +7,14 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from afcache import CacheConfig
 from afcache.functional import target
 from bench.mini_flux import sampling
+from bench.mini_flux.recipe import RECIPES
 from bench.search import closed_loop
 from bench.search.laboratory import Setting
 
@@ -78,7 +80,7 @@ class Grid:
     """
 
     def __init__(self, model: str, seeds: Sequence[int], path: Path, device: str = "cpu") -> None:
-        self.recipe = sampling.RECIPES[model]
+        self.recipe = RECIPES[model]
         self.seeds = tuple(seeds)
         self._path = path
         self._pipe = sampling.load(self.recipe).to(device)
@@ -99,11 +101,11 @@ class Grid:
             with _noise_level(kind.tau):
                 loop = closed_loop.sample(self._pipe.transformer, repeat(problem, len(some)), kind.config, each=each)
             refreshes = loop.refreshes.sum(0).reshape(len(some), -1).double()
-            quality = psnr(self._decode(loop.latents), references.repeat(len(some), 1, 1, 1)).reshape(len(some), -1)
+            quality = psnr(self._decode(loop.latents).unflatten(0, (len(some), -1)), references)
             for index, cell in enumerate(some):
                 speed = setting.steps / float(refreshes[index].mean())
-                facts = kind.name, self.recipe.name, *setting, *cell, speed
-                lines.append(Found(*facts, float(quality[index].mean()), float(quality[index].min())))
+                facts = {"kind": kind.name, "model": self.recipe.name, **setting._asdict(), **cell._asdict(), "speed": speed}
+                lines.append(Found(**facts, psnr=float(quality[index].mean()), worst=float(quality[index].min())))
         self._path.parent.mkdir(parents=True, exist_ok=True)
         with self._path.open("a") as file:
             file.writelines(json.dumps(found._asdict()) + "\n" for found in lines)
@@ -115,7 +117,8 @@ class Grid:
         return self._problems[setting]
 
     def _decode(self, latents: Tensor) -> Tensor:
-        return torch.cat([sampling.decode_tensor(self._pipe, some, recipe=self.recipe) for some in latents.split(1024)])
+        parts = [sampling.decode(self._pipe, some, recipe=self.recipe) for some in latents.split(1024)]
+        return torch.from_numpy(np.concatenate(parts))
 
 
 def read(path: Path) -> list[Found]:
@@ -137,9 +140,9 @@ def repeat(problem: sampling.Prepared, times: int) -> sampling.Prepared:
 
 
 def psnr(images: Tensor, references: Tensor) -> Tensor:
-    """Of each image in [0, 1] against its reference, in float64, 150 dB at most; `[batch]`."""
-    error = (images.double() - references.double()).square().flatten(1).mean(1)
-    return (-10 * torch.log10(error.clamp_min(1e-15))).cpu()
+    """Of each image in [0, 1], `[..., height, width, 3]`, against its reference, in float64, 150 dB at most; `[...]`."""
+    error = (images.double() - references.double()).square().flatten(-3).mean(-1)
+    return -10 * torch.log10(error.clamp_min(1e-15))
 
 
 def _batched(cells: Sequence[Cell], size: int) -> Iterator[tuple[Cell, ...]]:
