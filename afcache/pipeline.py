@@ -90,7 +90,6 @@ def compile_pipeline(
         if dynamic is None and parallel is not None and parallel.shares_sequence:
             options = dataclasses.replace(options, dynamic=False)
         _check_foresight(decide_ahead, settings, parallel)
-        _check_target(settings, parallel)
         _check_options(options)
         context = None if parallel is None else _connect(parallel, transformer, family)
         runtime = Runtime(transformer, settings, options, torch.compile, context, decides_ahead=decide_ahead)
@@ -224,16 +223,6 @@ def _check_foresight(decide_ahead: bool, config: CacheConfig, parallel: Parallel
         raise ValueError(
             f"decide_ahead must be False under {what}, got True: it decides by what it sees of each step. Leave it out, or use "
             "policy 'adaptive', 'fixed', 'growing', 'magcache' or 'planned' without groups."
-        )
-
-
-def _check_target(config: CacheConfig, parallel: ParallelConfig | None) -> None:
-    """Refuse to share out guidance branches whose velocities every rank must know."""
-    if parallel is not None and config.forecasts_output and parallel.cfg_degree > 1:
-        raise NotImplementedError(
-            f"cfg_degree must be 1 with target {config.target!r}, got {parallel.cfg_degree}: where the model's output is "
-            "forecast, every rank forecasts both guidance branches. Use cfg_degree=1, with ulysses_degree or ring_degree for "
-            "the rest, or target='residual'."
         )
 
 

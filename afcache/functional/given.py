@@ -21,9 +21,9 @@ class Given(NamedTuple):
     velocity: Velocity
 
 
-def _velocity(model: Model, inputs: Given) -> Tensor:
+def _velocities(model: Model, inputs: tuple[Given, ...]) -> tuple[Tensor, ...]:
     del model
-    return inputs.velocity
+    return tuple(each.velocity for each in inputs)
 
 
 def _latents(inputs: Given) -> Tensor:
@@ -36,7 +36,7 @@ def _closed(*_: Any) -> Any:
 
 # Of a model of which nothing is known but what it returns.
 GIVEN = Architecture(
-    sizes=_closed, embed=_closed, stack=_closed, head=_closed, place=_closed, latents=_latents, forward=_velocity
+    sizes=_closed, embed=_closed, stack=_closed, head=_closed, place=_closed, latents=_latents, forward=_velocities
 )
 
 

@@ -79,8 +79,9 @@ def measure_errors(
         guided = relative_l2(guide(estimate, scale), guide(exact, scale), reduction=over_tokens)
         is_guided = torch.isfinite(scale) if found is None else torch.isfinite(scale) & coupling.is_follower
         errors[-1] = torch.where(is_guided, guided, errors[-1])
-    adopt = model.exchange.adopt_error
-    return tuple(its._replace(error=adopt(error)) for its, error in zip(computed, errors, strict=True))
+    # One message for all branches.
+    adopted = model.exchange.adopt_error(torch.stack(errors))
+    return tuple(its._replace(error=adopted[index].clone()) for index, its in enumerate(computed))
 
 
 @typed

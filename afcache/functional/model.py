@@ -115,7 +115,8 @@ class Architecture(NamedTuple):
         head: `(transformer, hidden_states, temb) -> velocity [batch, img_seq, channels]`.
         place: `(inputs, latents, sigma) -> inputs` of the same sample at another point of its trajectory.
         latents: `(inputs) -> x`: what the scheduler steps, of the velocity's shape.
-        forward: `(model, inputs) -> velocity`, where it is made otherwise than by embedding, stack and head; None: by them.
+        forward: `(model, inputs of every branch of a call) -> their velocities`, where these are made otherwise than by
+            embedding, stack and head, one branch after the other; None: by them.
         parts: asked for by gates, by groups, and by blocks that run at every step; None where a model has none.
         axes: asked for by ranks that share a sequence; None where a model cannot be shared.
 
@@ -127,7 +128,7 @@ class Architecture(NamedTuple):
     head: Callable[[HostModule, Tensor, Tensor], Tensor]
     place: Callable[[Any, Tensor, Tensor], Any]
     latents: Callable[[Any], Tensor]
-    forward: Callable[[Any, Any], Tensor] | None = None
+    forward: Callable[[Any, tuple[Any, ...]], tuple[Tensor, ...]] | None = None
     parts: Parts | None = None
     axes: TokenAxes | None = None
 

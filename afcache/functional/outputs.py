@@ -17,10 +17,22 @@ from afcache.settings.config import CacheConfig
 @typed
 def full_forward(model: Model, inputs: Any) -> Tensor:
     """Compute the velocity without any cache: embed, all blocks, head; of the latents' shape."""
-    if model.architecture.forward is not None:
-        return model.architecture.forward(model, inputs)
-    embedded = model.architecture.embed(model.transformer, inputs)
-    return model.architecture.head(model.transformer, model.architecture.stack(model, inputs, embedded), embedded.temb)
+    (velocity,) = full_forwards(model, (inputs,))
+    return velocity
+
+
+@typed
+def full_forwards(model: Model, inputs: tuple[Any, ...]) -> tuple[Tensor, ...]:
+    """Compute the velocities of every branch of a call without any cache."""
+    architecture = model.architecture
+    if architecture.forward is not None:
+        return architecture.forward(model, inputs)
+
+    def forward(its: Any) -> Tensor:
+        embedded = architecture.embed(model.transformer, its)
+        return architecture.head(model.transformer, architecture.stack(model, its, embedded), embedded.temb)
+
+    return tuple(map(forward, inputs))
 
 
 @typed
@@ -50,8 +62,13 @@ def prepare_output(model: Model, before: Branch, schedule: StepSchedule, *, conf
 
 
 @typed
-def compute_output(model: Model, prepared: Prepared, schedule: StepSchedule, *, config: CacheConfig) -> Computed:
-    """Run the whole model."""
-    velocity = full_forward(model, prepared.inputs)
-    latents = model.architecture.latents(prepared.inputs)
-    return Computed(velocity, keep_output(velocity, latents, schedule.sigma, target=config.target))
+def compute_outputs(
+    model: Model, prepared: tuple[Prepared, ...], schedule: StepSchedule, *, config: CacheConfig
+) -> tuple[Computed, ...]:
+    """Run the whole model for every branch of a call."""
+    inputs = tuple(each.inputs for each in prepared)
+    computed = []
+    for its, velocity in zip(inputs, full_forwards(model, inputs), strict=True):
+        kept = keep_output(velocity, model.architecture.latents(its), schedule.sigma, target=config.target)
+        computed.append(Computed(velocity, kept))
+    return tuple(computed)

@@ -13,7 +13,7 @@ from afcache.functional.features import compute_features, prepare_features
 from afcache.functional.groups.step import take_groups
 from afcache.functional.guidance import follow, guide, lead, measure_errors
 from afcache.functional.model import Model
-from afcache.functional.outputs import compute_output, prepare_output
+from afcache.functional.outputs import compute_outputs, prepare_output
 from afcache.functional.ranks.agreement import agree
 from afcache.functional.shapes import per_sample
 from afcache.functional.state import CacheState, Coupling, Lead, StepRecord, StepSchedule
@@ -100,7 +100,7 @@ def take(
     is_led = coupling.lead is not None
 
     def compute() -> tuple[Outcome, ...]:
-        computed = tuple(_compute(model, each, schedule, config=config) for each in prepared)
+        computed = _compute(model, prepared, schedule, config=config)
         outcomes = []
         for each, its in zip(prepared, measure_errors(model, prepared, computed, coupling), strict=True):
             outcome = _keep(each, its, decision.refresh, schedule, config=config, writer=writer)
@@ -162,11 +162,13 @@ def prepare(model: Model, before: Branch, schedule: StepSchedule, *, config: Cac
     return prepare_branch(model, before, schedule, config=config)
 
 
-def _compute(model: Model, prepared: Prepared, schedule: StepSchedule, *, config: CacheConfig) -> Computed:
-    """Run the model, or its blocks."""
+def _compute(
+    model: Model, prepared: tuple[Prepared, ...], schedule: StepSchedule, *, config: CacheConfig
+) -> tuple[Computed, ...]:
+    """Run the model, or its blocks, for every branch."""
     if config.forecasts_output:
-        return compute_output(model, prepared, schedule, config=config)
-    return compute_features(model, prepared, config=config)
+        return compute_outputs(model, prepared, schedule, config=config)
+    return tuple(compute_features(model, each, config=config) for each in prepared)
 
 
 def _keep(

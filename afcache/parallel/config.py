@@ -12,7 +12,7 @@ class ParallelConfig:
     Attributes:
         ulysses_degree: ranks that share a sequence and exchange attention heads; divides the number of heads.
         ring_degree: ranks that share a sequence and pass keys and values on.
-        cfg_degree: 2: the two branches of true CFG are computed by different ranks; with target "residual" alone.
+        cfg_degree: 2: the two branches of true CFG are computed by different ranks.
         data_degree: groups of ranks that draw images of their own, and never wait for each other.
         backend: of torch.distributed; None is xfuser's choice for this machine (NCCL on GPUs). "gloo" runs on CPU processes.
         check_decisions: let all ranks vote on every decision, and raise naming rank and step if they differ; waits for the

@@ -155,7 +155,11 @@ def _with_code(function: types.FunctionType, code: types.CodeType) -> types.Func
 
 
 def cached_step(model: Model, layout: Layout | None, config: CacheConfig, writer: HistoryWriter | None) -> Any:
-    """One guidance branch's step as a function of tensors; on several ranks velocities are of all branches."""
+    """One guidance branch's step as a function of tensors; on several ranks velocities are of all branches.
+
+    Where ranks forecast outputs and share out guidance branches, `state` is the pair of all branches' states, and `inputs` are
+    those of this rank's branch.
+    """
 
     def alone(inputs: Any, state: Any, schedule: Any, coupling: Any) -> Any:
         (taken,) = take(model, (Branch(inputs, state),), schedule, coupling, config=config, writer=writer)
@@ -173,9 +177,20 @@ def cached_step(model: Model, layout: Layout | None, config: CacheConfig, writer
         (taken,) = take(shared, (Branch(inputs, state),), schedule, coupling, config=config, writer=writer)
         return taken.velocity[None], taken.state, taken.record, taken.lead
 
+    def share_branches(inputs: Any, states: Any, schedule: Any, coupling: Any) -> Any:
+        assert layout is not None
+        branches = tuple(Branch(inputs, state) for state in states)
+        taken = take(share_forward(model, layout), branches, schedule, coupling, config=config, writer=writer)
+        velocities = torch.stack([each.velocity for each in taken])
+        # The guided velocity's error is the last branch's.
+        record = taken[0].record._replace(measured_error=taken[-1].record.measured_error)
+        return velocities, tuple(each.state for each in taken), record, None
+
     if layout is None:
         return alone
-    return share_model if config.forecasts_output else share_tokens
+    if not config.forecasts_output:
+        return share_tokens
+    return share_model if layout.cfg.size == 1 else share_branches
 
 
 def given_step(sizes: Sizes, config: CacheConfig, writer: HistoryWriter | None, *, is_computed: bool) -> Any:

@@ -166,13 +166,14 @@ class Runtime:
         schedule = schedule_steps(sigmas[step.index :], config, noise_floor=floor, each=settings)
         alone = uncoupled(latents.shape[0], groups=config.num_groups, device=sigmas.device)
         kind = Trajectory if parallel is None else Together
+        splits_guidance = parallel is not None and parallel.splits_guidance
         trajectory = kind(
             bound=self._bound,
             timesteps=step.timesteps,
             sigmas=sigmas,
             schedule=schedule,
             settings=settings,
-            alone=unled(alone, latents) if config.forecasts_output else alone,
+            alone=unled(alone, latents) if config.forecasts_output and not splits_guidance else alone,
             first_index=step.index,
             shape=latents.shape,
             corrects=self._corrects(scheduler),

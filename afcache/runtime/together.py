@@ -11,7 +11,7 @@ from afcache.functional.state import StepRecord
 from afcache.models.family import Call
 from afcache.parallel.agreement import adopt_first, check_same_task, check_votes
 from afcache.parallel.groups import ParallelContext
-from afcache.runtime.branches import BRANCHES, check_conditioning
+from afcache.runtime.branches import BRANCHES, BranchCalls, check_conditioning
 from afcache.runtime.trajectory import Trajectory
 
 
@@ -28,12 +28,30 @@ class Together(Trajectory):
         is_second = self._position == 1 and branch == 0
         if is_first or is_second or (parallel.layout.checks and branch == 0):
             check_same_task(parallel, self._describe(call))
-        if parallel.splits_guidance and is_first:
-            self.conditioning.append(self._conditioning_of(call))
-        elif parallel.splits_guidance:
+        if parallel.splits_guidance and not is_first:
             return self._take_split(call, parallel)
-        velocity, record = self._take_alone(call)
+        if parallel.splits_guidance:
+            self.conditioning.append(self._conditioning_of(call))
+        velocity, record = self._take_one_of_pair(call) if self._holds_pair else self._take_alone(call)
         check_votes(record, self.index)
+        return velocity, record
+
+    @property
+    def _holds_pair(self) -> bool:
+        """Whether every rank forecasts both guidance branches, of which it computes one."""
+        parallel, config = self.bound.parallel, self.bound.config
+        assert parallel is not None
+        return parallel.splits_guidance and config.forecasts_output and config.rule.is_cached
+
+    def _take_one_of_pair(self, call: Call) -> tuple[Tensor, StepRecord]:
+        """A branch's call at the first step, where every rank computes all, by the graph that takes both of them at once."""
+        branch = BranchCalls(self._empty_state(call))
+        self.branches.append(branch)
+        self._steer(branch, call)
+        pair = branch.state, self._empty_state(call)
+        velocities, (branch.state, _), record, _ = self._step_from(pair, self.branches[0], call, self._lead())
+        velocity = velocities[0]
+        branch.velocity, self.latents_before = velocity, call.latents
         return velocity, record
 
     def _take_split(self, call: Call, parallel: ParallelContext) -> tuple[Tensor, StepRecord | None]:
@@ -48,10 +66,19 @@ class Together(Trajectory):
             return self.velocities[branch_index], None
         rank = parallel.layout.cfg.rank
         # Latents, time and a ControlNet's residuals are the present ones; pipelines give both branches the same.
-        mine = self.bound.family.calls.read(call.inputs._replace(**self.conditioning[rank]))
+        calls = [self.bound.family.calls.read(call.inputs._replace(**its)) for its in self.conditioning]
+        mine = calls[rank]
         if not self.bound.config.rule.is_cached:
             with self.bound.steps.traceable():
                 velocities, record = self._step()(mine.inputs), None
+        elif self._holds_pair:
+            self._learn_guidance(call.latents)
+            for branch, its in zip(self.branches, calls, strict=True):
+                self._steer(branch, its)
+            pair = tuple(branch.state for branch in self.branches)
+            velocities, pair, record, _ = self._step_from(pair, self.branches[0], mine, self._lead())
+            for branch, state in zip(self.branches, pair, strict=True):
+                branch.state = state
         else:
             self._learn_guidance(call.latents)
             branch = self.branches[rank if len(self.branches) > 1 else 0]

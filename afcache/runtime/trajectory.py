@@ -172,7 +172,12 @@ class Trajectory:
         return self.bound.steps.get(self.corrects, self.kernel_name)
 
     def _run(self, branch: BranchCalls, call: Call, coupling: Coupling) -> tuple[Tensor, StepRecord, Lead | None]:
-        """A branch's next call, after which its state is the next one; the first two check guards, then a state is our own."""
+        """A branch's next call, after which its state is the next one."""
+        velocity, branch.state, record, lead = self._step_from(branch.state, branch, call, coupling)
+        return velocity, record, lead
+
+    def _step_from(self, state: Any, branch: BranchCalls, call: Call, coupling: Coupling) -> Any:
+        """Velocity, next state, record and lead of a step; the first two of a branch check guards, then a state is our own."""
         if self.bound.host is None:
             kind, step, inputs = None, self._step(), call.inputs
         else:
@@ -181,12 +186,11 @@ class Trajectory:
             inputs = Given(call.latents, self.bound.host(call) if kind else call.latents)
             coupling = coupling._replace(known=None)
         branch.calls[kind] = branch.calls.get(kind, 0) + 1
-        arguments = (inputs, branch.state, self.schedule[self._position], coupling)
+        arguments = (inputs, state, self.schedule[self._position], coupling)
         with self.bound.steps.traceable():
             if branch.calls[kind] > _GUARDED_CALLS and kind not in branch.unguarded:
                 branch.unguarded[kind] = step.without_guards(*arguments)
-            velocity, branch.state, record, lead = branch.unguarded.get(kind, step)(*arguments)
-        return velocity, record, lead
+            return branch.unguarded.get(kind, step)(*arguments)
 
     def _steer(self, branch: BranchCalls, call: Call) -> None:
         steering = steering_of(call.structure, call.conditions, call.is_controlled, self.bound.controls())

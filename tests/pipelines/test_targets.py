@@ -153,12 +153,6 @@ def test_guidance_that_comes_back_starts_again(pipe):
     assert all(late - early == 1 for early, late in itertools.pairwise(sorted(second)) if early != 7)
 
 
-def test_ranks_do_not_share_out_guidance_branches_whose_outputs_are_forecast(pipe):
-    message = r"cfg_degree must be 1 with target 'noise', got 2: .* Use cfg_degree=1, .*, or target='residual'"
-    with pytest.raises(NotImplementedError, match=message):
-        afcache.compile_pipeline(pipe, NOISE, parallel=afcache.ParallelConfig(cfg_degree=2))
-
-
 @pytest.mark.parametrize("guided", [range(10), range(6, 18), [*range(8), *range(16, 28)]], ids=str)
 def test_decisions_made_ahead_know_that_guidance_came_or_went(pipe, guided: Sequence[int]):
     """Nothing but the tolerance would refresh: what was foreseen for other branches, or by errors that count no more, shows."""

@@ -169,6 +169,8 @@ CASES = {
     "noise": Case(text=5, height=20, width=28, config=NOISE),
     "noise, guided": Case(text=5, height=28, width=28, cfg=2.0, config=NOISE),
     "noise, controlnet": Case(text=5, height=28, width=28, config=NOISE, steered_by="controlnet"),
+    "noise, controlnet, guided": Case(cfg=2.0, config=NOISE, steered_by="controlnet"),
+    "noise, reference image, guided": Case(cfg=2.0, config=NOISE, steered_by="reference image"),
     "noise, inductor": Case(text=5, height=28, width=28, config=NOISE, backend="inductor", blocks=(1, 1)),
     "counted, noise": Case(text=5, height=28, width=28, cfg=2.0, config=NOISE, backend=None),
     "looked into, noise": Case(backend="read", steps=8, config=NOISE),

@@ -101,10 +101,10 @@ LAYOUTS = {
     ),
     "guidance": Layout(
         {"cfg_degree": 2},
-        compiled("guided", "two groups, guided")
+        compiled("guided", "two groups, guided", "noise, guided")
         + eager("teacache, guided", "layerwise, guided", "controlnet, guided", "image prompt, guided")
-        + eager("reference image, guided")
-        + counted("counted", "counted, layerwise"),
+        + eager("reference image, guided", "noise, controlnet, guided", "noise, reference image, guided", "counted, noise")
+        + counted("counted", "counted, layerwise", "counted, noise"),
         ("stopped",),
         survivors=(0,),
     ),
@@ -112,7 +112,7 @@ LAYOUTS = {
         {"ulysses_degree": 2, "ring_degree": 2},
         compiled("odd everything") + voted("noise, guided") + eager("long text, odd image", "layerwise, odd", "noise"),
     ),
-    "ulysses and guidance": Layout({"ulysses_degree": 2, "cfg_degree": 2}, compiled("guided")),
+    "ulysses and guidance": Layout({"ulysses_degree": 2, "cfg_degree": 2}, compiled("guided") + eager("noise, guided")),
     "ring and guidance": Layout({"ring_degree": 2, "cfg_degree": 2}, eager("teacache, guided")),
     "replicas": Layout({"data_degree": 2}, stories=("replicas", "replicas, noise")),
     "divided otherwise": Layout({"ulysses_degree": 2}, stories=("divide otherwise",), survivors=(0, 1)),

@@ -24,8 +24,9 @@ class Exchange(NamedTuple):
         of_leader: the same for what only the leading guidance branch says; other branches contribute nothing.
         over_branches: sums weighted errors over the guidance branches that other ranks compute.
         adopt: what the leading branch's first rank has in place of this rank's; as it is where no branch is elsewhere.
-        adopt_error: the error `[batch]` that the first rank has measured in place of this rank's, where each measures it over
-            everything: later decisions rest on it, and such sums may differ in the last bit. As it is where sums are shared.
+        adopt_error: the errors `[branches, batch]` that the first rank has measured in place of this rank's, where each
+            measures them over everything: later decisions rest on them, and such sums may differ in the last bit. As they are
+            where sums are shared.
         gather_summary: `(summary [batch, coarse, dim], txt_seq) -> (everybody's, txt_seq)`, text first.
         agree: `codes [batch]` (0: compute) -> the smallest over ranks, and every rank's `[1, ranks, batch]`; outside of the
             debug option the codes as they are, and None.

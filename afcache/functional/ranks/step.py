@@ -107,22 +107,25 @@ def forward_together(model: Model, inputs: Any, layout: Layout) -> Tensor:
 def share_forward(model: Model, layout: Layout) -> Model:
     """The model with a forward that ranks share out, for steps that forecast its output.
 
-    Latents, state and velocity are whole on every rank, and so is a step that is taken with it.
+    Latents, states and velocities are whole on every rank, and so is a step that is taken with it. Where guidance branches are
+    on different ranks, each gives the inputs of its own branch in the place of all.
 
     Args:
         model: the whole transformer.
-        layout: how the ranks divide the work; one guidance branch at a time; static.
+        layout: how the ranks divide the work; static.
 
     Cost:
-        of a step: a cached one nothing. A refresh `forward_together`, and one sum of batch numbers.
+        of a step: a cached one nothing. A refresh `forward_together`, and one sum of branches * batch numbers.
 
     """
     if layout.replica.size == 1:
         return model
 
-    def forward(whole: Model, inputs: Any) -> Tensor:
+    def forward(whole: Model, inputs: tuple[Any, ...]) -> tuple[Tensor, ...]:
         del whole
-        return forward_together(model, inputs, layout)[0]
+        if layout.cfg.size == 1:
+            return tuple(forward_together(model, its, layout)[0] for its in inputs)
+        return tuple(velocity.clone() for velocity in forward_together(model, inputs[0], layout).unbind())
 
     return model._replace(architecture=model.architecture._replace(forward=forward), exchange=exchange_of_wholes(layout))
 

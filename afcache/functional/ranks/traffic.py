@@ -59,8 +59,9 @@ def step_traffic(layout: Layout, call: Call, config: CacheConfig, *, is_computed
     if not config.rule.is_cached:
         return _total(messages)
     if config.forecasts_output:
-        # Ranks hold the whole: they share out the forward, and adopt the error that it shows.
-        computed = [*messages, _sum(call.batch * _FLOAT32, layout.replica.size)] if is_computed else []
+        # Ranks hold the whole: they share out the forward, and adopt the errors that it shows.
+        errors = layout.cfg.size * call.batch * _FLOAT32
+        computed = [*messages, _sum(errors, layout.replica.size)] if is_computed else []
         return _total([*computed, _votes(layout, call)])
     messages.append(decision_traffic(layout, call, config))
     if is_computed and config.layerwise is None:
