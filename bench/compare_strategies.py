@@ -24,7 +24,8 @@ from bench.record.render import table
 from bench.record.spread import spread_of
 from bench.search.curves import Point
 from bench.search.families import Family, families
-from bench.search.laboratory import Laboratory, Setting
+from bench.search.laboratory import Laboratory
+from bench.search.setting import Setting
 from bench.search.strategies import Curve, claim, draw_curves, interpolated, points_table
 
 SETTINGS = (Setting(28, 1.0), Setting(50, 1.0), Setting(28, 2.0), Setting(50, 2.0))

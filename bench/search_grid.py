@@ -17,7 +17,7 @@ import torch
 from afcache import CacheConfig
 from bench.record.naming import RUNS
 from bench.search.grid import Cell, Grid, Kind
-from bench.search.laboratory import Setting
+from bench.search.setting import Setting
 
 MODELS = ("mini-flux", "strokes")
 SEEDS = range(24)

@@ -24,7 +24,8 @@ from bench.record.naming import result_path
 from bench.record.recording import write_result
 from bench.record.render import table
 from bench.search.curves import Point, speed_at, worst_at
-from bench.search.laboratory import Laboratory, Setting
+from bench.search.laboratory import Laboratory
+from bench.search.setting import Setting
 
 TOLERANCES = (0.004, 0.008, 0.016, 0.03, 0.06)
 BOLD_TOLERANCES = (0.016, 0.03, 0.06, 0.12)

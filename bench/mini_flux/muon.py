@@ -54,5 +54,5 @@ class Muon(torch.optim.Optimizer):
                 torch._foreach_lerp_(buffers, gradients, 1 - group["momentum"])
                 updates = torch.stack(torch._foreach_lerp(gradients, buffers, group["momentum"])).flatten(2)
                 scale = 0.2 * max(updates.shape[1:]) ** 0.5
-                directions = orthogonalize(updates).view(-1, *shape).unbind()
+                directions = orthogonalize(updates).reshape(-1, *shape).unbind()
                 torch._foreach_add_(params, list(directions), alpha=-group["lr"] * scale)

@@ -5,7 +5,7 @@ import dataclasses
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -16,10 +16,7 @@ from afcache.functional import target
 from bench.mini_flux import sampling
 from bench.mini_flux.recipe import RECIPES
 from bench.search import closed_loop
-from bench.search.laboratory import Setting
-
-# Samples of one batch: what fills a GPU, and what a CPU's caches hold.
-_AT_ONCE = {"cuda": 4096, "cpu": 128}
+from bench.search.setting import AT_ONCE, Setting, repeat
 
 
 class Kind(NamedTuple):
@@ -84,7 +81,7 @@ class Grid:
         self.seeds = tuple(seeds)
         self._path = path
         self._pipe = sampling.load(self.recipe).to(device)
-        self._at_once = _AT_ONCE[device]
+        self._at_once = AT_ONCE[device]
         self._problems: dict[Setting, tuple[sampling.Prepared, Tensor]] = {}
         self._done = {(f.kind, f.steps, f.cfg) for f in read(path) if f.model == model}
 
@@ -109,6 +106,7 @@ class Grid:
         self._path.parent.mkdir(parents=True, exist_ok=True)
         with self._path.open("a") as file:
             file.writelines(json.dumps(found._asdict()) + "\n" for found in lines)
+        self._done.add((kind.name, setting.steps, setting.cfg))
 
     def _problem(self, setting: Setting) -> tuple[sampling.Prepared, Tensor]:
         if setting not in self._problems:
@@ -124,19 +122,6 @@ class Grid:
 def read(path: Path) -> list[Found]:
     """Everything that a file holds."""
     return [Found(**json.loads(line)) for line in path.read_text().splitlines()] if path.exists() else []
-
-
-def repeat(problem: sampling.Prepared, times: int) -> sampling.Prepared:
-    """The same seeds several times over, one after the other."""
-    batched = ("hidden_states", "encoder_hidden_states", "pooled_projections", "timestep", "guidance")
-
-    def longer(inputs: Any) -> Any:
-        given = {name: getattr(inputs, name) for name in batched}
-        return inputs._replace(
-            **{name: value.repeat(times, *[1] * (value.ndim - 1)) for name, value in given.items() if value is not None}
-        )
-
-    return problem._replace(branches=tuple(map(longer, problem.branches)))
 
 
 def psnr(images: Tensor, references: Tensor) -> Tensor:

@@ -1,34 +1,31 @@
-"""Evaluating policies on many seeds of mini-FLUX, and remembering every result."""
+"""Evaluating policies on many seeds of a small model, and remembering every result."""
 
+import dataclasses
 import functools
 import json
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
+from diffusers import TaylorSeerCacheConfig
 
 import afcache
 from afcache import CacheConfig
+from afcache.settings.changes import OPEN
 from bench.mini_flux import sampling
-from bench.mini_flux.evaluate import features, train_judge
+from bench.mini_flux.evaluate import train_judge
+from bench.mini_flux.recipe import MINI_FLUX, RECIPES, Recipe
 from bench.record.naming import RUNS
 from bench.search import closed_loop
 from bench.search.curves import Point
+from bench.search.setting import AT_ONCE, Setting, repeat
 
 KNOWN = RUNS / "evaluations.jsonl"
-
-
-class Setting(NamedTuple):
-    """How long and how guided."""
-
-    steps: int
-    cfg: float
-
-    def __str__(self) -> str:
-        return f"{self.steps} steps, CFG {self.cfg:g}"
+# One value for what may differ within a batch.
+_CLOSED: dict[str, Any] = {name: getattr(CacheConfig(), name) for name in OPEN}
 
 
 class Laboratory:
@@ -37,40 +34,92 @@ class Laboratory:
     Args:
         seeds: of the images.
         runs: the file.
+        more: further files, which are read.
+        recipe: of the model.
+        device: to draw on.
 
     """
 
-    def __init__(self, seeds: Sequence[int], runs: Path = KNOWN) -> None:
+    def __init__(
+        self,
+        seeds: Sequence[int],
+        runs: Path = KNOWN,
+        *,
+        more: Sequence[Path] = (),
+        recipe: Recipe = MINI_FLUX,
+        device: str = "cpu",
+    ) -> None:
         self.seeds = tuple(seeds)
+        self.recipe = recipe
         self._runs = runs
-        self._pipe = sampling.load()
+        self._device = device
+        self._pipe = sampling.load(recipe).to(device)
         self._problems: dict[Setting, tuple[sampling.Prepared, np.ndarray]] = {}
         lines = runs.read_text().splitlines(keepends=True) if runs.exists() else []
         if lines and not lines[-1].endswith("\n"):
             # A run that was killed while it wrote: what it left is measured again.
             runs.write_text("".join(lines[:-1]))
             lines.pop()
+        lines += [line for path in more for line in path.read_text().splitlines()]
         self._known = {entry.pop("key"): _read_point(entry) for entry in map(json.loads, lines)}
 
     def evaluate(self, config: CacheConfig, setting: Setting, *, use_surprise: bool = False) -> Point:
         """Sample all seeds, or read what an earlier run found."""
-        settings = {k: v for k, v in config.to_dict().items() if v != getattr(CacheConfig(), k)}
-        # Infinity is not JSON.
-        facts = {**settings, "max_growth": str(config.max_growth), "surprise": use_surprise, **setting._asdict()}
-        return self._remember(facts, lambda: self._sample(config, setting, use_surprise=use_surprise))
+        facts = _facts(config, setting, use_surprise=use_surprise)
+        return self._remember(facts, lambda: self._sample([config], setting, use_surprise=use_surprise)[0])
+
+    def evaluate_all(self, configs: Sequence[CacheConfig], setting: Setting) -> list[Point]:
+        """The same of many settings: those that differ in nothing static are drawn as one batch."""
+        kinds: dict[CacheConfig, list[CacheConfig]] = {}
+        for config in configs:
+            if self._key(_facts(config, setting)) not in self._known:
+                kinds.setdefault(dataclasses.replace(config, **_CLOSED), []).append(config)
+        size = max(1, AT_ONCE[self._device] // len(self.seeds))
+        for same in kinds.values():
+            for start in range(0, len(same), size):
+                some = same[start : start + size]
+                for config, point in zip(some, self._sample(some, setting), strict=True):
+                    self._remember(_facts(config, setting), lambda point=point: point)
+        return [self.evaluate(config, setting) for config in configs]
 
     def fewer_steps(self, steps: int, setting: Setting) -> Point:
         """The control that caches nothing: the same noise, walked in fewer steps."""
 
         def sample() -> Point:
-            problem = sampling.prepare(self._pipe, self.seeds, steps=steps, cfg=setting.cfg)
+            problem = sampling.prepare(self._pipe, self.seeds, steps=steps, cfg=setting.cfg, recipe=self.recipe)
             speed = setting.steps / steps
             return self._measure(problem.latents, setting, speed=speed, flops=speed)
 
         return self._remember({"fewer steps": steps, **setting._asdict()}, sample)
 
+    def taylorseer_lite(self, interval: int, warmup: int, setting: Setting) -> Point:
+        """Diffusers' own TaylorSeer in its lite mode, in float32; block evaluations are counted where they happen."""
+
+        def sample() -> Point:
+            transformer, counts = self._pipe.transformer, [0]
+            config = TaylorSeerCacheConfig(
+                cache_interval=interval,
+                disable_cache_before_step=warmup,
+                taylor_factors_dtype=torch.float32,
+                use_lite_mode=True,
+            )
+            # A block's own forward is what the cache stands for; what is inside of it runs where the block does.
+            inside = transformer.single_transformer_blocks[-1].attn
+            hook = inside.register_forward_hook(lambda *_: counts.__setitem__(0, counts[0] + 1))
+            transformer.enable_cache(config)
+            try:
+                problem = sampling.prepare(self._pipe, self.seeds, steps=setting.steps, cfg=setting.cfg, recipe=self.recipe)
+            finally:
+                transformer.disable_cache()
+                hook.remove()
+            speed = setting.steps * (2 if setting.cfg > 1 else 1) / counts[0]
+            return self._measure(problem.latents, setting, speed=speed, flops=speed)
+
+        return self._remember({"TaylorSeer lite": [interval, warmup], **setting._asdict()}, sample)
+
     def _key(self, facts: dict[str, Any]) -> str:
-        return json.dumps({**facts, "seeds": [self.seeds[0], self.seeds[-1]]}, sort_keys=True)
+        model = {} if self.recipe is MINI_FLUX else {"model": self.recipe.name}
+        return json.dumps({**facts, **model, "seeds": [self.seeds[0], self.seeds[-1]]}, sort_keys=True)
 
     def _remember(self, facts: dict[str, Any], sample: Any) -> Point:
         key = self._key(facts)
@@ -81,40 +130,57 @@ class Laboratory:
                 file.write(json.dumps({"key": key, **point._asdict()}) + "\n")
         return self._known[key]
 
-    def _sample(self, config: CacheConfig, setting: Setting, *, use_surprise: bool) -> Point:
+    def _sample(self, configs: Sequence[CacheConfig], setting: Setting, *, use_surprise: bool = False) -> list[Point]:
+        """Points of settings that differ in nothing static; of several, their stack is forecast as a whole."""
         problem, _ = self._problem(setting)
-        loop = closed_loop.sample(self._pipe.transformer, problem, config, use_surprise=use_surprise)
         whole, alone = block_flops(self._pipe.transformer, problem.branches[0])
-        calls = loop.refreshes.numel() * len(problem.branches)
-        ran = int(loop.runs.sum() + loop.mlp_runs.sum())
-        operations = float(loop.runs.double() @ whole + loop.mlp_runs.double() @ alone)
-        return self._measure(
-            loop.latents, setting, speed=calls * len(whole) / ran, flops=calls * float(whole.sum()) / operations
+        branches, blocks = len(problem.branches), len(whole)
+        each = [config for config in configs for _ in self.seeds]
+        loop = closed_loop.sample(
+            self._pipe.transformer, repeat(problem, len(configs)), configs[0], each=each, use_surprise=use_surprise
         )
+        points = []
+        for index, latents in enumerate(loop.latents.split(len(self.seeds))):
+            own = loop.refreshes.unflatten(1, (len(configs), -1))[:, index]
+            calls = own.numel() * branches
+            # What several settings run is counted together; alone, a stack that is forecast as a whole runs at refreshes.
+            runs = loop.runs if len(configs) == 1 else own.sum() * branches * torch.ones(blocks, dtype=torch.int64)
+            ran = int(runs.sum() + loop.mlp_runs.sum())
+            operations = float(runs.double() @ whole + loop.mlp_runs.double() @ alone)
+            flops = calls * float(whole.sum()) / operations
+            points.append(self._measure(latents, setting, speed=calls * blocks / ran, flops=flops))
+        return points
 
     def _measure(self, latents: torch.Tensor, setting: Setting, *, speed: float, flops: float) -> Point:
         _, references = self._problem(setting)
-        images = sampling.decode(self._pipe, latents)
+        images = sampling.decode(self._pipe, latents, self.recipe)
         pairs = list(zip(images, references, strict=True))
-        judged = _judge().predict(features(torch.from_numpy(images).permute(0, 3, 1, 2) * 2 - 1))
+        judged = _judge(self.recipe.name).predict(self.recipe.features(torch.from_numpy(images).permute(0, 3, 1, 2) * 2 - 1))
         return Point(
             speed=speed,
             psnr=tuple(round(min(afcache.psnr(a, b), 150.0), 3) for a, b in pairs),
             flops=flops,
             ssim=statistics.mean(afcache.ssim(a, b) for a, b in pairs),
-            accuracy=float((judged == np.array(self.seeds) % 10).mean()),
+            accuracy=float((judged == np.array([self.recipe.subject_of(seed) for seed in self.seeds])).mean()),
         )
 
     def _problem(self, setting: Setting) -> tuple[sampling.Prepared, np.ndarray]:
         if setting not in self._problems:
-            problem = sampling.prepare(self._pipe, self.seeds, steps=setting.steps, cfg=setting.cfg)
-            self._problems[setting] = problem, sampling.decode(self._pipe, problem.latents)
+            problem = sampling.prepare(self._pipe, self.seeds, steps=setting.steps, cfg=setting.cfg, recipe=self.recipe)
+            self._problems[setting] = problem, sampling.decode(self._pipe, problem.latents, self.recipe)
         return self._problems[setting]
 
 
 @functools.cache
-def _judge() -> Any:
-    return train_judge()[0]
+def _judge(name: str) -> Any:
+    return train_judge(RECIPES[name])[0]
+
+
+def _facts(config: CacheConfig, setting: Setting, *, use_surprise: bool = False) -> dict[str, Any]:
+    """What names an evaluation."""
+    settings = {k: v for k, v in config.to_dict().items() if v != getattr(CacheConfig(), k)}
+    # Infinity is not JSON.
+    return {**settings, "max_growth": str(config.max_growth), "surprise": use_surprise, **setting._asdict()}
 
 
 def _read_point(entry: dict[str, Any]) -> Point:

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 from bench.record.figure import new_figure
 from bench.search.curves import Point, speed_at, worst_at
 from bench.search.families import Family
-from bench.search.laboratory import Setting
+from bench.search.setting import Setting
 
 QUALITIES = (45, 40, 35, 30)
 

@@ -17,7 +17,9 @@ from bench.mini_flux.sampling import decode, draw, prepare
 from bench.search import closed_loop
 from bench.search.curves import Point, speed_at, worst_at
 from bench.search.families import Family, families
-from bench.search.laboratory import Laboratory, Setting, block_flops
+from bench.search.grid import Cell, Grid, Kind, read
+from bench.search.laboratory import Laboratory, block_flops
+from bench.search.setting import Setting
 from bench.search.strategies import Curve, claim
 from bench.search_policy import BASE
 from tests.support.sampling import largest_difference
@@ -159,3 +161,40 @@ def test_speed_at_interpolates_and_never_extrapolates(quality: float, speed: flo
 
 def test_worst_at_is_the_worst_seed_between_the_points():
     assert worst_at(CURVE, 2.5) == pytest.approx(41.0)
+
+
+def test_settings_that_share_a_batch_are_evaluated_as_they_are_alone(tmp_path: Path):
+    configs = [
+        dataclasses.replace(policy("noise"), tolerance=t, max_growth=g) for t, g in ((0.01, 1.5), (0.05, 2.5), (0.1, 3.0))
+    ]
+    setting = Setting(12, 2.0)
+    together = Laboratory([0, 3], tmp_path / "together.jsonl").evaluate_all(configs, setting)
+    alone = Laboratory([0, 3], tmp_path / "alone.jsonl")
+    for config, point in zip(configs, together, strict=True):
+        expected = alone.evaluate(config, setting)
+        assert (point.speed, point.flops) == pytest.approx((expected.speed, expected.flops))
+        assert point.psnr == pytest.approx(expected.psnr, abs=0.1)
+    assert len({point.speed for point in together}) > 1
+
+
+def test_a_grid_finds_what_a_laboratory_finds(tmp_path: Path):
+    kind, cells = Kind("noise", policy("noise")), [Cell(0.02, 1.5, 0.1), Cell(0.08, 2.5, 0.25)]
+    grid = Grid("mini-flux", [0, 3], tmp_path / "grid.jsonl")
+    grid.draw(kind, Setting(12, 1.0), cells)
+    grid.draw(kind, Setting(12, 1.0), cells)
+    found = read(tmp_path / "grid.jsonl")
+    laboratory = Laboratory([0, 3], tmp_path / "runs.jsonl")
+    assert len(found) == 2
+    for cell, its in zip(cells, found, strict=True):
+        point = laboratory.evaluate(dataclasses.replace(kind.config, **cell._asdict()), Setting(12, 1.0))
+        assert its.speed == pytest.approx(point.speed)
+        assert (its.psnr, its.worst) == pytest.approx((point.mean, point.worst), abs=0.1)
+
+
+def test_another_tau_holds_inside_of_its_grid_alone(tmp_path: Path):
+    cells = [Cell(0.05, 2.5, 0.1)]
+    grid = Grid("mini-flux", [0], tmp_path / "grid.jsonl")
+    for kind in (Kind("ours", policy("noise")), Kind("other", policy("noise"), tau=2.5), Kind("again", policy("noise"))):
+        grid.draw(kind, Setting(12, 1.0), cells)
+    ours, other, again = read(tmp_path / "grid.jsonl")
+    assert ours.psnr == again.psnr != other.psnr
