@@ -1,6 +1,7 @@
 """Does mini-Wan draw what the prompt says? Digit and direction are judged apart, by judges that know real clips only.
 
-    python -m bench.mini_wan.evaluate --clips 160 --sheet frames.png --gif clips.gif
+    python -m bench.mini_wan.evaluate --clips 80
+    python -m bench.mini_wan.evaluate --device cuda --clips 160 --sheet frames.png --gif clips.gif
 
 A digit is whiter than any background, which is darkened: what exceeds the background's brightest is the digit's mask. A
 support vector machine reads the middle frame's mask, centred; the direction is where the mask's centroid goes from the
@@ -20,6 +21,8 @@ from sklearn.svm import SVC
 
 from bench.mini_flux.data import load_split
 from bench.mini_wan import data
+from bench.mini_wan.parts import WEIGHTS
+from bench.record.recording import write_result
 from bench.record.render import table
 
 _COPIES = 3
@@ -121,23 +124,24 @@ def gif(clips: torch.Tensor, path: str, *, columns: int = 10, enlarge: int = 3) 
 
 
 def main() -> None:
-    """Evaluate with each guidance scale."""
+    """Evaluate with each guidance scale, and write bench/results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", type=Path, default=Path("bench/mini_wan/runs/mini_wan"))
+    parser.add_argument("--model", type=Path, help="another folder of the same kind; writes no result")
     parser.add_argument("--clips", type=int, default=160)
     parser.add_argument("--steps", type=int, help="default: the recommended number")
     parser.add_argument("--guidance", type=float, nargs="*", help="scales to try (default: 1 and the recommended one)")
-    parser.add_argument("--shift", type=float, help="another flow shift for the scheduler")
+    parser.add_argument("--shift", type=float, help="another flow shift for the scheduler; writes no result")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--sheet", help="write frames of the last scale's first clips to this file")
     parser.add_argument("--gif", help="write the last scale's first clips to this file, moving")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    settings = json.loads((args.model / "recommended.json").read_text())
+    folder = args.model or WEIGHTS
+    settings = json.loads((folder / "recommended.json").read_text())
     scales = args.guidance or [1.0, settings["guidance_scale"]]
     settings["num_inference_steps"] = args.steps or settings["num_inference_steps"]
-    pipe = WanPipeline.from_pretrained(args.model).to(args.device)
+    pipe = WanPipeline.from_pretrained(folder).to(args.device)
     pipe.set_progress_bar_config(disable=True)
     if args.shift:
         pipe.scheduler.register_to_config(flow_shift=args.shift)
@@ -150,11 +154,17 @@ def main() -> None:
         right = judge.predict(features(clips)) == classes[:, 0], judge_ways(clips) == classes[:, 1]
         moved = float(motions(clips).abs().amax(1).mean())
         accuracies = {"digit": right[0].mean(), "direction": right[1].mean(), "both": (right[0] & right[1]).mean()}
-        rows.append(
-            {"guidance": scale, "clips": args.clips, **{k: float(v) for k, v in accuracies.items()}, "pixels moved": moved}
-        )
+        error = float((accuracies["digit"] * (1 - accuracies["digit"]) / args.clips) ** 0.5)
+        shares = {name: float(share) for name, share in accuracies.items()}
+        rows.append({"guidance": scale, "clips": args.clips, **shares, "standard error (digit)": error, "pixels moved": moved})
     print(table(rows))
     print(f"judges on clips of held-out real digits: digit {digit_limit:.3f}, direction {way_limit:.3f}")
+    notes = [
+        f"{settings['num_inference_steps']} steps, uncached, classes in turn. The judges have seen real clips only, and read "
+        f"those of held-out digits with accuracy {digit_limit:.3f} (digit) and {way_limit:.3f} (direction).",
+    ]
+    if not (args.model or args.shift):
+        print(write_result("mini_wan_accuracy", "What mini-Wan draws", rows, notes=notes, device=args.device))
     if args.sheet:
         sheet(clips, args.sheet)
     if args.gif:

@@ -1,11 +1,14 @@
 """mini-Wan's parts, untrained."""
 
+from pathlib import Path
 from typing import Any
 
 from diffusers import AutoencoderKLWan, UniPCMultistepScheduler, WanTransformer3DModel
 
 from bench.mini_wan import text
 
+# Where the trained model is, in diffusers' layout.
+WEIGHTS = Path(__file__).parent / "weights"
 LATENT_CHANNELS = 8
 BASE_DIM = 16
 LAYERS = 8

@@ -19,7 +19,7 @@ from diffusers import AutoencoderKLWan, WanPipeline, WanTransformer3DModel
 
 from bench.mini_wan import autoencoder, data, text
 from bench.mini_wan.flow import FlowTrainer, Pool, train
-from bench.mini_wan.parts import build_scheduler
+from bench.mini_wan.parts import WEIGHTS, build_scheduler
 
 SEED = 0
 RECOMMENDED = {
@@ -27,7 +27,7 @@ RECOMMENDED = {
     "width": data.IMAGE_SIZE,
     "num_frames": data.FRAMES,
     "max_sequence_length": text.TEXT_LENGTH,
-    "guidance_scale": 3.0,
+    "guidance_scale": 5.0,
     "num_inference_steps": 28,
 }
 
@@ -82,7 +82,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--work", type=Path, default=Path("bench/mini_wan/runs"))
     parser.add_argument("--state", type=Path, help="the flow stage's state (default: flow.pt in --work)")
-    parser.add_argument("--output", type=Path, default=Path("bench/mini_wan/runs/mini_wan"))
+    parser.add_argument("--output", type=Path, default=WEIGHTS)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     on_gpu = args.device.startswith("cuda")
