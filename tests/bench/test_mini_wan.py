@@ -196,6 +196,23 @@ def test_what_is_exported_loads_and_draws(vae, encoders, monkeypatch, tmp_path: 
     assert (tmp_path / "clips.gif").stat().st_size > 1000
 
 
+@pytest.mark.host
+def test_the_trained_model_is_small_and_moves_its_digits_the_prompted_way():
+    size = sum(path.stat().st_size for path in parts.WEIGHTS.rglob("*") if path.is_file())
+    assert size < 12 * 2**20
+    assert (parts.WEIGHTS / "ATTRIBUTION.md").exists()
+    settings = json.loads((parts.WEIGHTS / "recommended.json").read_text())
+    assert settings == train.RECOMMENDED
+    pipe = WanPipeline.from_pretrained(parts.WEIGHTS)
+    pipe.set_progress_bar_config(disable=True)
+    shown = evaluate.sample(pipe, 2, **{**settings, "num_inference_steps": 4})
+    assert shown.shape == (2, 3, data.FRAMES, data.IMAGE_SIZE, data.IMAGE_SIZE)
+    left, right = evaluate.motions(shown).tolist()
+    assert [data.class_of(seed)[1] for seed in range(2)] == [data.WAYS.index("left"), data.WAYS.index("right")]
+    assert left[0] < -7 < 7 < right[0]
+    assert max(abs(left[1]), abs(right[1])) < 2
+
+
 def test_the_judges_know_real_clips():
     _, digits, ways = evaluate.train_judge(copies=1)
     assert digits > 0.9
