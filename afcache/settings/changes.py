@@ -6,7 +6,7 @@ from typing import Any
 
 from afcache._checks import check_choice, check_number, show
 from afcache.settings.config import CacheConfig
-from afcache.settings.presets import PRESETS, tuned
+from afcache.settings.presets import PRESETS, preset_config, tuned
 
 # In the order of `StepSchedule`.
 OPEN = ("tolerance", "max_growth", "damping")
@@ -65,7 +65,7 @@ def change(
         return config
     if preset is not None:
         check_choice("preset", preset, tuple(PRESETS))
-        return at_tolerance(bound, PRESETS[preset].tolerance)  # pyright: ignore[reportArgumentType]
+        return at_tolerance(bound, preset_config(preset, target=bound.target).tolerance)  # pyright: ignore[reportArgumentType]
     if isinstance(tolerance, int | float):
         return at_tolerance(bound, _checked("tolerance", tolerance))
     if not isinstance(tolerance, Sequence) or isinstance(tolerance, str | bytes):
@@ -103,7 +103,7 @@ def summarize(settings: tuple[CacheConfig, ...]) -> dict[str, Any]:
 
 
 def _checked(name: str, value: object) -> Any:
-    check_number(name, value, 0.0, float("inf"), cure="0 computes every step, 0.016 is balanced")
+    check_number(name, value, 0.0, float("inf"), cure="0 computes every step, 0.01 is careful")
     return value
 
 

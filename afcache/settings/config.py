@@ -159,7 +159,7 @@ class CacheConfig:
         check_choice("forecast", self.forecast, get_args(Forecast))
         check_choice("error_law", self.error_law, get_args(ErrorLaw))
         check_choice("batch_decisions", self.batch_decisions, get_args(BatchDecisions))
-        check_number("tolerance", self.tolerance, 0.0, math.inf, cure="0 computes every step, 0.016 is balanced")
+        check_number("tolerance", self.tolerance, 0.0, math.inf, cure="0 computes every step, 0.01 is careful")
         check_integer("warmup_steps", self.warmup_steps, 1, None)
         check_integer("interval", self.interval, 1, None)
         check_number("interval_growth", self.interval_growth, 0.0, math.inf)

@@ -1,11 +1,11 @@
 """Named policies: ours, and those of other caches with their authors' constants, as configurations of one machinery."""
 
 import dataclasses
-from typing import Any
+from typing import Any, get_args
 
 from afcache._checks import check_choice
-from afcache.settings.config import CacheConfig, Layerwise
-from afcache.settings.presets import PRESETS, tuned
+from afcache.settings.config import CacheConfig, Layerwise, Target
+from afcache.settings.presets import PRESETS, preset_config, tuned
 
 # MagCache's calibration of FLUX.1-dev at 28 steps.
 FLUX_MAGNITUDE_RATIOS = (
@@ -23,9 +23,8 @@ def _groups_alone(strategy: Any) -> CacheConfig:
 _REUSE = {"order": 0, "correction": False}
 POLICIES: dict[str, CacheConfig] = {
     "adaptive": PRESETS["balanced"],
-    "velocity": tuned(PRESETS["balanced"].tolerance, target="velocity"),
-    "noise": tuned(PRESETS["balanced"].tolerance, target="noise"),
-    "layerwise": dataclasses.replace(PRESETS["balanced"], layerwise=Layerwise()),
+    **{target: preset_config("balanced", target=target) for target in get_args(Target)},
+    "layerwise": dataclasses.replace(preset_config("balanced", target="residual"), layerwise=Layerwise()),
     "taylorseer": CacheConfig(policy="fixed", forecast="taylorseer", interval=6, correction=False),
     "fbcache": CacheConfig(policy="dbcache", first_blocks=1, threshold=0.08, warmup_steps=1, **_REUSE),
     "dbcache": CacheConfig(policy="dbcache", first_blocks=8, threshold=0.08, warmup_steps=8, **_REUSE),
@@ -66,7 +65,7 @@ def policy(name: str, **changes: Any) -> CacheConfig:
     | name | refreshes | cached steps | paper |
     |---|---|---|---|
     | adaptive | error control | forecast in sigma, corrected | ours |
-    | velocity, noise | error control | what the model returns is forecast, corrected (`CacheConfig.target`) | ours |
+    | residual, velocity, noise | error control | the same of what is named (`CacheConfig.target`), whatever the default | ours |
     | layerwise | error control | each group by the strategy of its stability | ours |
     | taylorseer | every 6 steps | Taylor in step index, order 1 | arXiv 2503.06923 |
     | fbcache | change of what block 0 adds, 0.08 | reuse | ParaAttention |
@@ -94,7 +93,7 @@ def policy(name: str, **changes: Any) -> CacheConfig:
     """
     check_choice("name", name, tuple(POLICIES))
     base = POLICIES[name]
-    if name in ("adaptive", "velocity", "noise", "layerwise") and "tolerance" in changes:
+    if base.rule.is_error_controlled and "tolerance" in changes:
         base = dataclasses.replace(tuned(changes["tolerance"], target=base.target), layerwise=base.layerwise)
     inner = {field.name for field in dataclasses.fields(Layerwise)}
     outer = {field.name for field in dataclasses.fields(CacheConfig)}

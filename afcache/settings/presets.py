@@ -1,20 +1,28 @@
 """The default policy at a tolerance, and three names for tolerances."""
 
 import math
-from typing import Literal
+from typing import Any, Literal, get_args
 
 from afcache._checks import check_choice, check_number
 from afcache.settings.config import CacheConfig, Target
 
 Preset = Literal["quality", "balanced", "fast"]
+# What the presets forecast.
+DEFAULT_TARGET: Target = "residual"
+_FOR_OUTPUTS: dict[Preset, float] = {"quality": 0.004, "balanced": 0.012, "fast": 0.024}
+_TOLERANCES: dict[Target, dict[Preset, float]] = {
+    "residual": {"quality": 0.008, "balanced": 0.016, "fast": 0.032},
+    "velocity": _FOR_OUTPUTS,
+    "noise": _FOR_OUTPUTS,
+}
 
 
-def tuned(tolerance: float, *, target: Target = "residual") -> CacheConfig:
-    """The policy that bench/search_policy.py found best on the model that ships (seeds 0 to 63), at a tolerance.
+def tuned(tolerance: float, *, target: Target = DEFAULT_TARGET) -> CacheConfig:
+    """The policy that was found best on trained models, at a tolerance.
 
-    On trained features the linear error law beats the power of the remainder's order, which trusts long gaps too much. Gaps
-    that grow slowly are worth 2 dB at 45 dB and above; where more error is allowed they may grow faster: from a limit of 1.5 at
-    a tolerance of 0.016 to 2.5 at 0.064.
+    For residuals bench/search_policy.py searched on the model that ships (seeds 0 to 63). On trained features the linear error
+    law beats the power of the remainder's order, which trusts long gaps too much. Gaps that grow slowly are worth 2 dB at 45 dB
+    and above; where more error is allowed they may grow faster: from a limit of 1.5 at a tolerance of 0.016 to 2.5 at 0.064.
 
     For outputs bench/search_grid.py searched on two models of different data: errors grow by the power 1.5, steps count by the
     square root of sigma, and the limit of gaps goes on rising, by 1 for each doubling of the tolerance above 0.016.
@@ -24,29 +32,26 @@ def tuned(tolerance: float, *, target: Target = "residual") -> CacheConfig:
         target: what is forecast; "velocity" has the settings of "noise".
 
     """
-    check_number("tolerance", tolerance, 0.0, math.inf, cure="0 computes every step, 0.016 is balanced")
+    check_number("tolerance", tolerance, 0.0, math.inf, cure="0 computes every step, 0.01 is careful")
     rise = max(0.0, math.log2(max(tolerance, 1e-9) / 0.016) / 2)
     boldness = min(1.0, rise)
-    if target != "residual":
-        return CacheConfig(
-            target=target,
-            tolerance=tolerance,
-            warmup_steps=2,
-            error_exponent=1.5,
-            error_weight=0.5,
-            damping=0.2 + 0.15 * boldness,
-            max_growth=1.5 + 2 * rise,
-        )
-    return CacheConfig(
-        tolerance=tolerance,
-        warmup_steps=2,
-        error_exponent=1.0,
-        damping=0.2 + 0.15 * boldness,
-        max_growth=1.5 + boldness,
-    )
+    common: dict[str, Any] = {
+        "target": target,
+        "tolerance": tolerance,
+        "warmup_steps": 2,
+        "damping": 0.2 + 0.15 * boldness,
+    }
+    if target == "residual":
+        return CacheConfig(**common, error_exponent=1.0, max_growth=1.5 + boldness)
+    return CacheConfig(**common, error_exponent=1.5, error_weight=0.5, max_growth=1.5 + 2 * rise)
 
 
-PRESETS: dict[Preset, CacheConfig] = {"quality": tuned(0.008), "balanced": tuned(0.016), "fast": tuned(0.032)}
+def preset_config(name: Preset, *, target: Target = DEFAULT_TARGET) -> CacheConfig:
+    """The settings of a preset, for whatever is forecast."""
+    return tuned(_TOLERANCES[target][name], target=target)
+
+
+PRESETS: dict[Preset, CacheConfig] = {name: preset_config(name) for name in get_args(Preset)}
 
 
 def resolve_config(

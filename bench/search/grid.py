@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import gzip
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -120,8 +121,11 @@ class Grid:
 
 
 def read(path: Path) -> list[Found]:
-    """Everything that a file holds."""
-    return [Found(**json.loads(line)) for line in path.read_text().splitlines()] if path.exists() else []
+    """Everything that a file holds, packed or not; nothing where there is none."""
+    if not path.exists():
+        return []
+    text = gzip.decompress(path.read_bytes()).decode() if path.suffix == ".gz" else path.read_text()
+    return [Found(**json.loads(line)) for line in text.splitlines()]
 
 
 def psnr(images: Tensor, references: Tensor) -> Tensor:
