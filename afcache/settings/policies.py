@@ -65,7 +65,7 @@ def policy(name: str, **changes: Any) -> CacheConfig:
     | name | refreshes | cached steps | paper |
     |---|---|---|---|
     | adaptive | error control | forecast in sigma, corrected | ours |
-    | residual, velocity, noise | error control | the same of what is named (`CacheConfig.target`), whatever the default | ours |
+    | residual, velocity, noise | error control | the same, of what is named (`CacheConfig.target`) | ours |
     | layerwise | error control | each group by the strategy of its stability | ours |
     | taylorseer | every 6 steps | Taylor in step index, order 1 | arXiv 2503.06923 |
     | fbcache | change of what block 0 adds, 0.08 | reuse | ParaAttention |

@@ -1,10 +1,11 @@
 import dataclasses
 import math
+from typing import Any
 
 import pytest
 
 from afcache.settings.config import CacheConfig, Layerwise
-from afcache.settings.presets import PRESETS, resolve_config, tuned
+from afcache.settings.presets import DEFAULT_TARGET, PRESETS, preset_config, resolve_config, tuned
 
 
 @pytest.mark.parametrize(
@@ -64,7 +65,8 @@ def test_resolve_config_uses_balanced_by_default():
 def test_resolve_config_lets_tolerance_override_the_presets():
     resolved = resolve_config(tolerance=0.5, preset="quality")
     assert resolved == tuned(0.5)
-    assert dataclasses.replace(resolved, tolerance=0.008, max_growth=1.5, damping=0.2) == PRESETS["quality"]
+    quality = PRESETS["quality"]
+    assert dataclasses.replace(resolved, tolerance=quality.tolerance, max_growth=1.5, damping=0.2) == quality
 
 
 def test_resolve_config_passes_a_config_through():
@@ -79,16 +81,22 @@ def test_resolve_config_refuses_other_objects_and_unknown_presets():
         resolve_config(preset="best")
 
 
-def test_presets_get_faster_by_a_larger_tolerance():
-    tolerances = [PRESETS[name].tolerance for name in ("quality", "balanced", "fast")]
+@pytest.mark.parametrize("target", ["residual", "velocity", "noise"])
+def test_presets_get_faster_by_a_larger_tolerance(target: Any):
+    assert {name: preset_config(name, target=DEFAULT_TARGET) for name in ("quality", "balanced", "fast")} == PRESETS
+    tolerances = [preset_config(name, target=target).tolerance for name in ("quality", "balanced", "fast")]
     assert tolerances == sorted(tolerances)
     assert len(set(tolerances)) == 3
 
 
 def test_gaps_may_grow_faster_where_more_error_is_allowed():
-    limits = [tuned(t).max_growth for t in (0.0, 0.016, 0.032, 0.064, 1.0)]
+    """Up to a limit where residuals are forecast, without one where outputs are."""
+    limits = [tuned(t, target="residual").max_growth for t in (0.0, 0.016, 0.032, 0.064, 1.024)]
     assert limits == pytest.approx([1.5, 1.5, 2.0, 2.5, 2.5])
-    assert [tuned(t).damping for t in (0.0, 0.016, 0.064)] == pytest.approx([0.2, 0.2, 0.35])
+    limits = [tuned(t, target="noise").max_growth for t in (0.0, 0.016, 0.032, 0.064, 1.024)]
+    assert limits == pytest.approx([1.5, 1.5, 2.5, 3.5, 7.5])
+    for target in ("residual", "noise"):
+        assert [tuned(t, target=target).damping for t in (0.0, 0.016, 0.064, 1.0)] == pytest.approx([0.2, 0.2, 0.35, 0.35])
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Named policies against a re-computation by hand, on mini-FLUX."""
 
 import dataclasses
+from typing import Any
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ import torch
 import afcache
 from afcache import POLICIES, CacheConfig, policy
 from afcache.functional.state import GroupRecord
+from afcache.settings.presets import preset_config, tuned
 from bench.mini_flux.sampling import SETTINGS, prepare, prompt_of
 from tests.support import by_hand
 from tests.support.groups_by_hand import sample_groups_by_hand
@@ -115,11 +117,18 @@ def test_policy_sets_fields_of_the_config_and_of_its_groups():
         groups=2, strategy="difference", difference_threshold=0.3, adapt_thresholds=False
     )
     assert policy("adaptive") == afcache.PRESETS["balanced"]
-    assert policy("adaptive", tolerance=0.032) == afcache.PRESETS["fast"]
-    assert policy("layerwise", tolerance=0.032).max_growth == afcache.PRESETS["fast"].max_growth
-    assert policy("noise", tolerance=0.032).max_growth == 2.0
-    assert policy("velocity", tolerance=0.256).max_growth == 3.5
-    assert policy("noise").target == "noise"
+    assert policy("adaptive", tolerance=afcache.PRESETS["fast"].tolerance) == afcache.PRESETS["fast"]
+    assert policy("layerwise", tolerance=0.032).max_growth == policy("residual", tolerance=0.032).max_growth == 2.0
+    assert policy("layerwise").target == "residual"
+    assert policy("noise", tolerance=0.032).max_growth == 2.5
+    assert policy("velocity", tolerance=0.256).max_growth == 5.5
+
+
+@pytest.mark.parametrize("target", ["residual", "velocity", "noise"])
+def test_every_target_is_a_policy_that_depends_on_no_default(target: Any):
+    assert policy(target) == preset_config("balanced", target=target)
+    assert policy(target, tolerance=0.1) == tuned(0.1, target=target)
+    assert policy(target).target == target
 
 
 @pytest.mark.parametrize(
