@@ -18,14 +18,15 @@ from bench.scale.part_costs import measure_parts
 from bench.scale.step_costs import measure_steps
 
 _NOTES = {
-    "steps": "Median (quartiles). float32, batch 1, 64 text tokens, 28 steps, 2 warmup steps. Efficiency: speed-up of the "
-    "transformer's time over the compiled, uncached model, divided by what the skipped blocks promise; both are compiled "
-    "with the same settings. Speed-up and efficiency are made of the medians of steps.",
+    "steps": "Median (quartiles). float32, batch 1, 64 text tokens, 28 steps, 2 warmup steps. Compiled: one graph of the whole "
+    "step, or the model's own blocks, one by one, and a cached step apart. Efficiency: speed-up of the transformer's time over "
+    "the compiled, uncached model, divided by what the skipped blocks promise; both are compiled with the same settings. "
+    "Speed-up and efficiency are made of the medians of steps.",
     "parts": "Median (quartiles). float32, batch 1, 64 text tokens. Parts are compiled and timed alone, ours as the "
     "runtime calls them from an image's third step on: without guards. The last three rows are differences of medians.",
-    "compile": "Each first call in a process of its own, caches off. No regional row for afcache: a region inside a branch of "
-    "torch.cond fails in inductor (tests/contract/test_compile_contract_regions.py); a branch inside every region would "
-    "compile, and wait for the device at every block instead of once a step.",
+    "compile": "Each first call in a process of its own, caches off. Blocks are regions too, but outside of a graph: a region "
+    "inside a branch of torch.cond fails in inductor (tests/contract/test_compile_contract_regions.py); a branch inside every "
+    "region would compile, and wait for the device at every block instead of once a step.",
 }
 
 

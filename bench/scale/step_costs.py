@@ -1,13 +1,18 @@
 """What a refresh and a cached step cost through the pipeline, with refreshes forced at fixed steps."""
 
+import dataclasses
+import itertools
 import statistics
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple
 
 import torch
 
 import afcache
 from afcache import CacheConfig
 from afcache.runtime.compiled import CompileOptions
+from afcache.settings.config import Target
+from afcache.settings.presets import preset_config
 from bench.models.random_flux import draw_random, make_pipeline, make_transformer
 from bench.record.clock import CallClock, seconds_of
 from bench.record.spread import shown_spread
@@ -21,23 +26,43 @@ def time_image(pipe: Any, tokens: int) -> float:
     return seconds_of(lambda: draw_random(pipe, tokens, steps=STEPS))[1]
 
 
-def forced(interval: int) -> CacheConfig:
-    """A refresh every `interval` steps after the warmup, with every computation that the default policy makes."""
-    return CacheConfig(policy="fixed", interval=interval, warmup_steps=WARMUP, damping=0.2, error_exponent=1.0)
+class Kind(NamedTuple):
+    """What is forecast, and what is compiled."""
+
+    target: Target
+    compiled: Literal["step", "blocks"]
 
 
-def measure_steps(tokens: int, intervals: list[int], rounds: int) -> list[dict[str, Any]]:
+KINDS = (Kind("residual", "step"), Kind("noise", "step"), Kind("noise", "blocks"))
+
+
+def forced(interval: int, target: Target = "residual") -> CacheConfig:
+    """A refresh every `interval` steps after the warmup, with every computation that the presets make."""
+    tuned = preset_config("balanced", target=target)
+    return dataclasses.replace(tuned, policy="fixed", interval=interval, warmup_steps=WARMUP)
+
+
+def measure_steps(
+    tokens: int,
+    intervals: Sequence[int],
+    rounds: int,
+    kinds: Sequence[Kind] = KINDS,
+    *,
+    dim: int = 512,
+    backend: str = "inductor",
+) -> list[dict[str, Any]]:
     """Rows of the main table for one number of tokens."""
     torch._dynamo.reset()
-    transformers = [make_transformer(dim=512, double=4, single=8) for _ in range(1 + len(intervals))]
+    contenders = list(itertools.product(kinds, intervals))
+    transformers = [make_transformer(dim=dim, double=4, single=8) for _ in range(1 + len(contenders))]
     pipes = [make_pipeline(transformer) for transformer in transformers]
     clocks = [CallClock(transformer) for transformer in transformers]
     # Not Module.compile, which would trace the clock, too.
     # The same settings as ours.
-    tuning = CompileOptions().tuning()
-    transformers[0].forward = torch.compile(transformers[0].forward, fullgraph=True, **tuning)
-    for pipe, interval in zip(pipes[1:], intervals, strict=True):
-        afcache.compile_pipeline(pipe, forced(interval))
+    tuning = CompileOptions(backend=backend).tuning()
+    transformers[0].forward = torch.compile(transformers[0].forward, fullgraph=True, backend=backend, **tuning)
+    for pipe, (kind, interval) in zip(pipes[1:], contenders, strict=True):
+        afcache.compile_pipeline(pipe, forced(interval, kind.target), compile=kind.compiled, backend=backend)
     for pipe in pipes:
         time_image(pipe, tokens)
     totals: list[list[float]] = [[] for _ in pipes]
@@ -50,7 +75,7 @@ def measure_steps(tokens: int, intervals: list[int], rounds: int) -> list[dict[s
             totals[index].append(time_image(pipes[index], tokens))
     plain, *ours = (clock.take() for clock in clocks)
     rows = []
-    for i, (interval, seconds) in enumerate(zip(intervals, ours, strict=True), start=1):
+    for i, ((kind, interval), seconds) in enumerate(zip(contenders, ours, strict=True), start=1):
         refreshes, cached = by_kind(seconds, afcache.report(pipes[i]).pattern())
         # Single images differ by the machine's mood; medians of steps do not, so the speed-up is made of them.
         gains = gain(plain, refreshes, cached)
@@ -59,6 +84,8 @@ def measure_steps(tokens: int, intervals: list[int], rounds: int) -> list[dict[s
         rows.append(
             {
                 "image tokens": tokens,
+                "target": kind.target,
+                "compiled": kind.compiled,
                 "refresh every": interval,
                 "uncached step (ms)": shown_spread(plain, scale=1e3),
                 "refresh (ms)": shown_spread(refreshes, scale=1e3),
