@@ -72,7 +72,8 @@ def any_config(draw: st.DrawFn, careful: bool = False, **fixed: Any) -> CacheCon
     if kind == "ends":
         return draw(cases.configs(**common, first_blocks=draw(st.integers(0, 1)), last_blocks=draw(st.integers(0, 1))))
     if kind == "plain":
-        return draw(cases.configs(**common))
+        target, weight = draw(st.sampled_from(["residual", "velocity", "noise"])), draw(st.sampled_from([0.0, 0.5, 2.0]))
+        return draw(cases.configs(**common, target=target, error_weight=weight))
     strategy: Any = draw(st.sampled_from(["by_stability", "taylor", "similarity", "attention", "difference"]))
     thresholds: dict[str, Any] = {f"{name}_threshold": threshold for name in ("similarity", "attention", "difference")}
     layerwise = Layerwise(
@@ -164,8 +165,9 @@ def test_records_tell_which_blocks_ran(inputs, sigmas, config, scale):
         else:
             assert count == branches * (3 + config.last_blocks if bool(records[0].is_computed) else always)
     for state in result.states:
-        batch, img_seq, _ = inputs.hidden_states.shape
-        sizes = {"batch": batch, "img_seq": img_seq, "txt_seq": inputs.txt_ids.shape[0], "dim": 16, "num_blocks": 3}
+        batch, img_seq, channels = inputs.hidden_states.shape
+        dim = channels if config.forecasts_output else 16
+        sizes = {"batch": batch, "img_seq": img_seq, "txt_seq": inputs.txt_ids.shape[0], "dim": dim, "num_blocks": 3}
         afcache.check_state(state, config=config, **sizes)
         tensors = [tensor for tensor in pytree.tree_leaves(state) if isinstance(tensor, Tensor)]
         assert state_bytes(state) == sum(tensor.nbytes for tensor in tensors)
@@ -189,7 +191,7 @@ def uses(draw: st.DrawFn) -> dict[str, Any]:
     """A draw with a pipeline, which may be given up in the middle."""
     steps = draw(st.integers(1, 5))
     return {
-        "which": draw(st.integers(0, 1)),
+        "which": draw(st.integers(0, 2)),
         "seed": draw(st.integers(0, 9)),
         "batch": draw(st.integers(1, 2)),
         "steps": steps,
@@ -232,7 +234,8 @@ def small_pipe(config: CacheConfig) -> Any:
 
 @pytest.fixture(scope="module")
 def pipes():
-    return [small_pipe(CacheConfig(tolerance=0.05, warmup_steps=2)), small_pipe(CacheConfig(policy="fixed", interval=2))]
+    configs = CacheConfig(tolerance=0.05, warmup_steps=2), CacheConfig(policy="fixed", interval=2), afcache.policy("noise")
+    return list(map(small_pipe, configs))
 
 
 PROBES: dict[str, tuple[np.ndarray | None, str]] = {}
@@ -243,7 +246,7 @@ def test_an_image_is_the_same_whatever_was_drawn_before(pipes, history, probe):
     pipe, key = pipes[probe["which"]], json.dumps(probe)
     if key not in PROBES:
         fresh = small_pipe(afcache.pipeline.bound_runtime(pipe.transformer).config)
-        PROBES[key] = use([fresh, fresh], probe), afcache.report(fresh).pattern()
+        PROBES[key] = use([fresh] * len(pipes), probe), afcache.report(fresh).pattern()
     for how in history:
         use(pipes, how)
     image, pattern = PROBES[key]
@@ -271,7 +274,9 @@ def test_reports_tell_what_ran(pipes, how):
     assert report.config == dataclasses.asdict(afcache.pipeline.bound_runtime(pipe.transformer).config)
     tokens = (how["size"] // 4) ** 2 * how["batch"]
     nodes = report.config["order"] + 1
-    history = 4 * nodes * tokens * pipe.transformer.inner_dim
+    is_output = report.config["target"] != "residual"
+    width = pipe.transformer.config.in_channels if is_output else pipe.transformer.inner_dim
+    history = 4 * nodes * tokens * width
     per_sample = nodes * 2 * 4 + 2 * 8 + 4 * 4
     assert report.state_bytes == branches * (history + per_sample * how["batch"])
     for step in report.steps:
