@@ -69,8 +69,8 @@ def test_groups_of_blocks_compute_and_follow_strategies_on_every_rank(layout: st
 def test_the_report_counts_every_message(layout: str, task: Task, ranks_of: RanksOf):
     for rank in ranks_of(layout):
         drawn = rank.drawn[task]
-        # Where guidance branches are on different ranks, a later branch's call is answered by the first one's.
-        sent = [call for call in drawn.counted if layout != "guidance" or call != (0, 0)]
+        # Where guidance branches are on different ranks, the second one's calls are answered by the first's, but at first.
+        sent = [*drawn.counted[:2], *drawn.counted[2::2]] if layout == "guidance" else drawn.counted
         assert sent
         assert drawn.reported == sent
         # Guidance branches on different ranks exchange nothing within their blocks.
