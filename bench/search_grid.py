@@ -113,8 +113,9 @@ def main() -> None:
     if arguments.drawn == DRAWN:
         notes = [
             "Seeds 0-15 of mini-FLUX and strokes, 20, 28 and 50 steps, CFG 1 and 2, 28 and 50 steps with CFG 4; drawn on one "
-            "NVIDIA H200 with torch 2.11. Speeds (times fewer refreshes) at 45, 40 and 36 dB mean PSNR, as ratios to the old "
-            "default; geometric means, and the least of all. Of each kind of settings the best of 121 rules is shown.",
+            "NVIDIA H200 with torch 2.11, products in TF32. Speeds (times fewer refreshes) at 45, 40 and 36 dB mean PSNR, as "
+            "ratios to the old default; geometric means, and the least of all. Of each kind of settings the best of 121 rules "
+            "is shown.",
             "max_growth and damping: up to a tolerance of 0.016; their rises for each doubling above it.",
         ]
         write_result("policy_grid", "Search for what follows the tolerance, on two models", rows, notes=notes)

@@ -9,14 +9,12 @@ from diffusers import FluxPipeline
 from torch import Tensor
 
 from afcache._typing import HostModule
+from bench.mini_flux.descent import descend, slow_timesteps
 from bench.mini_flux.muon import Muon
 from bench.mini_flux.parts import build_transformer
 from bench.mini_flux.recipe import Recipe, Source
 from bench.mini_flux.vae import encode_images
 
-# Sinusoids of the timestep embedding faster than this (radians per unit of 1000 sigma) never decay in a short training
-# and make the features jitter from step to step; held-out loss is the same without them.
-_TIMESTEP_CUT = 0.02
 _CHUNK = 1000
 
 
@@ -154,14 +152,7 @@ class FlowTrainer:
             return_dict=False,
         )[0]
         loss = F.mse_loss(velocity, noise - packed)
-        for optimizer in self.optimizers:
-            optimizer.zero_grad()
-            for group in optimizer.param_groups:
-                group["lr"] = self.learning_rate()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(self.transformer.parameters(), 1.0)
-        for optimizer in self.optimizers:
-            optimizer.step()
+        descend(loss, self.transformer, self.optimizers, self.learning_rate())
         self._mask_and_average()
         self.step_index += 1
         return loss.detach()
@@ -197,9 +188,7 @@ def _latent_ids(latents: Tensor) -> Tensor:
 
 
 def _timestep_mask(transformer: HostModule) -> Tensor:
-    half = transformer.time_text_embed.time_proj.num_channels // 2
-    frequency = torch.exp(-math.log(10_000) * torch.arange(half) / half)
-    return (frequency <= _TIMESTEP_CUT).float().repeat(2).to(transformer.device)
+    return slow_timesteps(transformer.time_text_embed.time_proj.num_channels).to(transformer.device)
 
 
 @torch.no_grad()

@@ -19,6 +19,16 @@ from bench.mini_flux.parts import TEXT_DIM
 from bench.mini_flux.recipe import MINI_FLUX, Recipe
 
 _LETTERS = string.ascii_letters + string.digits + string.punctuation
+# Of the T5 encoders of all small models.
+T5_SHAPE: dict[str, Any] = {
+    "d_model": TEXT_DIM,
+    "d_kv": 16,
+    "d_ff": 2 * TEXT_DIM,
+    "num_layers": 2,
+    "num_heads": 4,
+    "dropout_rate": 0.0,
+    "feed_forward_proj": "gated-gelu",
+}
 
 
 def corpus(recipe: Recipe = MINI_FLUX) -> list[str]:
@@ -73,18 +83,7 @@ def build_encoders(clip_tokenizer: Any, t5_tokenizer: Any) -> tuple[CLIPTextMode
             pad_token_id=clip_tokenizer.pad_token_id,
         )
     )
-    t5 = T5EncoderModel(
-        T5Config(
-            vocab_size=len(t5_tokenizer),
-            d_model=TEXT_DIM,
-            d_kv=16,
-            d_ff=2 * TEXT_DIM,
-            num_layers=2,
-            num_heads=4,
-            dropout_rate=0.0,
-            feed_forward_proj="gated-gelu",
-        )
-    )
+    t5 = T5EncoderModel(T5Config(vocab_size=len(t5_tokenizer), **T5_SHAPE))
     return clip, t5
 
 

@@ -8,13 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from bench.mini_flux.descent import descend, slow_timesteps
 from bench.mini_flux.muon import Muon
 from bench.mini_wan import autoencoder, data
 from bench.mini_wan.parts import build_transformer
 
-# Sinusoids of the timestep embedding faster than this (radians per unit of 1000 sigma) never decay in a short training
-# and make the features jitter from step to step (see bench/mini_flux).
-_TIMESTEP_CUT = 0.02
 _CLIP_SEED, _NOISE_SEED = 3, 4
 # Steps before some are timed, and those.
 _WARM, _TIMED = 20, 50
@@ -137,14 +135,7 @@ class FlowTrainer:
                 return_dict=False,
             )[0]
         loss = F.mse_loss(velocity.float(), noise - latents)
-        for optimizer in self.optimizers:
-            optimizer.zero_grad()
-            for group in optimizer.param_groups:
-                group["lr"] = self.learning_rate()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(self.transformer.parameters(), 1.0)
-        for optimizer in self.optimizers:
-            optimizer.step()
+        descend(loss, self.transformer, self.optimizers, self.learning_rate())
         self._mask_and_average()
         self.step_index += 1
         if self.renew_every and self.step_index % self.renew_every == 0:
@@ -218,9 +209,7 @@ def _plan(trainer: FlowTrainer, seconds: float, deadline: float | None) -> None:
 
 
 def _timestep_mask(transformer: Any) -> Tensor:
-    half = transformer.condition_embedder.timesteps_proj.num_channels // 2
-    frequency = torch.exp(-math.log(10_000) * torch.arange(half) / half)
-    return (frequency <= _TIMESTEP_CUT).float().repeat(2)
+    return slow_timesteps(transformer.condition_embedder.timesteps_proj.num_channels)
 
 
 @torch.no_grad()

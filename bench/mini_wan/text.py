@@ -13,10 +13,10 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import T5Tokenizer, UMT5Config, UMT5EncoderModel
 
+from bench.mini_flux.text import T5_SHAPE, TEXT_DIM
 from bench.mini_wan import data
 
 TEXT_LENGTH = 24
-TEXT_DIM = 64
 _LETTERS = string.ascii_letters + string.digits + string.punctuation
 _SIZES = (10, 4, 2)
 _CLASSES = [(digit, way, place) for digit in range(10) for way in range(4) for place in range(2)]
@@ -44,18 +44,7 @@ def build_tokenizer() -> T5Tokenizer:
 
 def build_encoder(tokenizer: Any) -> UMT5EncoderModel:
     """Make the untrained encoder, width 64, two layers, float32."""
-    return UMT5EncoderModel(
-        UMT5Config(
-            vocab_size=len(tokenizer),
-            d_model=TEXT_DIM,
-            d_kv=16,
-            d_ff=2 * TEXT_DIM,
-            num_layers=2,
-            num_heads=4,
-            dropout_rate=0.0,
-            feed_forward_proj="gated-gelu",
-        )
-    )
+    return UMT5EncoderModel(UMT5Config(vocab_size=len(tokenizer), **T5_SHAPE))
 
 
 def encode(prompts: list[str], tokenizer: Any, encoder: Any) -> torch.Tensor:

@@ -73,7 +73,9 @@ class Laboratory:
         kinds: dict[CacheConfig, list[CacheConfig]] = {}
         for config in configs:
             if self._key(_facts(config, setting)) not in self._known:
-                kinds.setdefault(dataclasses.replace(config, **_CLOSED), []).append(config)
+                # Blocks are counted for a batch together, so one whose groups or ends run by themselves is drawn alone.
+                is_whole = config.rule.is_error_controlled and config.layerwise is None and not config.runs_sections
+                kinds.setdefault(dataclasses.replace(config, **_CLOSED) if is_whole else config, []).append(config)
         size = max(1, AT_ONCE[self._device] // len(self.seeds))
         for same in kinds.values():
             for start in range(0, len(same), size):

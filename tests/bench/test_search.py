@@ -198,3 +198,12 @@ def test_another_tau_holds_inside_of_its_grid_alone(tmp_path: Path):
         grid.draw(kind, Setting(12, 1.0), cells)
     ours, other, again = read(tmp_path / "grid.jsonl")
     assert ours.psnr == again.psnr != other.psnr
+
+
+def test_settings_whose_groups_run_by_themselves_are_drawn_alone(tmp_path: Path):
+    configs = [policy("layerwise", tolerance=tolerance, groups=2) for tolerance in (0.005, 0.1)]
+    setting = Setting(10, 1.0)
+    together = Laboratory([0], tmp_path / "together.jsonl").evaluate_all(configs, setting)
+    alone = [Laboratory([0], tmp_path / f"{index}.jsonl").evaluate(config, setting) for index, config in enumerate(configs)]
+    assert together == alone
+    assert together[0].speed != together[1].speed
