@@ -57,6 +57,7 @@ class FlowTrainer:
     The pool is no part of the state: after a restart it holds other clips.
 
     Attributes:
+        noise_levels: between which it learns.
         steps: where the cosine schedule ends; None while it is not known yet.
         renew_every: steps between two renewals of a chunk of the pool; None while it is not known yet.
         step_index: steps taken.
@@ -74,15 +75,20 @@ class FlowTrainer:
         renew_every: int | None,
         device: str = "cpu",
         low_precision: bool = False,
+        noise_levels: tuple[float, float] = (0.0, 1.0),
+        start: dict[str, Tensor] | None = None,
         seed: int = 0,
     ) -> None:
         torch.manual_seed(seed)
+        self.noise_levels = noise_levels
         self.pool, self.embeddings, self.steps = pool, embeddings.to(device), steps
         self.batch, self.renew_every, self.base_lr = batch, renew_every, lr
         self.device, self.low_precision = device, low_precision
         transformer = build_transformer()
         self.mask = _timestep_mask(transformer).to(device)
         _init_adaln_zero(transformer)
+        if start is not None:
+            transformer.load_state_dict(start)
         self.transformer: Any = transformer.to(device)
         self.average = build_transformer().requires_grad_(False).to(device)
         self.average.load_state_dict(self.transformer.state_dict())
@@ -156,7 +162,8 @@ class FlowTrainer:
 
     def _draw_sigma(self) -> Tensor:
         logit_normal = torch.sigmoid(torch.randn(self.batch, generator=self.generator, device=self.device))
-        return torch.where(self._rand() < 0.15, self._rand(), logit_normal)
+        least, most = self.noise_levels
+        return least + (most - least) * torch.where(self._rand() < 0.15, self._rand(), logit_normal)
 
     @torch.no_grad()
     def _mask_and_average(self) -> None:

@@ -2,9 +2,11 @@
 
     python -m bench.mini_wan.train --stage parts                    # text encoder and autoencoder, on a CPU
     python -m bench.mini_wan.train --device cuda --minutes 5        # flow transformer
+    python -m bench.mini_wan.train --start bench/mini_wan/weights --experts --output bench/mini_wan/experts
 
 Three stages, each kept in --work and skipped when it is there already: text encoder, autoencoder, flow transformer. The
-last one is resumable: it saves its state every thousand steps.
+last one is resumable: it saves its state every thousand steps. With --start a trained model goes on learning; --experts
+makes two of its transformer, as Wan 2.2 has them: one for the noise levels from 0.875 on, the other for those below.
 """
 
 import argparse
@@ -12,10 +14,11 @@ import json
 import shutil
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from diffusers import AutoencoderKLWan, WanPipeline, WanTransformer3DModel
+from torch import Tensor
 
 from bench.mini_wan import autoencoder, data, text
 from bench.mini_wan.flow import FlowTrainer, Pool, train
@@ -31,6 +34,19 @@ RECOMMENDED = {
     "num_inference_steps": 28,
 }
 
+# Where Wan 2.2 changes over from one expert to the other, and what each learns, the one for high noise first.
+BOUNDARY = 0.875
+EXPERTS = {"high": (BOUNDARY, 1.0), "low": (0.0, BOUNDARY)}
+
+
+class Parts(NamedTuple):
+    """What a pipeline is made of: `transformer` holds the weights that training starts from, if not at random ones."""
+
+    tokenizer: Any
+    encoder: Any
+    vae: Any
+    transformer: dict[str, Tensor] | None = None
+
 
 def embed_prompts(tokenizer: Any, encoder: Any) -> torch.Tensor:
     """Encode the empty prompt (row 0) and every wording, class by class: `[1 + 80 * 28, 24, 64]`."""
@@ -38,9 +54,17 @@ def embed_prompts(tokenizer: Any, encoder: Any) -> torch.Tensor:
         return text.encode(["", *text.wordings()], tokenizer, encoder)
 
 
-def build_pipeline(tokenizer: Any, encoder: Any, vae: Any, transformer: Any) -> WanPipeline:
-    """Put the parts together."""
-    return WanPipeline(tokenizer=tokenizer, text_encoder=encoder, vae=vae, scheduler=build_scheduler(), transformer=transformer)
+def build_pipeline(tokenizer: Any, encoder: Any, vae: Any, transformer: Any, second: Any = None) -> WanPipeline:
+    """Put the parts together; with a second transformer as Wan 2.2 does."""
+    return WanPipeline(
+        tokenizer=tokenizer,
+        text_encoder=encoder,
+        vae=vae,
+        scheduler=build_scheduler(),
+        transformer=transformer,
+        transformer_2=second,
+        boundary_ratio=None if second is None else BOUNDARY,
+    )
 
 
 def export(output: Path, pipe: WanPipeline) -> None:
@@ -50,7 +74,10 @@ def export(output: Path, pipe: WanPipeline) -> None:
     transformers loads the dtype that is stored and diffusers float32, so a plain `from_pretrained` is float32 throughout.
     """
     pipe.save_pretrained(output)
-    for name, cls in (("vae", AutoencoderKLWan), ("transformer", WanTransformer3DModel)):
+    classes = {"vae": AutoencoderKLWan, "transformer": WanTransformer3DModel, "transformer_2": WanTransformer3DModel}
+    for name, cls in classes.items():
+        if not (output / name).exists():
+            continue
         half = cls.from_pretrained(output / name).half()
         half.save_pretrained(output / name)
         config = output / name / "config.json"
@@ -61,10 +88,50 @@ def export(output: Path, pipe: WanPipeline) -> None:
     (output / "recommended.json").write_text(json.dumps(RECOMMENDED, indent=2) + "\n")
 
 
+def load_parts(args: argparse.Namespace) -> Parts:
+    """Those of the model to start from, or trained ones."""
+    if args.start:
+        pipe: Any = WanPipeline.from_pretrained(args.start)
+        encoder, vae = (part.eval().requires_grad_(False) for part in (pipe.text_encoder, pipe.vae))
+        return Parts(pipe.tokenizer, encoder, vae.to(args.device), pipe.transformer.state_dict())
+    tokenizer, encoder = text.load_or_train(args.work / "text", steps=args.text_steps, seed=SEED)
+    vae = autoencoder.load_or_train(
+        args.work / "vae", steps=args.vae_steps, minutes=args.vae_minutes, seed=SEED, device=args.device, batch=args.vae_batch
+    )
+    return Parts(tokenizer, encoder, vae)
+
+
+def learn(args: argparse.Namespace, pool: Pool, parts: Parts, expert: str | None, deadline: float | None) -> Any:
+    """Train one transformer, or go on where its state in --work was saved; return the average of its weights."""
+    trainer = FlowTrainer(
+        pool,
+        embed_prompts(parts.tokenizer, parts.encoder),
+        steps=args.steps if deadline is None else None,
+        lr=args.lr,
+        batch=args.batch,
+        renew_every=args.renew_every or (20 if deadline is None else None),
+        device=args.device,
+        low_precision=args.device.startswith("cuda") and not args.precise,
+        noise_levels=EXPERTS[expert] if expert else (0.0, 1.0),
+        start=parts.transformer,
+        seed=SEED,
+    )
+    state = args.state or args.work / f"flow{'_' + expert if expert else ''}.pt"
+    if state.exists():
+        trainer.restore(torch.load(state, map_location="cpu", weights_only=True))
+    if args.compile:
+        torch._dynamo.config.suppress_errors = True
+        trainer.transformer.compile_repeated_blocks()
+    train(trainer, deadline=deadline, save=lambda: torch.save(trainer.state(), state))
+    return trainer.average.cpu()
+
+
 def main() -> None:
     """Run the stages."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--stage", choices=("parts", "all"), default="all", help="parts: text encoder and autoencoder only")
+    parser.add_argument("--start", type=Path, metavar="FOLDER", help="a trained model that goes on learning")
+    parser.add_argument("--experts", action="store_true", help="two transformers out of --start's, for high and low noise")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--minutes", type=float, help="length of the flow stage, its pool and timing included")
     parser.add_argument("--steps", type=int, default=8000, help="flow steps, where --minutes is not given")
@@ -84,45 +151,30 @@ def main() -> None:
     parser.add_argument("--state", type=Path, help="the flow stage's state (default: flow.pt in --work)")
     parser.add_argument("--output", type=Path, default=WEIGHTS)
     args = parser.parse_args()
+    if args.experts and (args.start is None or args.state):
+        parser.error("--experts begins at a trained model, and keeps a state for each: give --start FOLDER, and no --state.")
     torch.set_num_threads(args.threads)
-    on_gpu = args.device.startswith("cuda")
-    if on_gpu:
+    if args.device.startswith("cuda"):
         torch.set_float32_matmul_precision("high")
         torch.backends.cudnn.benchmark = True
     args.work.mkdir(parents=True, exist_ok=True)
-    tokenizer, encoder = text.load_or_train(args.work / "text", steps=args.text_steps, seed=SEED)
-    vae = autoencoder.load_or_train(
-        args.work / "vae", steps=args.vae_steps, minutes=args.vae_minutes, seed=SEED, device=args.device, batch=args.vae_batch
-    )
+    parts = load_parts(args)
     if args.stage == "parts":
         return
     started = time.monotonic()
-    pool = Pool(vae, size=args.pool, chunk=args.chunk, seed=SEED + 3, device=args.device)
+    pool = Pool(parts.vae, size=args.pool, chunk=args.chunk, seed=SEED + 3, device=args.device)
     print(
         f"{len(pool.latents)} clips encoded, latents' deviation {float(pool.latents.std()):.3f}, "
         f"{time.monotonic() - started:.1f} s",
         flush=True,
     )
-    trainer = FlowTrainer(
-        pool,
-        embed_prompts(tokenizer, encoder),
-        steps=args.steps if args.minutes is None else None,
-        lr=args.lr,
-        batch=args.batch,
-        renew_every=args.renew_every or (20 if args.minutes is None else None),
-        device=args.device,
-        low_precision=on_gpu and not args.precise,
-        seed=SEED,
-    )
-    state = args.state or args.work / "flow.pt"
-    if state.exists():
-        trainer.restore(torch.load(state, map_location="cpu", weights_only=True))
-    if args.compile:
-        torch._dynamo.config.suppress_errors = True
-        trainer.transformer.compile_repeated_blocks()
-    deadline = None if args.minutes is None else started + 60 * args.minutes
-    train(trainer, deadline=deadline, save=lambda: torch.save(trainer.state(), state))
-    export(args.output, build_pipeline(tokenizer, encoder, vae.cpu(), trainer.average.cpu()))
+    experts = [*EXPERTS] if args.experts else [None]
+    share = None if args.minutes is None else 60 * args.minutes / len(experts)
+    transformers = [
+        learn(args, pool, parts, expert, None if share is None else started + share * count)
+        for count, expert in enumerate(experts, start=1)
+    ]
+    export(args.output, build_pipeline(parts.tokenizer, parts.encoder, parts.vae.cpu(), *transformers))
     print(f"wrote {args.output}, {time.monotonic() - started:.0f} s", flush=True)
 
 

@@ -1,6 +1,7 @@
 """mini-Wan's recipe: its clips, its prompts, and a tiny run of every stage."""
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -155,6 +156,46 @@ def test_the_flow_stage_learns_resumes_and_masks_fast_sinusoids(vae, encoders, m
     other.restore(trainer.state())
     other.pool.latents, other.pool.classes = trainer.pool.latents, trainer.pool.classes
     assert float(other.step()) == pytest.approx(float(trainer.step()), rel=1e-5)
+
+
+def test_a_trainer_sees_its_noise_levels_alone(vae, encoders, monkeypatch):
+    trainer = trainer_of(vae, encoders, monkeypatch)
+    trainer.batch = 4096
+    whole = trainer._draw_sigma()
+    assert whole.min() < 0.05
+    assert whole.max() > 0.95
+    for trainer.noise_levels in train.EXPERTS.values():
+        least, most = trainer.noise_levels
+        sigma = trainer._draw_sigma()
+        torch.testing.assert_close(torch.stack([sigma.min(), sigma.max()]), torch.tensor([least, most]), rtol=0, atol=0.03)
+        assert sigma.min() >= least
+        assert sigma.max() <= most
+
+
+@pytest.mark.host
+def test_a_trained_model_becomes_two_experts(vae, encoders, monkeypatch, tmp_path: Path, capsys):
+    monkeypatch.setattr(parts, "LAYERS", 2)
+    start, output = tmp_path / "start", tmp_path / "experts"
+    train.export(start, train.build_pipeline(*encoders, vae, parts.build_transformer().eval()))
+    command = f"train --experts --steps 2 --batch 2 --pool 4 --chunk 2 --work {tmp_path} --output {output}"
+    monkeypatch.setattr(sys, "argv", command.split())
+    with pytest.raises(SystemExit):
+        train.main()
+    assert "give --start FOLDER" in capsys.readouterr().err
+    monkeypatch.setattr(sys, "argv", [*command.split(), "--start", str(start)])
+    train.main()
+    begun, pipe = WanPipeline.from_pretrained(start), WanPipeline.from_pretrained(output)
+    assert pipe.config.boundary_ratio == train.BOUNDARY
+    weights = [model.blocks[0].attn1.to_q.weight for model in (begun.transformer, pipe.transformer, pipe.transformer_2)]
+    distances = [float(((other - weights[0]).norm() / weights[0].norm()).detach()) for other in weights[1:]]
+    assert all(0 < distance < 0.2 for distance in distances)
+    assert not torch.equal(*weights[1:])
+    assert begun.transformer_2 is None
+    for name, weight in begun.vae.state_dict().items():
+        assert torch.equal(weight, pipe.vae.state_dict()[name])
+    pipe.set_progress_bar_config(disable=True)
+    settings = json.loads((output / "recommended.json").read_text())
+    assert evaluate.sample(pipe, 1, **{**settings, "num_inference_steps": 3}).shape[0] == 1
 
 
 def test_the_schedule_ends_in_time(vae, encoders, monkeypatch):
