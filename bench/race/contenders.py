@@ -46,9 +46,15 @@ def _ours() -> list[Contender]:
         afcache.restore_pipeline(pipe)
         afcache.compile_pipeline(pipe, config, backend=task.backend)
 
+    def compile_by_regions(pipe: Any, task: Task) -> None:
+        config = pipe.transformer._afcache.config
+        afcache.restore_pipeline(pipe)
+        compile_regions(pipe, task)
+        afcache.compile_pipeline(pipe, config, compile="blocks", backend=task.backend)
+
     choices: dict[str, dict[str, Any]] = {preset: {"preset": preset} for preset in afcache.PRESETS}
     choices["tolerance 0.064"] = {"tolerance": 0.064}
-    return [
+    whole = [
         Contender(
             f"AFCache {name}" + (", compiled" if is_compiled else ""),
             "AFCache",
@@ -61,3 +67,8 @@ def _ours() -> list[Contender]:
         for is_compiled in (False, True)
         for name, settings in choices.items()
     ]
+    enable_default = partial(enable, settings=choices["balanced"])
+    regions = Contender(
+        "AFCache balanced, regions", "AFCache, regions", "ours", True, enable_default, compile_by_regions, force
+    )
+    return [*whole, regions]
