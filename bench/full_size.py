@@ -33,7 +33,7 @@ from afcache.functional.ranks.step import Layout
 from afcache.functional.ranks.traffic import Call, Traffic, step_traffic
 from afcache.models.flux1.architecture import sizes
 from afcache.settings.config import Target
-from afcache.settings.presets import resolve_config
+from afcache.settings.presets import DEFAULT_TARGET, resolve_config
 from bench.models.random_flux import SIZES, Size
 from bench.record.naming import RESULTS
 from bench.record.recording import write_result
@@ -140,7 +140,12 @@ def main() -> None:
     add("--rounds", type=int, default=3, help="images of each contender, after one that warms up (default 3)")
     add("--profiled", type=int, default=8, help="steps of the image in which waits are counted (default 8)")
     add("--shapes", nargs="*", type=parse_shape, default=[parse_shape(text) for text in SHAPES], metavar="PIXELSxBATCH")
-    add("--target", choices=get_args(Target), default="residual", help="what a cached step forecasts (default residual)")
+    add(
+        "--target",
+        choices=get_args(Target),
+        default=DEFAULT_TARGET,
+        help=f"what a cached step forecasts (default {DEFAULT_TARGET})",
+    )
     add("--contenders", nargs="*", choices=CONTENDERS, default=CONTENDERS, help="leave some out to save time")
     add("--modes", nargs="*", default=["reduce-overhead", "max-autotune-no-cudagraphs"], help="of torch.compile")
     arguments = parser.parse_args()

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from afcache import CacheConfig
-from afcache.settings.presets import PRESETS, tuned
+from afcache.settings.presets import preset_config, tuned
 from bench.record.figure import new_figure
 from bench.record.naming import result_path
 from bench.record.recording import write_result
@@ -111,7 +111,7 @@ def swept(config: CacheConfig, value: float) -> CacheConfig:
 
 def _curve(laboratory: Laboratory, variant: Variant, setting: Setting, values: Iterable[float]) -> list[Point]:
     """Points of rising speed, over tolerances or, under a fixed policy, intervals."""
-    configs = [tuned(value) if variant.is_tuned else swept(variant.config, value) for value in values]
+    configs = [tuned(value, target="residual") if variant.is_tuned else swept(variant.config, value) for value in values]
     return sorted(laboratory.evaluate(config, setting, use_surprise=variant.use_surprise) for config in configs)
 
 
@@ -197,7 +197,7 @@ def report(*, quick: bool) -> None:
     settings = SETTINGS[:1] if quick else SETTINGS
     tolerances = (0.016, 0.06) if quick else (0.004, 0.008, 0.012, 0.016, 0.024, 0.032, 0.045, 0.064, 0.12)
     intervals = (3, 5) if quick else (2, 3, 4, 5, 6, 7, 8)
-    ours = Variant("AFCache", PRESETS["balanced"], is_tuned=True)
+    ours = Variant("AFCache", preset_config("balanced", target="residual"), is_tuned=True)
     peers = [
         Variant("TaylorSeer order 1, first 3 steps", TAYLORSEER),
         Variant("TaylorSeer order 1, first 2 steps", dataclasses.replace(TAYLORSEER, warmup_steps=2)),

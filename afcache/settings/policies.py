@@ -64,7 +64,7 @@ def policy(name: str, **changes: Any) -> CacheConfig:
 
     | name | refreshes | cached steps | paper |
     |---|---|---|---|
-    | adaptive | error control | forecast in sigma, corrected | ours |
+    | adaptive | error control | the output, forecast in sigma, corrected | ours |
     | residual, velocity, noise | error control | the same, of what is named (`CacheConfig.target`) | ours |
     | layerwise | error control | each group by the strategy of its stability | ours |
     | taylorseer | every 6 steps | Taylor in step index, order 1 | arXiv 2503.06923 |
@@ -78,9 +78,9 @@ def policy(name: str, **changes: Any) -> CacheConfig:
     | none | every step | | |
 
     They differ from their authors' code where that has a known fault: statistics are float32 and per sample, NaN computes,
-    guidance branches decide together, steps are those of the schedule and not counted calls. All but "velocity" and "noise" act
-    on the residual of the whole stack (of a group); TaylorSeer's authors forecast every module, Spectrum's the last output,
-    over all refreshes (here the newest 16).
+    guidance branches decide together, steps are those of the schedule and not counted calls. All but "adaptive", "velocity"
+    and "noise" act on the residual of the whole stack (of a group); TaylorSeer's authors forecast every module, Spectrum's
+    the last output, over all refreshes (here the newest 16).
 
     Args:
         name: one of `POLICIES`.

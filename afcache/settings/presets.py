@@ -8,7 +8,7 @@ from afcache.settings.config import CacheConfig, Target
 
 Preset = Literal["quality", "balanced", "fast"]
 # What the presets forecast.
-DEFAULT_TARGET: Target = "residual"
+DEFAULT_TARGET: Target = "noise"
 _FOR_OUTPUTS: dict[Preset, float] = {"quality": 0.004, "balanced": 0.012, "fast": 0.024}
 _TOLERANCES: dict[Target, dict[Preset, float]] = {
     "residual": {"quality": 0.008, "balanced": 0.016, "fast": 0.032},

@@ -12,7 +12,7 @@ import afcache
 from afcache import CacheConfig
 from afcache.runtime.compiled import CompileOptions
 from afcache.settings.config import Target
-from afcache.settings.presets import preset_config
+from afcache.settings.presets import DEFAULT_TARGET, preset_config
 from bench.models.random_flux import draw_random, make_pipeline, make_transformer
 from bench.record.clock import CallClock, seconds_of
 from bench.record.spread import shown_spread
@@ -36,7 +36,7 @@ class Kind(NamedTuple):
 KINDS = (Kind("residual", "step"), Kind("noise", "step"), Kind("noise", "blocks"))
 
 
-def forced(interval: int, target: Target = "residual") -> CacheConfig:
+def forced(interval: int, target: Target = DEFAULT_TARGET) -> CacheConfig:
     """A refresh every `interval` steps after the warmup, with every computation that the presets make."""
     tuned = preset_config("balanced", target=target)
     return dataclasses.replace(tuned, policy="fixed", interval=interval, warmup_steps=WARMUP)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from afcache import CacheConfig, policy
-from afcache.settings.presets import resolve_config
+from afcache.settings.presets import preset_config, tuned
 
 
 class Family(NamedTuple):
@@ -59,7 +59,7 @@ MINI_FLUX_RATIOS = (
 
 def families(steps: int) -> list[Family]:
     """All policies that are compared."""
-    adaptive = tuple(resolve_config(tolerance=t) for t in (0.002, 0.004, 0.008, 0.016, 0.03, 0.06, 0.12))
+    adaptive = tuple(tuned(t, target="residual") for t in (0.002, 0.004, 0.008, 0.016, 0.03, 0.06, 0.12))
     grouped = tuple(policy("layerwise", tolerance=t, groups=g) for g in (4,) for t in (0.002, 0.004, 0.008, 0.016, 0.03))
     result = [Family("AFCache, default", "ours", adaptive), Family("AFCache, 4 groups by stability", "ours", grouped)]
     for name, values in _knobs(steps).items():
@@ -85,5 +85,5 @@ def _front(steps: int) -> tuple[CacheConfig, ...]:
 
 
 def _planned(steps: Sequence[int]) -> CacheConfig:
-    base = resolve_config()
+    base = preset_config("balanced", target="residual")
     return dataclasses.replace(base, policy="planned", refresh_steps=tuple(steps), max_growth=2.0)
