@@ -8,7 +8,6 @@ of exported steps.
 """
 
 import argparse
-import dataclasses
 import functools
 import statistics
 import tempfile
@@ -22,7 +21,7 @@ from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
 import afcache
-from afcache import CacheConfig, Layerwise
+from afcache import CacheConfig
 from afcache.functional.plans import schedule_steps
 from bench.mini_flux import sampling
 from bench.record.clock import processor_seconds_of
@@ -35,7 +34,7 @@ BALANCED = afcache.PRESETS["balanced"]
 CASES = (
     ("balanced", BALANCED, 1.0),
     ("balanced, guided", BALANCED, 2.0),
-    ("4 groups, similarity", dataclasses.replace(BALANCED, layerwise=Layerwise(groups=4, strategy="similarity")), 1.0),
+    ("4 groups, similarity", afcache.policy("layerwise", groups=4, strategy="similarity"), 1.0),
 )
 
 # Takes what an exported step takes.

@@ -33,7 +33,7 @@ from afcache.functional.ranks.step import Layout
 from afcache.functional.ranks.traffic import Call, Traffic, step_traffic
 from afcache.models.flux1.architecture import sizes
 from afcache.settings.config import Target
-from afcache.settings.presets import DEFAULT_TARGET, resolve_config
+from afcache.settings.presets import DEFAULT_TARGET, preset_config
 from bench.models.random_flux import SIZES, Size
 from bench.record.naming import RESULTS
 from bench.record.recording import write_result
@@ -72,9 +72,9 @@ def message_rows(size: Size, config: CacheConfig, transformer: Any) -> list[dict
     return rows
 
 
-def count(size: Size, name: str, output: Path) -> None:
+def count(size: Size, name: str, target: Target, output: Path) -> None:
     """Print and write the tables of `--fake`."""
-    config = resolve_config(None)
+    config = preset_config("balanced", target=target)
     step = capture(size, config)
     costs = {kind: cost_of(step, size, takes_refresh=flag) for kind, flag in (("refresh", True), ("cached step", False))}
     rows = [
@@ -94,7 +94,7 @@ def count(size: Size, name: str, output: Path) -> None:
     limits = ", ".join(f"{d['device']} {d['TB/s']:.2f} TB/s, {d['TFLOP/s']:.0f} TFLOP/s" for d in devices)
     notes = [
         f"{size.double} + {size.single} blocks, hidden {size.dim}, {size.tokens} image and {TEXT_TOKENS} text tokens, "
-        "bfloat16, batch 1. Nothing was computed: shapes alone.",
+        f"bfloat16, batch 1. A cached step forecasts the {target}. Nothing was computed: shapes alone.",
         "FLOPs: linear layers by torch.utils.flop_counter, attention 4 seq^2 dim a block. Bytes: every input that the branch "
         "reads, once, and what it returns; the history is returned as a copy. At least: the larger of FLOPs / peak and "
         f"bytes / bandwidth, with {limits}. The H200's were measured, the H100's are its data sheet's, which no program "
@@ -107,7 +107,8 @@ def count(size: Size, name: str, output: Path) -> None:
     print(table(rows), *notes, sep="\n")
     title = f"FLUX.1-dev, a step by its shapes{'' if name == 'flux1' else f' (size {name})'}"
     everything = [*rows, facts, *messages, *devices]
-    write_result(f"full_size_fake_{name}", title, everything, notes=notes, shown=rows, device=None, folder=output)
+    kind = "" if target == DEFAULT_TARGET else f"{target}_"
+    write_result(f"full_size_fake_{kind}{name}", title, everything, notes=notes, shown=rows, device=None, folder=output)
 
 
 def facts_of(step: Captured, size: Size) -> dict[str, Any]:
@@ -150,7 +151,7 @@ def main() -> None:
     add("--modes", nargs="*", default=["reduce-overhead", "max-autotune-no-cudagraphs"], help="of torch.compile")
     arguments = parser.parse_args()
     if arguments.fake:
-        count(SIZES[arguments.size], arguments.size, arguments.output)
+        count(SIZES[arguments.size], arguments.size, arguments.target, arguments.output)
         return
     if arguments.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda: torch finds no GPU here. Use --device cpu --size tiny to see that it runs, or --fake.")

@@ -140,7 +140,7 @@ def test_families_of_models_are_named_in_their_rooms_alone(path: Path):
 
 @pytest.mark.host
 def test_the_latents_way_to_the_first_multiplication_is_short_and_straight(pipe):
-    """From `pipe(...)` to the embedding: the modules that are given the latents, in the order in which they are."""
+    """From `pipe(...)` to the embedding, where a residual is forecast: the modules that are given the latents, in order."""
     way: list[str] = []
     latents: list[torch.Tensor] = []
 
@@ -168,7 +168,7 @@ def test_the_latents_way_to_the_first_multiplication_is_short_and_straight(pipe)
         latents.append(options["hidden_states"])
         sys.setprofile(follow)
 
-    afcache.compile_pipeline(pipe, compile=False)
+    afcache.compile_pipeline(pipe, afcache.policy("residual"), compile=False)
     hooks = [
         pipe.transformer.register_forward_pre_hook(start, with_kwargs=True),
         pipe.transformer.x_embedder.register_forward_pre_hook(stop),

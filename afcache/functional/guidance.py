@@ -81,7 +81,8 @@ def measure_errors(
         errors[-1] = torch.where(is_guided, guided, errors[-1])
     # One message for all branches.
     adopted = model.exchange.adopt_error(torch.stack(errors))
-    return tuple(its._replace(error=adopted[index].clone()) for index, its in enumerate(computed))
+    # Sums of one row each: inductor takes a copy of a view back, and what leaves a branch must be no view.
+    return tuple(its._replace(error=adopted[index : index + 1].sum(0)) for index, its in enumerate(computed))
 
 
 @typed

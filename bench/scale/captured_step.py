@@ -80,7 +80,8 @@ def capture(size: Size, config: CacheConfig) -> Captured:
     with mode, torch.no_grad():
         transformer = make_flux1(size, dtype=torch.bfloat16)
         inputs = make_inputs(size, transformer)
-        state = init_state(1, size.tokens, size.dim, config=config, dtype=torch.bfloat16)
+        dim = transformer.config.in_channels if config.forecasts_output else size.dim
+        state = init_state(1, size.tokens, dim, config=config, dtype=torch.bfloat16)
         arguments = (inputs, state, type(schedule)(*map(mode.from_tensor, schedule)), uncoupled(1))
 
         def trace() -> None:

@@ -2,6 +2,7 @@
 
 import argparse
 
+from afcache.settings.presets import DEFAULT_TARGET
 from bench.models.random_flux import SIZES
 from bench.record.recording import write_result
 from bench.record.render import table
@@ -52,13 +53,11 @@ class Tables:
     def _write(self, name: str, *notes: str) -> None:
         arguments, size = self._arguments, SIZES[self._arguments.size]
         of_what = (
-            f"Random weights, {size.double} + {size.single} blocks, hidden {size.dim}, bfloat16, {size.tokens} image and "
-            f"{TEXT_TOKENS} text tokens, {arguments.steps} steps, {arguments.rounds} images after one that warms up, backend "
-            f"{arguments.backend}. Median (quartiles). Costs, never quality."
+            f'Target "{arguments.target}". Random weights, {size.double} + {size.single} blocks, hidden {size.dim}, bfloat16, '
+            f"{size.tokens} image and {TEXT_TOKENS} text tokens, {arguments.steps} steps, {arguments.rounds} images after one "
+            f"that warms up, backend {arguments.backend}. Median (quartiles). Costs, never quality."
         )
         title = f"FLUX.1-dev at its real size, {name}" if arguments.size == "flux1" else f"A small FLUX, {name}"
-        if arguments.target != "residual":
-            of_what = f'Target "{arguments.target}". {of_what}'
-        kind = "" if arguments.target == "residual" else f"{arguments.target}_"
+        kind = "" if arguments.target == DEFAULT_TARGET else f"{arguments.target}_"
         subject, where = f"full_size_{arguments.size}_{kind}{name}", {"device": arguments.device, "folder": arguments.output}
         write_result(subject, title, self.rows[name], notes=[of_what, NOTES[name], *notes], **where)

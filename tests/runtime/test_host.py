@@ -175,7 +175,7 @@ def test_batches_and_shapes_go_on(short):
 
 def test_residuals_need_our_forward(pipe):
     with pytest.raises(ValueError, match=r"compile='blocks' needs a config whose target is 'noise' or 'velocity', got 'resid"):
-        afcache.compile_pipeline(pipe, compile="blocks")
+        afcache.compile_pipeline(pipe, afcache.policy("residual"), compile="blocks")
 
 
 def test_ranks_share_out_our_forward_alone(pipe):

@@ -62,7 +62,8 @@ def place(inputs: FluxInputs, latents: Velocity, sigma: Scalar) -> FluxInputs:
         sigma: noise level, which is the timestep in [0, 1].
 
     """
-    return inputs._replace(hidden_states=latents, timestep=sigma.expand(latents.shape[0]))
+    # A copy: torch.cond takes no two inputs that share their memory, and the step holds sigma, too.
+    return inputs._replace(hidden_states=latents, timestep=sigma.expand(latents.shape[0]).clone())
 
 
 def latents_of(inputs: FluxInputs) -> Tensor:

@@ -17,7 +17,7 @@ from bench.mini_flux.sampling import SETTINGS, draw, prepare, prompt_of
 from tests.support.sampling import largest_difference
 
 pytestmark = pytest.mark.host
-BALANCED = afcache.PRESETS["balanced"]
+BALANCED = policy("residual")
 # Bounds and thresholds at which all four strategies, and computing a group by itself, occur within one image.
 GROUPS = Layerwise(groups=4, similarity_threshold=0.005, attention_threshold=0.03, difference_threshold=0.4)
 LIVE = dataclasses.replace(BALANCED, layerwise=GROUPS)
