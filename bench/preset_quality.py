@@ -42,7 +42,7 @@ def main() -> None:
     """Measure and write bench/results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=64)
-    parser.add_argument("--first-seed", type=int, default=2000)
+    parser.add_argument("--first-seed", type=int, default=12000)
     parser.add_argument("--steps", type=int, nargs="+", default=[28])
     parser.add_argument("--cfg", type=float, nargs="+", default=[1.0, 2.0, 4.0])
     arguments = parser.parse_args()

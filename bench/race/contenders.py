@@ -53,7 +53,7 @@ def _ours() -> list[Contender]:
         afcache.compile_pipeline(pipe, config, compile="blocks", backend=task.backend)
 
     choices: dict[str, dict[str, Any]] = {preset: {"preset": preset} for preset in afcache.PRESETS}
-    choices["tolerance 0.064"] = {"tolerance": 0.064}
+    choices |= {f"tolerance {value}": {"tolerance": value} for value in (0.016, 0.032)}
     whole = [
         Contender(
             f"AFCache {name}" + (", compiled" if is_compiled else ""),
