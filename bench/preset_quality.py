@@ -1,4 +1,5 @@
-"""Speed and quality of the presets on mini-FLUX: fewer block evaluations against PSNR to the uncached image.
+"""Speed and quality of the presets on mini-FLUX, and of those for residuals: fewer block evaluations against PSNR to the
+uncached image.
 
     python -m bench.preset_quality
 
@@ -6,21 +7,24 @@ Runs eagerly: decisions and images are those of the compiled forward (tests/pipe
 """
 
 import argparse
+import itertools
 import statistics
-from typing import Any
+from typing import Any, get_args
 
 import afcache
-from afcache.settings.presets import PRESETS
+from afcache.settings.config import Target
+from afcache.settings.presets import DEFAULT_TARGET, Preset, preset_config
 from bench.mini_flux import sampling
 from bench.record.recording import write_result
 from bench.record.render import table
 
 
-def measure(pipe: Any, preset: str, *, seeds: range, steps: int, cfg: float, references: dict[int, Any]) -> dict[str, Any]:
-    """One row: a preset at one guidance scale."""
-    afcache.compile_pipeline(pipe, preset=preset, compile=False)
+def measure(pipe: Any, preset: Preset, target: Target, *, steps: int, cfg: float, references: dict[int, Any]) -> dict[str, Any]:
+    """One row: a preset at one guidance scale, on the seeds of the references."""
+    config = preset_config(preset, target=target)
+    afcache.compile_pipeline(pipe, config, compile=False)
     quality, speed = [], []
-    for seed in seeds:
+    for seed in references:
         image = sampling.draw(pipe, seed, steps=steps, cfg=cfg)
         quality.append(min(afcache.psnr(image, references[seed]), 150.0))
         speed.append(afcache.report(pipe).block_speedup)
@@ -28,7 +32,8 @@ def measure(pipe: Any, preset: str, *, seeds: range, steps: int, cfg: float, ref
     # Block evaluations add up, so the mean speed-up is the harmonic one.
     return {
         "preset": preset,
-        "tolerance": PRESETS[preset].tolerance,  # pyright: ignore[reportArgumentType]
+        "forecast": target,
+        "tolerance": config.tolerance,
         "steps": steps,
         "true CFG": cfg,
         "fewer block evaluations": statistics.harmonic_mean(speed),
@@ -52,8 +57,8 @@ def main() -> None:
     for steps in arguments.steps:
         for cfg in arguments.cfg:
             references = {seed: sampling.draw(pipe, seed, steps=steps, cfg=cfg) for seed in seeds}
-            for preset in PRESETS:
-                rows.append(measure(pipe, preset, seeds=seeds, steps=steps, cfg=cfg, references=references))
+            for target, preset in itertools.product((DEFAULT_TARGET, "residual"), get_args(Preset)):
+                rows.append(measure(pipe, preset, target, steps=steps, cfg=cfg, references=references))
                 print(rows[-1], flush=True)
     notes = [
         f"Seeds {seeds.start} to {seeds.stop - 1}, one image each, batch 1, float32; PSNR in float64 against the "

@@ -1,6 +1,7 @@
 """Does mini-Wan draw what the prompt says? Digit and direction are judged apart, by judges that know real clips only.
 
-    python -m bench.mini_wan.evaluate --clips 80
+    python -m bench.mini_wan.evaluate --clips 40
+    python -m bench.mini_wan.evaluate --clips 40 --experts
     python -m bench.mini_wan.evaluate --device cuda --clips 160 --sheet frames.png --gif clips.gif
 
 A digit is whiter than any background, which is darkened: what exceeds the background's brightest is the digit's mask. A
@@ -21,7 +22,7 @@ from sklearn.svm import SVC
 
 from bench.mini_flux.data import load_split
 from bench.mini_wan import data
-from bench.mini_wan.parts import WEIGHTS
+from bench.mini_wan.parts import EXPERTS, WEIGHTS
 from bench.record.recording import write_result
 from bench.record.render import table
 
@@ -126,6 +127,7 @@ def gif(clips: torch.Tensor, path: str, *, columns: int = 10, enlarge: int = 3) 
 def main() -> None:
     """Evaluate with each guidance scale, and write bench/results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--experts", action="store_true", help="the model of two experts")
     parser.add_argument("--model", type=Path, help="another folder of the same kind; writes no result")
     parser.add_argument("--clips", type=int, default=160)
     parser.add_argument("--steps", type=int, help="default: the recommended number")
@@ -137,7 +139,7 @@ def main() -> None:
     parser.add_argument("--gif", help="write the last scale's first clips to this file, moving")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    folder = args.model or WEIGHTS
+    folder = args.model or (EXPERTS if args.experts else WEIGHTS)
     settings = json.loads((folder / "recommended.json").read_text())
     scales = args.guidance or [1.0, settings["guidance_scale"]]
     settings["num_inference_steps"] = args.steps or settings["num_inference_steps"]
@@ -164,7 +166,8 @@ def main() -> None:
         f"those of held-out digits with accuracy {digit_limit:.3f} (digit) and {way_limit:.3f} (direction).",
     ]
     if not (args.model or args.shift):
-        print(write_result("mini_wan_accuracy", "What mini-Wan draws", rows, notes=notes, device=args.device))
+        subject, what = ("mini_wan_experts", "mini-Wan of two experts") if args.experts else ("mini_wan", "mini-Wan")
+        print(write_result(f"{subject}_accuracy", f"What {what} draws", rows, notes=notes, device=args.device))
     if args.sheet:
         sheet(clips, args.sheet)
     if args.gif:

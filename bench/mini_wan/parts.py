@@ -7,8 +7,9 @@ from diffusers import AutoencoderKLWan, UniPCMultistepScheduler, WanTransformer3
 
 from bench.mini_wan import text
 
-# Where the trained model is, in diffusers' layout.
+# Where the trained model is, in diffusers' layout, and the one of two experts.
 WEIGHTS = Path(__file__).parent / "weights"
+EXPERTS = Path(__file__).parent / "experts"
 LATENT_CHANNELS = 8
 BASE_DIM = 16
 LAYERS = 8

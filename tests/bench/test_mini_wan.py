@@ -184,7 +184,8 @@ def test_a_trained_model_becomes_two_experts(vae, encoders, monkeypatch, tmp_pat
     assert "give --start FOLDER" in capsys.readouterr().err
     monkeypatch.setattr(sys, "argv", [*command.split(), "--start", str(start)])
     train.main()
-    begun, pipe = WanPipeline.from_pretrained(start), WanPipeline.from_pretrained(output)
+    begun: Any = WanPipeline.from_pretrained(start)
+    pipe: Any = WanPipeline.from_pretrained(output)
     assert pipe.config.boundary_ratio == train.BOUNDARY
     weights = [model.blocks[0].attn1.to_q.weight for model in (begun.transformer, pipe.transformer, pipe.transformer_2)]
     distances = [float(((other - weights[0]).norm() / weights[0].norm()).detach()) for other in weights[1:]]
@@ -238,13 +239,15 @@ def test_what_is_exported_loads_and_draws(vae, encoders, monkeypatch, tmp_path: 
 
 
 @pytest.mark.host
-def test_the_trained_model_is_small_and_moves_its_digits_the_prompted_way():
-    size = sum(path.stat().st_size for path in parts.WEIGHTS.rglob("*") if path.is_file())
-    assert size < 12 * 2**20
-    assert (parts.WEIGHTS / "ATTRIBUTION.md").exists()
-    settings = json.loads((parts.WEIGHTS / "recommended.json").read_text())
+@pytest.mark.parametrize(("folder", "mebibytes"), [(parts.WEIGHTS, 12), (parts.EXPERTS, 16)], ids=lambda value: str(value)[-7:])
+def test_the_trained_models_are_small_and_move_their_digits_the_prompted_way(folder: Path, mebibytes: int):
+    size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    assert size < mebibytes * 2**20
+    assert (folder / "ATTRIBUTION.md").exists()
+    settings = json.loads((folder / "recommended.json").read_text())
     assert settings == train.RECOMMENDED
-    pipe = WanPipeline.from_pretrained(parts.WEIGHTS)
+    pipe: Any = WanPipeline.from_pretrained(folder)
+    assert (pipe.transformer_2 is not None) == (folder == parts.EXPERTS)
     pipe.set_progress_bar_config(disable=True)
     shown = evaluate.sample(pipe, 2, **{**settings, "num_inference_steps": 4})
     assert shown.shape == (2, 3, data.FRAMES, data.IMAGE_SIZE, data.IMAGE_SIZE)
