@@ -85,7 +85,7 @@ def _check_forward(transformer: Any) -> None:
     if transformer._compiled_call_impl is not None:
         raise NotImplementedError(
             "transformer was compiled in place by transformer.compile(). Load it afresh: compile_pipeline compiles it. Or keep "
-            "what is compiled: compile_pipeline(pipe, afcache.policy('noise'), compile='blocks')."
+            "what is compiled: compile_pipeline(pipe, compile='blocks')."
         )
     forward = transformer.__dict__.get("forward")
     if _is_ours(forward):
@@ -95,7 +95,7 @@ def _check_forward(transformer: Any) -> None:
         raise NotImplementedError(
             f"transformer.forward was replaced by {forward!r} (by a diffusers hook, such as group offload with streams, or by "
             "hand), which a cached forward would bypass. Remove that first, or let it run: "
-            "compile_pipeline(pipe, afcache.policy('noise'), compile='blocks')."
+            "compile_pipeline(pipe, compile='blocks')."
         )
 
 

@@ -18,8 +18,8 @@ CONTENDERS = {
     "plain": "diffusers' forward, torch.compile(fullgraph=True)",
     "plain, regional": "diffusers' compile_repeated_blocks(fullgraph=True)",
     "afcache": "compile_pipeline",
-    "afcache, noise": 'compile_pipeline with policy("noise")',
-    "afcache, blocks": 'the same with compile="blocks"',
+    "afcache, blocks": 'compile_pipeline(compile="blocks")',
+    "afcache, residual": 'compile_pipeline with policy("residual")',
 }
 
 
@@ -57,11 +57,10 @@ def first_call(contender: str, double: int, single: int, backend: str) -> float:
         transformer.compile(fullgraph=True, backend=backend)
     elif contender == "plain, regional":
         transformer.compile_repeated_blocks(fullgraph=True, backend=backend)
-    elif contender == "afcache":
-        afcache.compile_pipeline(pipe, afcache.policy("residual"), backend=backend)
     else:
+        settings = afcache.policy("residual" if contender.endswith("residual") else "adaptive")
         what = "blocks" if contender.endswith("blocks") else "step"
-        afcache.compile_pipeline(pipe, afcache.policy("noise"), compile=what, backend=backend)
+        afcache.compile_pipeline(pipe, settings, compile=what, backend=backend)
     inputs = make_inputs(64, 128)
     pipe.scheduler.set_timesteps(STEPS)
     arguments = flux1_inputs.host_arguments(inputs._replace(timestep=pipe.scheduler.timesteps[:1] / 1000))

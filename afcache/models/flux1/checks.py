@@ -23,13 +23,13 @@ def check_transformer(transformer: HostModule) -> None:
             raise NotImplementedError(
                 f"attention processor {type(processor).__name__} at {name} is not supported (diffusers' own and its "
                 "IP-Adapter's are). Put diffusers' back with transformer.set_attn_processor(FluxAttnProcessor()), or let the "
-                "model run its own forward: compile_pipeline(pipe, afcache.policy('noise'), compile='blocks')."
+                "model run its own forward: compile_pipeline(pipe, compile='blocks')."
             )
         if processor._parallel_config is not None:
             raise NotImplementedError(
                 f"attention processor at {name} runs under diffusers' context parallelism, which is not supported. "
                 "Run on one device, or let the model run its own forward: "
-                "compile_pipeline(pipe, afcache.policy('noise'), compile='blocks')."
+                "compile_pipeline(pipe, compile='blocks')."
             )
 
 
@@ -100,7 +100,7 @@ def check_blocks(transformer: HostModule) -> None:
                     raise NotImplementedError(
                         f"{path} has {attached}, which a cached forward would bypass: it calls the layers inside, not the "
                         "block. Remove it, or let the model run its own forward: "
-                        "compile_pipeline(pipe, afcache.policy('noise'), compile='blocks')."
+                        "compile_pipeline(pipe, compile='blocks')."
                     )
 
 
