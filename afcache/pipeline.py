@@ -70,9 +70,9 @@ def compile_pipeline(
         ValueError: conflicting or invalid settings, or more groups or blocks than the transformer has.
         RuntimeError: `parallel` does not fit the processes that run, or xfuser cannot be imported.
     Cost:
-        Memory: order + 1 residuals of the image tokens per guidance branch (24 MiB each at width 3072, 1024 x 1024 pixels and
-        bfloat16; where outputs are forecast, as many velocities in float32, 1 MiB each); as many for each group of a
-        `Layerwise` config, and its "attention" strategy keeps one per block. The first image also pays for compilation.
+        Memory: order + 1 velocities in float32 per guidance branch (1 MiB each at 1024 x 1024 pixels); where residuals are
+        forecast, as many residuals of the image tokens (24 MiB each at width 3072 and bfloat16); as many for each group of
+        a `Layerwise` config, and its "attention" strategy keeps one per block. The first image also pays for compilation.
 
     """
     if parallel is not None and not isinstance(parallel, ParallelConfig):

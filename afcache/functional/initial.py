@@ -169,6 +169,37 @@ def _check_field(name: str, value: object, model: Tensor, where: str) -> None:
         raise ValueError(f"{name} must be {model.dtype}, got {value.dtype}.")
 
 
+def check_values(state: CacheState, *, config: CacheConfig) -> None:
+    """Raise unless every number is one to go on with; what no refresh has filled yet may hold anything.
+
+    Raises:
+        ValueError: a value is impossible; the message names its field.
+    Cost:
+        one pass over the history, and a host synchronisation for each field.
+
+    """
+    filled = torch.arange(config.num_nodes, device=state.num_nodes.device)[:, None] < state.num_nodes
+    is_finite = state.history.flatten(2).isfinite().all(2) if state.history.numel() else torch.ones_like(filled)
+    # Policies that go by no error may carry one that was never measured.
+    is_free = torch.full_like(state.num_nodes, not config.rule.is_error_controlled, dtype=torch.bool)
+    rules: tuple[tuple[str, str, Tensor], ...] = (
+        ("num_nodes", f"between 0 and {config.num_nodes}", (state.num_nodes >= 0) & (state.num_nodes <= config.num_nodes)),
+        ("error_rate", ">= 0, or infinite", (state.error_rate >= 0) | is_free),
+        ("accumulated_error", ">= 0", (state.accumulated_error >= 0) | is_free),
+        ("last_gap", "finite and >= 0", state.last_gap.isfinite() & (state.last_gap >= 0)),
+        ("lag", "finite", state.lag.isfinite()),
+        ("history", "finite where it was filled", (is_finite | ~filled).all(0)),
+    )
+    for name, rule, holds in rules:
+        if not bool(holds.all()):
+            sample = int(holds.logical_not().nonzero()[0])
+            value = "" if name == "history" else f": {float(getattr(state, name)[sample]):g}"
+            raise ValueError(
+                f"CacheState.{name} must be {rule}, and is not for sample {sample}{value}. Start from init_state, or from a "
+                "checkpoint whose image is whole."
+            )
+
+
 def state_bytes(state: CacheState) -> int:
     """The memory that a state holds, in bytes."""
     tensors = (leaf for leaf in pytree.tree_leaves(state) if isinstance(leaf, Tensor))

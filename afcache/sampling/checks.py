@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from afcache.functional.initial import StateShape, check_fit
+from afcache.functional.initial import StateShape, check_fit, check_values
 from afcache.functional.state import CacheState
 from afcache.sampling.result import Denoised
 from afcache.settings.config import CacheConfig
@@ -83,6 +83,7 @@ def check_start(start: object, latents: Tensor, sigmas: Tensor, shapes: list[Sta
                     f"start's {name} must be {latents.dtype} on {latents.device}, as inputs.hidden_states are, got "
                     f"{tensor.dtype} on {tensor.device}. Go on in the dtype, and load_checkpoint on the device, of the model."
                 )
+        check_values(state, config=config)
         _check_levels(state, sigmas.float().cpu(), len(start.records))
 
 

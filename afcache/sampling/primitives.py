@@ -5,7 +5,7 @@ from typing import Any
 import torch
 
 from afcache._typing import HostModule, PerSample, Velocity, typed
-from afcache.functional.initial import StateShape, check_fit, empty_state
+from afcache.functional.initial import StateShape, check_fit, check_values, empty_state
 from afcache.functional.model import Architecture, AttentionKernel, model_of
 from afcache.functional.state import CacheState, Coupling, StepRecord, StepSchedule
 from afcache.functional.step import HistoryWriter, euler_step, take
@@ -137,11 +137,16 @@ def init_state(
 def check_state(
     state: CacheState, *, batch: int, img_seq: int, dim: int, config: CacheConfig, txt_seq: int = 0, num_blocks: int = 1
 ) -> None:
-    """Raise unless every field has the shape and dtype that the step expects; arguments as of `init_state`.
+    """Raise unless every field has the shape and dtype that the step expects, and values to go on with.
+
+    Args:
+        state: to be checked.
+        batch, img_seq, dim, config, txt_seq, num_blocks: as of `init_state`.
 
     Raises:
         TypeError: a field is not a tensor, or a part that the settings ask for is missing.
-        ValueError: a field has the wrong shape or dtype; the message names it.
+        ValueError: a field has the wrong shape or dtype, or an impossible value; the message names it.
 
     """
     check_fit(state, StateShape(batch, img_seq, dim, txt_seq, num_blocks), config=config)
+    check_values(state, config=config)

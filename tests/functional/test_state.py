@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 
@@ -40,6 +42,39 @@ def test_check_state_names_the_field_with_the_wrong_dtype():
 def test_check_state_refuses_python_numbers():
     with pytest.raises(TypeError, match=r"CacheState\.lag must be a tensor, got float"):
         check_state(make_state()._replace(lag=0.0), **SHAPE)  # pyright: ignore[reportArgumentType]
+
+
+IMPOSSIBLE = {
+    "num_nodes": (-3, "between 0 and 2, and is not for sample 1: -3"),
+    "error_rate": (math.nan, ">= 0, or infinite, and is not for sample 1: nan"),
+    "accumulated_error": (-0.5, ">= 0, and is not for sample 1: -0.5"),
+    "last_gap": (math.inf, "finite and >= 0, and is not for sample 1: inf"),
+    "lag": (math.nan, "finite, and is not for sample 1: nan"),
+}
+
+
+@pytest.mark.parametrize("field", IMPOSSIBLE)
+def test_check_state_refuses_a_value_that_cannot_be(field: str):
+    value, message = IMPOSSIBLE[field]
+    state = make_state()
+    getattr(state, field)[1] = value
+    with pytest.raises(ValueError, match=rf"CacheState\.{field} must be {message}. Start from init_state"):
+        check_state(state, **SHAPE)
+
+
+def test_check_state_looks_at_what_was_filled_of_a_history():
+    state = make_state()
+    state.history[1, 0, 2, 1] = math.nan
+    check_state(state._replace(num_nodes=torch.tensor([1, 2])), **SHAPE)
+    with pytest.raises(ValueError, match=r"CacheState\.history must be finite where it was filled, and is not for sample 0"):
+        check_state(state._replace(num_nodes=torch.tensor([2, 2])), **SHAPE)
+
+
+def test_a_policy_without_error_control_may_carry_any_error():
+    config = CacheConfig(policy="fixed", max_nodes=2)
+    state = make_state()
+    state.error_rate[0] = math.nan
+    check_state(state, **{**SHAPE, "config": config})
 
 
 def test_state_bytes_counts_every_field():

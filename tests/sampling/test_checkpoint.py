@@ -114,7 +114,7 @@ def test_a_start_over_other_sigmas_is_refused(pipe, sigmas: torch.Tensor, said: 
         afcache.denoise(pipe.transformer, inputs, sigmas, config=ADAPTIVE, start=half)
 
 
-def test_a_start_without_its_records_or_in_another_dtype_is_refused(pipe):
+def test_a_start_that_cannot_be_gone_on_with_is_refused(pipe):
     inputs, *_ = prepare(pipe, [0], steps=4).branches
     sigmas = torch.linspace(1, 0, 5)
     half = afcache.denoise(pipe.transformer, inputs, sigmas, config=ADAPTIVE, stop=2)
@@ -123,6 +123,7 @@ def test_a_start_without_its_records_or_in_another_dtype_is_refused(pipe):
         "start knows step 1, but has 0 records": half._replace(records=[]),
         "start's latents must be torch.float32 on cpu": half._replace(latents=half.latents.double()),
         "start's states' history must be torch.float32": half._replace(states=(state._replace(history=state.history.half()),)),
+        "CacheState.error_rate must be >= 0": half._replace(states=(state._replace(error_rate=state.error_rate.neg()),)),
     }
     for said, start in others.items():
         with pytest.raises(ValueError, match=said):
