@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from afcache.calibration.metrics import psnr, ssim
-from afcache.cli.drawing import Draw, count_evaluations, save, timed, write_report
+from afcache.cli.drawing import Draw, clear, count_evaluations, save, timed, write_report
 from afcache.cli.model import Job
 from afcache.parallel.config import ParallelConfig
 from afcache.pipeline import compile_pipeline, uncached
@@ -74,6 +74,7 @@ def compare(
     if output is None:
         return
     for result in results:
+        clear(output, result.job)
         save(output / f"{result.job.stem}.png", result.cached)
         save(output / f"{result.job.stem}_uncached.png", result.uncached)
         write_report(result.report, output, result.job)

@@ -53,6 +53,7 @@ def draw_all(draw: Draw, jobs: list[Job], *, compiles: bool, is_cached: bool, ou
         image, seconds = timed(draw, job)
         if output is None:
             continue
+        clear(output, job)
         save(output / f"{job.stem}.png", image)
         line = f"{job.stem}.png in {seconds:.1f} s"
         if is_cached:
@@ -82,6 +83,12 @@ def count_evaluations(reports: list[Report]) -> tuple[int, int]:
     """Block evaluations that ran, MLPs alone counted as a whole block, and those of the same images without a cache."""
     ran = sum(one.block_evaluations + one.mlp_evaluations for one in reports)
     return ran, sum(one.block_evaluations_uncached for one in reports)
+
+
+def clear(output: Path, job: Job) -> None:
+    """Remove what an earlier run has left under a job's name: files of one name belong together."""
+    for ending in (".png", "_uncached.png", ".json", "_report.png"):
+        (output / f"{job.stem}{ending}").unlink(missing_ok=True)
 
 
 def save(path: Path, image: np.ndarray) -> None:

@@ -1,6 +1,7 @@
 """The model of the command line: found, and what it can draw known, before any weight is loaded."""
 
 import argparse
+import hashlib
 import json
 import math
 import os
@@ -40,11 +41,19 @@ def make_jobs(arguments: argparse.Namespace) -> list[Job]:
         pairs = [(prompt, seed + i) for i, prompt in enumerate(MINI_PROMPTS) for seed in seeds]
     stems: list[str] = []
     for prompt, seed in pairs:
-        words = "".join(letter if letter.isalnum() else "_" for letter in prompt.lower())[:40].strip("_")
-        stem = f"{words}_seed{seed}"
-        # Long prompts may begin alike; no picture overwrites another.
+        stem = f"{_name(prompt)}_seed{seed}"
+        # The same prompt may be asked for twice; no picture overwrites another.
         stems.append(stem if stem not in stems else f"{stem}_{len(stems)}")
     return [Job(prompt, seed, stem) for (prompt, seed), stem in zip(pairs, stems, strict=True)]
+
+
+def _name(prompt: str) -> str:
+    """A prompt as a file name: its words, and where these leave something out, a mark that tells it from all others."""
+    words = "".join(letter if letter.isalnum() else "_" for letter in prompt.lower())[:40].strip("_")
+    if words.replace("_", " ") == prompt:
+        return words
+    mark = hashlib.sha256(prompt.encode()).hexdigest()[:8]
+    return f"{words}_{mark}" if words else mark
 
 
 def check_drawing(arguments: argparse.Namespace) -> None:

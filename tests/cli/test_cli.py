@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import sys
+from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from PIL import Image
 import afcache
 from afcache.cli.info import collect_info
 from afcache.cli.main import main
+from afcache.cli.model import make_jobs
 
 SHORT = ["generate", "--no-compile", "--steps", "8"]
 
@@ -157,6 +159,38 @@ def test_generate_writes_pictures_reports_and_plots(capsys, tmp_path):
     ran, whole = (sum(report[name] for report in reports) for name in ("block_evaluations", "block_evaluations_uncached"))
     assert lines[2].startswith(f"2 images: {ran} of {whole} block evaluations ran, {whole / ran:.2f}x fewer (")
     assert lines[4:] == [f"written to {tmp_path}/"]
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ("a cat", "a cat!"),
+        ("a cat", "A cat"),
+        ("/", "?"),
+        ("x" * 40 + " one", "x" * 40 + " two"),
+        ("a cat", "a_cat"),
+        (" a", "a"),
+    ],
+)
+def test_files_of_two_prompts_never_share_a_name(first: str, second: str):
+    stems = [make_jobs(Namespace(prompt=[prompt], num_images=1, seed=0))[0].stem for prompt in (first, second)]
+    assert stems[0] != stems[1]
+    assert all(re.fullmatch(r"\w+_seed0", stem) for stem in stems)
+
+
+def test_the_same_prompt_twice_is_two_files_and_a_plain_one_names_them():
+    jobs = make_jobs(Namespace(prompt=["a cat", "a cat"], num_images=2, seed=3))
+    assert [job.stem for job in jobs] == ["a_cat_seed3", "a_cat_seed4", "a_cat_seed3_2", "a_cat_seed4_3"]
+
+
+def test_nothing_of_an_earlier_run_stays_under_a_name(tmp_path):
+    stale = tmp_path / "a_two_seed0_uncached.png"
+    others = tmp_path / "a_two_seed1_uncached.png", tmp_path / "mine.png"
+    for path in (stale, *others):
+        path.write_text("old")
+    assert main(["generate", "--no-compile", "--steps", "2", "--prompt", "a two", "--output", str(tmp_path)]) == 0
+    assert not stale.exists()
+    assert all(path.read_text() == "old" for path in others)
 
 
 def test_the_report_of_a_single_image_is_printed_whole(capsys, tmp_path):
