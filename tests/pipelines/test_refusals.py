@@ -34,7 +34,7 @@ def warnings_of(action) -> list[str]:
         def emit(self, record: LogRecord) -> None:
             messages.append(record.getMessage())
 
-    logger = logging.get_logger("afcache.runtime")
+    logger = logging.get_logger("afcache")
     handler = Collect()
     logger.addHandler(handler)
     try:
@@ -61,6 +61,13 @@ def test_a_multistep_scheduler_stays_close_to_its_own_uncached_image(pipe, kind:
     expected = sample(pipe)
     compiled(pipe, dataclasses.replace(ADAPTIVE, correction=False))
     assert afcache.psnr(sample(pipe), expected) > 25
+
+
+def test_ratios_of_another_model_are_warned_of(pipe):
+    own = afcache.policy("magcache", magnitude_ratios=(1.0, 0.9, 0.8))
+    assert warnings_of(lambda: afcache.compile_pipeline(pipe, own, compile=False)) == []
+    (line,) = warnings_of(lambda: afcache.compile_pipeline(pipe, afcache.policy("magcache"), compile=False))
+    assert "measured on FLUX.1-dev, 57 blocks; this transformer has 12. Measure its own" in line
 
 
 def test_a_scheduler_that_replaced_its_step_is_refused(pipe):

@@ -3,12 +3,18 @@
 from typing import Any
 
 from diffusers.models.transformers.transformer_flux import FluxAttnProcessor, FluxIPAdapterAttnProcessor
+from diffusers.utils import logging
 
 from afcache._typing import HostModule
 from afcache.models.flux1.architecture import sizes
 from afcache.models.flux1.call import Reader
 from afcache.models.flux1.inputs import FluxInputs
 from afcache.settings.config import CacheConfig
+from afcache.settings.policies import FLUX_MAGNITUDE_RATIOS
+
+logger = logging.get_logger(__name__)
+# Of FLUX.1-dev: 19 double and 38 single ones.
+_DEV_BLOCKS = 57
 
 
 def check_transformer(transformer: HostModule) -> None:
@@ -34,7 +40,7 @@ def check_transformer(transformer: HostModule) -> None:
 
 
 def check_config(transformer: HostModule, config: CacheConfig) -> None:
-    """Raise unless the settings fit the number of blocks.
+    """Raise unless the settings fit the number of blocks; warn where they hold what was measured on another model.
 
     Raises:
         ValueError: naming the setting and the number.
@@ -47,6 +53,12 @@ def check_config(transformer: HostModule, config: CacheConfig) -> None:
         raise ValueError(
             f"first_blocks + last_blocks must be less than the number of blocks of the transformer, {blocks}, got "
             f"{config.first_blocks} + {config.last_blocks}: none would be left to cache."
+        )
+    is_dev = blocks == _DEV_BLOCKS and transformer.config.guidance_embeds
+    if config.magnitude_ratios == FLUX_MAGNITUDE_RATIOS and not is_dev:
+        logger.warning(
+            f"Policy 'magcache' goes by ratios that were measured on FLUX.1-dev, {_DEV_BLOCKS} blocks; this transformer has "
+            f"{blocks}. Measure its own: policy('magcache', magnitude_ratios=afcache.calibrate_magnitudes(pipe, prompts))."
         )
 
 
