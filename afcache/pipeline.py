@@ -199,7 +199,7 @@ def _check_compile(compile: object, config: CacheConfig, parallel: ParallelConfi
     if not config.forecasts_output:
         raise ValueError(
             f"compile='blocks' needs a config whose target is 'noise' or 'velocity', got {config.target!r}: a residual can be "
-            "forecast only by the forward that computes it. Pass afcache.policy('noise')."
+            "forecast only by the forward that computes it. Leave config out, or pass one that has such a target."
         )
     if parallel is not None:
         raise NotImplementedError(

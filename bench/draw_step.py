@@ -157,7 +157,7 @@ def draw(rows: list[dict[str, Any]], cached: Walk, file: Path) -> None:
         label="true, unknown to the cache",
     )
     errors.legend(fontsize=8, loc="upper right", ncols=3)
-    errors.set_title("error of each step's forecast, relative to what the blocks compute", fontsize=9)
+    errors.set_title("error of each step's forecast, relative to what the model computes", fontsize=9)
     draw_estimate(estimate, cached.report, leader)
     estimate.set_title("what is predicted to add up since the last refresh decides", fontsize=9)
     for row in rows:

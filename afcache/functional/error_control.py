@@ -85,7 +85,7 @@ def should_refresh(
 
     Args:
         accumulated: contributions since the last refresh, this step's included.
-        tolerance: limit of `accumulated`; in units of relative velocity error times sigma.
+        tolerance: limit of `accumulated`; in units of relative velocity error times sigma (and its weight).
         gap: distance in sigma from the last refresh to this step.
         last_gap: distance in sigma between the last two refreshes; 0 until there are two.
         max_growth: largest ratio of the two; infinity switches the limit off, and times no distance at all it is NaN.

@@ -1,6 +1,6 @@
-"""Forecasters: each is one row of weights over the residuals of the last refreshes.
+"""Forecasters: each is one row of weights over what the last refreshes kept (`afcache.functional.target`).
 
-r_hat = sum_k w_k r_k, newest first. Reuse is the row (1, 0, ..., 0); polynomial extrapolation in sigma, TaylorSeer's
+z_hat = sum_k w_k z_k, newest first. Reuse is the row (1, 0, ..., 0); polynomial extrapolation in sigma, TaylorSeer's
 finite differences in step index, and damped mixtures are other rows. One kernel applies any of them.
 """
 

@@ -137,11 +137,13 @@ def check_fit(state: CacheState, shape: StateShape, *, config: CacheConfig) -> N
 
     """
     expected = empty_state(shape, config=config, device="meta")
-    where = f"batch={shape.batch}, img_seq={shape.img_seq}, txt_seq={shape.txt_seq}, dim={shape.dim}"
+    tokens = f"img_seq={shape.img_seq}, txt_seq={shape.txt_seq}, dim={shape.dim}"
+    where = f"batch={shape.batch}, {tokens if shape.latents is None else f'latents={tuple(shape.latents)}'}"
+    in_model_dtype = {"inputs", "modulated", "attention"} | (set() if config.forecasts_output else {"history"})
     for name, model in expected._asdict().items():
         value = getattr(state, name)
         if isinstance(model, Tensor):
-            _check_field(f"CacheState.{name}", value, model, where)
+            _check_field(f"CacheState.{name}", value, model, where, is_free=name in in_model_dtype)
         elif type(value) is not type(model):
             raise TypeError(
                 f"CacheState.{name} must be {_kind_of(model)} under these settings, got {_kind_of(value)}. Start from "
@@ -149,14 +151,16 @@ def check_fit(state: CacheState, shape: StateShape, *, config: CacheConfig) -> N
             )
         elif model is not None:
             for inner, each in model._asdict().items():
-                _check_field(f"{_kind_of(model)}.{inner}", getattr(value, inner), each, where)
+                is_free = inner in in_model_dtype | {"history"}
+                _check_field(f"{_kind_of(model)}.{inner}", getattr(value, inner), each, where, is_free=is_free)
 
 
 def _kind_of(value: object) -> str:
     return "None" if value is None else type(value).__name__
 
 
-def _check_field(name: str, value: object, model: Tensor, where: str) -> None:
+def _check_field(name: str, value: object, model: Tensor, where: str, *, is_free: bool) -> None:
+    """Raise unless a field has the model's shape, and its dtype where that is not free."""
     if not isinstance(value, Tensor):
         raise TypeError(f"{name} must be a tensor, got {type(value).__name__}. Start from init_state.")
     if value.shape != model.shape:
@@ -164,8 +168,7 @@ def _check_field(name: str, value: object, model: Tensor, where: str) -> None:
             f"{name} has shape {tuple(value.shape)}, expected {tuple(model.shape)} for {where}. A new shape, or a config with "
             "another number of nodes or groups, needs a new state from init_state."
         )
-    is_in_model_dtype = name.split(".")[1] in ("history", "inputs", "modulated", "attention")
-    if not is_in_model_dtype and value.dtype != model.dtype:
+    if not is_free and value.dtype != model.dtype:
         raise ValueError(f"{name} must be {model.dtype}, got {value.dtype}.")
 
 

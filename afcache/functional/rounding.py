@@ -37,8 +37,8 @@ def computational_noise(velocities: list[Tensor]) -> PerSample:
     difference = torch.zeros_like(velocities[0], dtype=torch.float32)
     for index, velocity in enumerate(velocities):
         difference = difference + (-1) ** index * math.comb(order, index) * velocity.to(torch.float32)
-    signal = velocities[order // 2].to(torch.float32).square().mean((1, 2))
-    return (difference.square().mean((1, 2)) / math.comb(2 * order, order) / signal).sqrt()
+    signal = velocities[order // 2].to(torch.float32).square().flatten(1).mean(1)
+    return (difference.square().flatten(1).mean(1) / math.comb(2 * order, order) / signal).sqrt()
 
 
 @typed

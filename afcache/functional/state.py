@@ -95,8 +95,8 @@ class CacheState(NamedTuple):
         num_nodes: how many of them are filled; int64 `[batch]`.
         error_rate: c = e / g of the last measurement; infinite until there is one; float32 `[batch]`.
         error_order: order of the row that was measured; int64 `[batch]`.
-        accumulated_error: predicted contributions since the last refresh; relative velocity error times sigma; float32
-            `[batch]`.
+        accumulated_error: predicted contributions since the last refresh; relative velocity error times sigma (and
+            sigma^error_weight); float32 `[batch]`.
         last_gap: distance in sigma between the last two refreshes; 0 until there are two; float32 `[batch]`.
         lag: sum of (sigma_{j+1} - sigma_j) g(sigma_j) over the forecast steps since the last refresh; float32 `[batch]`.
         gate: under policies with a gate.
@@ -129,7 +129,7 @@ class StepSchedule(NamedTuple):
         is_forced: the step is computed whatever is seen (see `afcache.functional.plans`); bool.
         tolerance: limit of the accumulated error; float32.
         max_growth: limit of the distance to the last refresh, in units of the one before; infinity means none; float32.
-        damping: 0 forecasts in full, 1 reuses the last residual; float32.
+        damping: 0 forecasts in full, 1 reuses what the last refresh kept; float32.
         noise_floor: relative velocity error that rounding alone makes; float32.
 
     """

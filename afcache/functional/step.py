@@ -104,7 +104,8 @@ def take(
         outcomes = []
         for each, its in zip(prepared, measure_errors(model, prepared, computed, coupling), strict=True):
             outcome = _keep(each, its, decision.refresh, schedule, config=config, writer=writer)
-            outcomes.append(outcome._replace(computed=(its.velocity,)) if is_led else outcome)
+            # In the forecast's dtype: under autocast the model's may be another, and both sides of a branch are alike.
+            outcomes.append(outcome._replace(computed=(its.velocity.to(each.velocity.dtype),)) if is_led else outcome)
         return tuple(outcomes)
 
     outcomes = branch(

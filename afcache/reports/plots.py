@@ -56,7 +56,7 @@ def draw_estimate(axes: Any, report: Any, leader: list[Any]) -> None:
     setting = report.config["tolerance"] if RULES[report.config["policy"]].is_error_controlled else 0.0
     tolerance = max(setting) if isinstance(setting, tuple) else setting
     estimated, refused = [worst(step.estimated_error) for step in leader], refused_estimates(report)
-    axes.set_ylabel("relative error x sigma")
+    axes.set_ylabel("relative error x sigma, weighed")
     shown = [value for value in (*estimated, *refused.values()) if math.isfinite(value) and value > 0]
     if not shown:
         axes.text(0.5, 0.5, "no estimate", transform=axes.transAxes, ha="center", va="center", fontsize=9)
@@ -74,12 +74,14 @@ def draw_estimate(axes: Any, report: Any, leader: list[Any]) -> None:
 def refused_estimates(report: Any) -> dict[int, float]:
     """By computed step: the estimate before it, and what its forecast was predicted to add; none with guidance branches."""
     refused: dict[int, float] = {}
+    weight = report.config.get("error_weight", 0.0)
     if any(step.branch for step in report.steps):
         return refused
     for before, step, after in zip(report.steps, report.steps[1:], report.steps[2:], strict=False):
         predicted = worst(step.predicted_error)
         if step.is_computed and math.isfinite(predicted):
-            refused[step.step] = worst(before.estimated_error) + predicted * abs(step.sigma - after.sigma)
+            added = predicted * abs(step.sigma - after.sigma) * step.sigma**weight
+            refused[step.step] = worst(before.estimated_error) + added
     return refused
 
 

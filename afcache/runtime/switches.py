@@ -1,6 +1,6 @@
 """What steers a guidance branch, and whether it was switched since the last step.
 
-A history of residuals belongs to one velocity field. Where a ControlNet is switched on or off, or a callback exchanges the
+A history belongs to one velocity field. Where a ControlNet is switched on or off, or a callback exchanges the
 prompt or a control image or rescales an IP-Adapter, the next step sees another field, of which nothing is known. Nothing here
 waits for the device.
 """

@@ -145,6 +145,9 @@ class Trajectory:
         branch_index = self.calls_at_index
         if branch_index == len(self.branches):
             self.branches.append(BranchCalls(self._empty_state(call)))
+            if branch_index == 2:
+                # One number says nothing of three branches: each one's own error counts in full.
+                self.guidance_scale, self.learns_guidance = None, False
         branch = self.branches[branch_index]
         if branch.calls and branch.last_step != self.index_before:
             # Guidance was off for a while: what the branch knows is of steps long past.
@@ -159,6 +162,8 @@ class Trajectory:
         velocity, branch.has_history = self._own(velocity), True
         if branch_index == 0:
             self.coupling = follow(coupling, record, lead)
+            if lead is not None:
+                self.coupling = self.coupling._replace(guidance_scale=self._known_scale())
         if self.learns_guidance:
             self.latents_before = call.latents if branch_index == 0 else self.latents_before
             branch.velocity = velocity
@@ -231,7 +236,8 @@ class Trajectory:
         leader, *followers = self.branches[: max(1, self.calls_before)]
         config, scale, coupling = self.bound.config, self._known_scale(), self.alone
         weights = weigh(scale, config=config) if followers else (coupling.weight, coupling.weight)
-        if config.forecasts_output:
+        if config.forecasts_output and coupling.lead is None:
+            # Where branches are called one after the other, the scale is for those who follow.
             coupling = coupling._replace(guidance_scale=scale)
         if followers:
             schedule = self.schedule[self._position]

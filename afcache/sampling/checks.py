@@ -63,7 +63,7 @@ def check_start(start: object, latents: Tensor, sigmas: Tensor, shapes: list[Sta
     if start.target != config.target:
         raise ValueError(
             f"start must have the target of the config, {config.target!r}, got {start.target!r}: its states keep other values. "
-            "Go on with the same target, or start anew."
+            f"Go on with config=afcache.policy({start.target!r}), or start anew."
         )
     if len(start.states) != len(shapes):
         raise ValueError(
@@ -76,11 +76,12 @@ def check_start(start: object, latents: Tensor, sigmas: Tensor, shapes: list[Sta
         )
     for state, shape in zip(start.states, shapes, strict=True):
         check_fit(state, shape, config=config)
-        kept = () if config.forecasts_output else (("states' history", state.history),)
-        for name, tensor in (("latents", start.latents), *kept):
-            if (tensor.dtype, tensor.device) != (latents.dtype, latents.device):
+        # What is kept of outputs is float32, whatever the model's dtype, and was checked.
+        dtype = state.history.dtype if config.forecasts_output else latents.dtype
+        for name, tensor, kept_in in (("latents", start.latents, latents.dtype), ("states' history", state.history, dtype)):
+            if (tensor.dtype, tensor.device) != (kept_in, latents.device):
                 raise ValueError(
-                    f"start's {name} must be {latents.dtype} on {latents.device}, as inputs.hidden_states are, got "
+                    f"start's {name} must be {kept_in} on {latents.device}, as inputs.hidden_states are, got "
                     f"{tensor.dtype} on {tensor.device}. Go on in the dtype, and load_checkpoint on the device, of the model."
                 )
         check_values(state, config=config)

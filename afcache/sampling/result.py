@@ -21,7 +21,7 @@ class Denoised(NamedTuple):
     latents: Latents
     states: tuple[CacheState, ...]
     records: list[tuple[StepRecord, ...]]
-    target: Target = "residual"
+    target: Target
 
     def pattern(self, sample: int = 0) -> str:
         """One letter per step: F computed, "." forecast."""

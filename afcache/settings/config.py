@@ -80,8 +80,8 @@ class CacheConfig:
             "growing" (at intervals that grow by `interval_growth`), "magcache" (from calibrated `magnitude_ratios`), "planned"
             (`refresh_steps`). Gates: "teacache" (the accumulated change of the first block's modulated input) and "dbcache"
             (the change of what the `first_blocks` add). "none" computes every step by our forward.
-        tolerance: a step is refreshed when the predicted error since the last refresh would reach this; relative velocity
-            error times sigma, finite, >= 0. 0 refreshes always. "adaptive" asks for it, and groups with `adapt_thresholds`.
+        tolerance: a step is refreshed when the predicted error since the last refresh would reach this; relative velocity error
+            times sigma (and sigma^error_weight), finite, >= 0. 0 refreshes always. "adaptive" asks for it; so do some groups.
         warmup_steps: steps at the start that are always computed; >= 1. "adaptive" computes two in any case, because an error
             must have been measured before a step can be forecast, and all steps where there are four or fewer.
         max_growth: the distance in sigma to the last refresh may be at most this times the one before; >= 1, may be
@@ -105,7 +105,7 @@ class CacheConfig:
             TaylorSeer's authors define them) or "chebyshev" (ridge regression over step index, as Spectrum's).
         order: degree of the forecast; 0 to 4.
         max_nodes: how many refreshes the state remembers; at most 1000; None means order + 1, or 16 under "chebyshev".
-        damping: 0 forecasts in full, 1 reuses the last residual.
+        damping: 0 forecasts in full, 1 reuses what the last refresh kept.
         error_law: how the forecast's error grows: "power" (a power of the distance to the last refresh) or "remainder" (the
             product of distances to all nodes of the row).
         error_exponent: highest power of "power"; > 0; None means order + 1.
@@ -201,8 +201,8 @@ class CacheConfig:
             sections = f"first_blocks={self.first_blocks}, last_blocks={self.last_blocks}"
             what = "layerwise=" if self.layerwise is not None else f"policy {self.policy!r}" if self.rule.is_gated else sections
             raise ValueError(
-                f"target must be 'residual' with {what}, which looks inside the model, got {self.target!r}. Leave target out, "
-                "or layerwise, first_blocks and last_blocks, and use no gate ('teacache', 'dbcache')."
+                f"target must be 'residual' with {what}, which looks inside the model, got {self.target!r}, as presets have. "
+                "Start from afcache.policy('residual'), 'layerwise', 'teacache' or 'dbcache', or leave that out."
             )
         if self.layerwise is None:
             return

@@ -104,7 +104,7 @@ def policy(name: str, **changes: Any) -> CacheConfig:
     if for_groups and base.layerwise is None:
         raise ValueError(
             f"policy {name!r} has no groups, so {sorted(for_groups)} cannot be set. Use 'layerwise', 'similarity', 'attention' "
-            "or 'difference', or pass layerwise=afcache.Layerwise(...)."
+            "or 'difference', or policy('residual', layerwise=afcache.Layerwise(...))."
         )
     rest = {key: value for key, value in changes.items() if key in outer}
     if for_groups:

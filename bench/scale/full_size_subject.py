@@ -16,7 +16,7 @@ from afcache import CacheConfig
 from afcache.runtime.binding import require_runtime
 from afcache.runtime.compiled import CompileOptions
 from afcache.settings.config import Target
-from afcache.settings.presets import DEFAULT_TARGET, tuned
+from afcache.settings.presets import DEFAULT_TARGET, preset_config
 from bench.models.random_flux import Size, make_flux1, make_pipeline
 from bench.record.clock import CallClock, seconds_of
 from bench.scale.step_costs import WARMUP
@@ -70,8 +70,8 @@ class Subject:
     def __init__(self, size: Size, device: str, target: Target = DEFAULT_TARGET) -> None:
         torch.manual_seed(0)
         self.device = device
-        # The error control of a preset, but for a limit of gaps that would refuse the forced pattern.
-        self.config = dataclasses.replace(tuned(0.016, target=target), max_growth=float("inf"))
+        # The default preset, but for a limit of gaps that would refuse the forced pattern.
+        self.config = dataclasses.replace(preset_config("balanced", target=target), max_growth=float("inf"))
         self.transformer = make_flux1(size, dtype=torch.bfloat16, device=device)
         self.pipe = make_pipeline(self.transformer)
         self._inputs: dict[Shape, afcache.FluxInputs] = {}

@@ -30,6 +30,12 @@ def test_computational_noise_is_the_relative_standard_deviation_of_the_jitter(fu
     assert torch.allclose(noise, torch.full((2,), jitter / scale), rtol=0.1)
 
 
+def test_computational_noise_takes_latents_of_any_rank():
+    velocities = values(lambda x: x**5, 1e-3)
+    reshaped = [velocity.reshape(2, 4, 16, 32) for velocity in velocities]
+    torch.testing.assert_close(computational_noise(reshaped), computational_noise(velocities))
+
+
 def test_above_floor_takes_independent_noise_off():
     floor = torch.tensor(0.03)
     measured = torch.tensor([0.05, 0.03, 0.01, 0.0, math.inf, math.nan])

@@ -119,7 +119,7 @@ def test_a_computed_output_ends_in_the_history_uncorrected():
 )
 def test_what_looks_inside_the_model_needs_residuals(settings: dict):
     with pytest.raises(
-        ValueError, match=r"target must be 'residual' with .*, which looks inside the model, got 'noise'\. Leave target out"
+        ValueError, match=r"target must be 'residual' with .*, which looks inside the model, got 'noise', as presets have\. Start from"
     ):
         CacheConfig(target="noise", **settings)
 
@@ -131,8 +131,9 @@ def test_an_unknown_target_is_refused():
 
 def test_state_of_an_output_is_as_small_as_latents():
     kept = afcache.init_state(1, 4096, 64, config=dataclasses.replace(tuned(0.016), target="noise"), dtype=torch.bfloat16)
-    residuals = afcache.init_state(1, 4096, 3072, config=tuned(0.016), dtype=torch.bfloat16)
+    residuals = afcache.init_state(1, 4096, 3072, config=tuned(0.016, target="residual"), dtype=torch.bfloat16)
     assert kept.history.dtype == torch.float32
+    assert residuals.history.dtype == torch.bfloat16
     assert residuals.history.numel() * 2 == 24 * kept.history.numel() * 4
 
 

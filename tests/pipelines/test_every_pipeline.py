@@ -28,17 +28,17 @@ ALIKE = {
 
 
 @pytest.mark.parametrize("name", [name for names in ALIKE.values() for name in names])
-def test_pipelines_whose_output_is_forecast(name: str):
-    """Exact at tolerance 0, by our forward and by the host's; then some steps are saved."""
+def test_pipelines_whose_residuals_are_forecast_and_whose_forward_is_the_hosts(name: str):
+    """Exact at tolerance 0; then some steps are saved."""
     kind = BY_NAME[name]
     pipe = make(kind, single=1)
     expected = draw(pipe, kind)
-    ways: tuple[Any, ...] = (False, "blocks")
-    for compile in ways:
-        exact = afcache.policy("noise", tolerance=0.0)
+    ways: tuple[Any, ...] = (("residual", False), ("noise", "blocks"))
+    for target, compile in ways:
+        exact = afcache.policy(target, tolerance=0.0)
         afcache.compile_pipeline(pipe, exact, compile=compile, backend="eager")
         assert float((draw(pipe, kind) - expected).abs().max()) < 1e-4
-        afcache.compile_pipeline(pipe, afcache.policy("noise", tolerance=0.1), compile=compile, backend="eager")
+        afcache.compile_pipeline(pipe, afcache.policy(target, tolerance=0.1), compile=compile, backend="eager")
         assert torch.isfinite(draw(pipe, kind)).all()
         assert {"F", "."} <= set(afcache.report(pipe).pattern())
 

@@ -103,11 +103,12 @@ def test_the_guided_error_saves_steps(pipe):
 
 
 @torch.no_grad()
-def draw_within(pipe: Any, guided: Sequence[int], *, scale: float = 2.0, steps: int = 28) -> Tensor:
-    """A loop by hand with guidance at some steps alone."""
+def draw_within(pipe: Any, guided: Sequence[int], *, thrice: Sequence[int] = (), scale: float = 2.0, steps: int = 28) -> Tensor:
+    """A loop by hand with guidance at some steps alone, and a third branch at some of those."""
     arguments = {"prompt_2": None, "max_sequence_length": 16, "device": "cpu"}
     prompt, pooled, txt_ids = pipe.encode_prompt(PROMPT, **arguments)
     negative, negative_pooled, _ = pipe.encode_prompt("", **arguments)
+    third, third_pooled, _ = pipe.encode_prompt("a handwritten three on a palace", **arguments)
     channels = pipe.transformer.config.in_channels // 4
     latents, img_ids = pipe.prepare_latents(1, channels, 32, 32, torch.float32, "cpu", torch.Generator().manual_seed(0), None)
     pipe.scheduler.set_timesteps(sigmas=np.linspace(1.0, 1 / steps, steps), mu=0.5)
@@ -122,7 +123,8 @@ def draw_within(pipe: Any, guided: Sequence[int], *, scale: float = 2.0, steps: 
         velocity = velocity_of(prompt, pooled)
         if index in guided:
             other = velocity_of(negative, negative_pooled)
-            velocity = other + scale * (velocity - other)
+            away = velocity - velocity_of(third, third_pooled) if index in thrice else 0.0
+            velocity = other + scale * (velocity - other) + 0.2 * away
         latents = pipe.scheduler.step(velocity, timestep, latents, return_dict=False)[0]
     return latents
 
@@ -140,6 +142,21 @@ def test_guidance_may_come_and_go(pipe, config: afcache.CacheConfig, guided: ran
     # It has nothing to forecast from when it comes, whatever the other decided.
     assert second[0].is_computed
     assert sum(step.is_computed for step in steps) < 0.7 * len(steps)
+
+
+@pytest.mark.parametrize("thrice", [range(28), range(6, 28), range(4, 16)], ids=str)
+def test_a_third_branch_is_told_from_the_pair(pipe, thrice: range):
+    """No scale of two branches explains it: each one's own error counts, and all decide as the first does."""
+    expected = draw_within(pipe, range(28), thrice=thrice)
+    latents = draw_within(compiled(pipe, NOISE), range(28), thrice=thrice)
+    report = afcache.report(pipe)
+    assert report.guidance_scale == ()
+    assert float((latents - expected).norm() / expected.norm()) < 0.05
+    third = [step for step in report.steps if step.branch == 2]
+    assert [step.step for step in third] == list(thrice)
+    assert third[0].is_computed
+    assert all(report.pattern(0)[step.step] == "F" or not step.is_computed for step in third[1:])
+    assert report.pattern(0).count("F") < 24
 
 
 def test_guidance_that_comes_back_starts_again(pipe):

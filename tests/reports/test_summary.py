@@ -95,6 +95,8 @@ def test_what_a_computed_step_would_have_added_is_its_prediction_times_its_lengt
         step(3, computed=True),
     ]
     assert refused_estimates(make_report(*steps)) == {2: pytest.approx(0.0025 + 0.01 / 4)}
+    weighed = dataclasses.replace(make_report(*steps), config={**make_report(*steps).config, "error_weight": 0.5})
+    assert refused_estimates(weighed) == {2: pytest.approx(0.0025 + 0.01 / 4 * steps[2].sigma ** 0.5)}
     guided = [step(index, computed=True, branch=branch) for index in range(4) for branch in range(2)]
     assert refused_estimates(make_report(*guided)) == {}
 

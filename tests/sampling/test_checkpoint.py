@@ -12,13 +12,13 @@ from torch.utils import _pytree as pytree
 import afcache
 from afcache import CacheConfig, Denoised, Layerwise
 from bench.mini_flux.sampling import Prepared, prepare
-from tests.support.sampling import ADAPTIVE, page_example
+from tests.support.sampling import RESIDUAL, page_example
 from tests.support.toy import tensors_of
 
 pytestmark = pytest.mark.host
 STEPS = 10
 CONFIGS = {
-    "adaptive": ADAPTIVE,
+    "residual": RESIDUAL,
     "noise": afcache.policy("noise"),
     "groups": CacheConfig(tolerance=0.02, warmup_steps=2, layerwise=Layerwise(groups=2)),
     "gate": CacheConfig(policy="teacache", threshold=0.3, warmup_steps=1),
@@ -26,7 +26,7 @@ CONFIGS = {
 }
 
 
-def denoise(pipe: Any, problem: Prepared, config: CacheConfig = ADAPTIVE, **options: Any) -> Denoised:
+def denoise(pipe: Any, problem: Prepared, config: CacheConfig = RESIDUAL, **options: Any) -> Denoised:
     inputs, *others = problem.branches
     guidance = {"negative": others[0], "guidance_scale": problem.cfg} if others else {}
     return afcache.denoise(pipe.transformer, inputs, problem.sigmas, config=config, **guidance, **options)
@@ -39,7 +39,7 @@ def assert_equal(first: Denoised, second: Denoised) -> None:
     assert pytree.tree_structure(first) == pytree.tree_structure(second)
 
 
-@pytest.mark.parametrize(("config", "cfg"), [*((name, 1.0) for name in CONFIGS), ("adaptive", 2.0), ("noise", 2.0)])
+@pytest.mark.parametrize(("config", "cfg"), [*((name, 1.0) for name in CONFIGS), ("residual", 2.0), ("noise", 2.0)])
 def test_a_trajectory_goes_on_from_a_file_as_if_it_had_never_stopped(pipe, tmp_path: Path, config: str, cfg: float):
     problem, settings = prepare(pipe, [0, 1], steps=STEPS, cfg=cfg), CONFIGS[config]
     whole = denoise(pipe, problem, settings)
@@ -90,13 +90,13 @@ def test_a_compiled_step_goes_on_in_the_same_graph(short, tmp_path: Path):
 def test_a_start_that_does_not_fit_is_refused(pipe, change: dict[str, Any], kind: type[Exception], said: str):
     inputs, *_ = prepare(pipe, [0], steps=4).branches
     sigmas = torch.linspace(1, 0, 5)
-    half = afcache.denoise(pipe.transformer, inputs, sigmas, config=ADAPTIVE, stop=2)
+    half = afcache.denoise(pipe.transformer, inputs, sigmas, config=RESIDUAL, stop=2)
     change = {**change, **({"negative": inputs} if "negative" in change else {})}
     with pytest.raises(kind, match=said):
-        afcache.denoise(pipe.transformer, inputs, sigmas, **{"start": half, "config": ADAPTIVE, **change})
+        afcache.denoise(pipe.transformer, inputs, sigmas, **{"start": half, "config": RESIDUAL, **change})
     other = half._replace(latents=half.latents[:, :8])
     with pytest.raises(ValueError, match=r"start\.latents must have shape \(1, 64, 32\) on cpu"):
-        afcache.denoise(pipe.transformer, inputs, sigmas, config=ADAPTIVE, start=other)
+        afcache.denoise(pipe.transformer, inputs, sigmas, config=RESIDUAL, start=other)
 
 
 @pytest.mark.parametrize(
@@ -109,15 +109,15 @@ def test_a_start_that_does_not_fit_is_refused(pipe, change: dict[str, Any], kind
 )
 def test_a_start_over_other_sigmas_is_refused(pipe, sigmas: torch.Tensor, said: str):
     inputs, *_ = prepare(pipe, [0], steps=4).branches
-    half = afcache.denoise(pipe.transformer, inputs, torch.linspace(1, 0, 5), config=ADAPTIVE, stop=2)
+    half = afcache.denoise(pipe.transformer, inputs, torch.linspace(1, 0, 5), config=RESIDUAL, stop=2)
     with pytest.raises(ValueError, match=said):
-        afcache.denoise(pipe.transformer, inputs, sigmas, config=ADAPTIVE, start=half)
+        afcache.denoise(pipe.transformer, inputs, sigmas, config=RESIDUAL, start=half)
 
 
 def test_a_start_that_cannot_be_gone_on_with_is_refused(pipe):
     inputs, *_ = prepare(pipe, [0], steps=4).branches
     sigmas = torch.linspace(1, 0, 5)
-    half = afcache.denoise(pipe.transformer, inputs, sigmas, config=ADAPTIVE, stop=2)
+    half = afcache.denoise(pipe.transformer, inputs, sigmas, config=RESIDUAL, stop=2)
     (state,) = half.states
     others = {
         "start knows step 1, but has 0 records": half._replace(records=[]),
@@ -127,7 +127,7 @@ def test_a_start_that_cannot_be_gone_on_with_is_refused(pipe):
     }
     for said, start in others.items():
         with pytest.raises(ValueError, match=said):
-            afcache.denoise(pipe.transformer, inputs, sigmas, config=ADAPTIVE, start=start)
+            afcache.denoise(pipe.transformer, inputs, sigmas, config=RESIDUAL, start=start)
 
 
 def test_what_is_no_trajectory_is_not_written(pipe, tmp_path: Path):

@@ -21,7 +21,7 @@ from tests.support.sampling import page_example
 from tests.support.tiny import tiny_flux
 from tests.support.toy import tensors_of
 
-ADAPTIVE = CacheConfig(tolerance=0.05, warmup_steps=2)
+ADAPTIVE = CacheConfig(target="noise", tolerance=0.05, warmup_steps=2)
 SIGMAS = torch.linspace(1, 0, 13)
 ATTENTION = torch.ops.aten.scaled_dot_product_attention.default
 # torchao would otherwise change inductor's settings for the whole process.

@@ -8,7 +8,7 @@ import afcache
 from afcache import CacheConfig
 from tests.support.pipelines import Kind, draw
 
-MIXED = CacheConfig(tolerance=0.02, warmup_steps=2)
+MIXED = CacheConfig(target="noise", tolerance=0.02, warmup_steps=2)
 
 
 def counters() -> Any:

@@ -15,7 +15,8 @@ from afcache import CacheConfig
 from tests.support.mini_flux import fresh_mini_flux
 
 PROMPT = "a handwritten seven on a flower"
-ADAPTIVE = CacheConfig(tolerance=0.02, warmup_steps=2)
+ADAPTIVE = CacheConfig(target="noise", tolerance=0.02, warmup_steps=2)
+RESIDUAL = CacheConfig(tolerance=0.02, warmup_steps=2)
 
 
 def compiled(pipe: Any, config: CacheConfig = ADAPTIVE, **options: Any) -> Any:
