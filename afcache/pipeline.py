@@ -204,7 +204,7 @@ def _check_compile(compile: object, config: CacheConfig, parallel: ParallelConfi
     if parallel is not None:
         raise NotImplementedError(
             f"compile='blocks' cannot be combined with parallel={parallel!r}: ranks share out our forward. Use diffusers' "
-            "context parallelism (transformer.enable_parallelism), or leave parallel out."
+            "context parallelism (transformer.enable_parallelism; we have not tried it), or leave parallel out."
         )
 
 
