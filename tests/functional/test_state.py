@@ -75,6 +75,8 @@ def test_a_policy_without_error_control_may_carry_any_error():
     state = make_state()
     state.error_rate[0] = math.nan
     check_state(state, **{**SHAPE, "config": config})
+    with pytest.raises(ValueError, match="error_rate"):
+        check_state(state, **SHAPE)
 
 
 def test_state_bytes_counts_every_field():

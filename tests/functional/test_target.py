@@ -119,7 +119,8 @@ def test_a_computed_output_ends_in_the_history_uncorrected():
 )
 def test_what_looks_inside_the_model_needs_residuals(settings: dict):
     with pytest.raises(
-        ValueError, match=r"target must be 'residual' with .*, which looks inside the model, got 'noise', as presets have\. Start from"
+        ValueError,
+        match=r"target must be 'residual' with .*, which looks inside the model, got 'noise', as presets have\. Start from",
     ):
         CacheConfig(target="noise", **settings)
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import afcache
-from tests.support.sampling import compiled, sample
+from tests.support.sampling import RESIDUAL, compiled, sample
 
 pytestmark = pytest.mark.host
 
@@ -35,8 +35,8 @@ def test_guidance_scale_is_found_and_branches_decide_together(pipe, scale: float
 
 
 def test_guidance_weighs_the_errors_of_both_branches(pipe):
-    """The leader's estimate is |s| e_c + |1 - s| e_u times the step, recomputed from the record."""
-    sample(compiled(pipe), cfg=4.0)
+    """Of residuals the leader's estimate is |s| e_c + |1 - s| e_u times the step, recomputed from the record."""
+    sample(compiled(pipe, RESIDUAL), cfg=4.0)
     steps = afcache.report(pipe).steps
     sigmas = pipe.scheduler.sigmas.tolist()
     total, checked = 0.0, 0

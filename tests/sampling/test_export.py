@@ -76,7 +76,7 @@ def count(graph: torch.fx.GraphModule, target: Any) -> int:
     [
         (ADAPTIVE, 2.0, 1),
         (afcache.policy("teacache", threshold=0.4), 1.0, 1),
-        (dataclasses.replace(ADAPTIVE, layerwise=Layerwise(groups=2, strategy="similarity")), 1.0, 2),
+        (dataclasses.replace(ADAPTIVE, target="residual", layerwise=Layerwise(groups=2, strategy="similarity")), 1.0, 2),
     ],
     ids=["guided", "teacache", "groups"],
 )
