@@ -176,7 +176,8 @@ def test_a_trainer_sees_its_noise_levels_alone(vae, encoders, monkeypatch):
 def test_a_trained_model_becomes_two_experts(vae, encoders, monkeypatch, tmp_path: Path, capsys):
     monkeypatch.setattr(parts, "LAYERS", 2)
     start, output = tmp_path / "start", tmp_path / "experts"
-    train.export(start, train.build_pipeline(*encoders, vae, parts.build_transformer().eval()))
+    tokenizer, encoder = encoders
+    train.export(start, train.build_pipeline(tokenizer, encoder, vae, parts.build_transformer().eval()))
     command = f"train --experts --steps 2 --batch 2 --pool 4 --chunk 2 --work {tmp_path} --output {output}"
     monkeypatch.setattr(sys, "argv", command.split())
     with pytest.raises(SystemExit):
