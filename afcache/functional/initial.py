@@ -128,6 +128,10 @@ def _empty_groups(
     )
 
 
+# Fields that are kept in the model's dtype; but for what is kept of outputs, which is float32.
+_IN_MODEL_DTYPE = frozenset({"history", "inputs", "modulated", "attention"})
+
+
 def check_fit(state: CacheState, shape: StateShape, *, config: CacheConfig) -> None:
     """Raise unless every field has the shape and dtype that the step expects.
 
@@ -139,11 +143,12 @@ def check_fit(state: CacheState, shape: StateShape, *, config: CacheConfig) -> N
     expected = empty_state(shape, config=config, device="meta")
     tokens = f"img_seq={shape.img_seq}, txt_seq={shape.txt_seq}, dim={shape.dim}"
     where = f"batch={shape.batch}, {tokens if shape.latents is None else f'latents={tuple(shape.latents)}'}"
-    in_model_dtype = {"inputs", "modulated", "attention"} | (set() if config.forecasts_output else {"history"})
     for name, model in expected._asdict().items():
         value = getattr(state, name)
         if isinstance(model, Tensor):
-            _check_field(f"CacheState.{name}", value, model, where, is_free=name in in_model_dtype)
+            _check_field(
+                f"CacheState.{name}", value, model, where, is_free=name in _IN_MODEL_DTYPE and not config.forecasts_output
+            )
         elif type(value) is not type(model):
             raise TypeError(
                 f"CacheState.{name} must be {_kind_of(model)} under these settings, got {_kind_of(value)}. Start from "
@@ -151,8 +156,7 @@ def check_fit(state: CacheState, shape: StateShape, *, config: CacheConfig) -> N
             )
         elif model is not None:
             for inner, each in model._asdict().items():
-                is_free = inner in in_model_dtype | {"history"}
-                _check_field(f"{_kind_of(model)}.{inner}", getattr(value, inner), each, where, is_free=is_free)
+                _check_field(f"{_kind_of(model)}.{inner}", getattr(value, inner), each, where, is_free=inner in _IN_MODEL_DTYPE)
 
 
 def _kind_of(value: object) -> str:

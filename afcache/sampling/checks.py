@@ -81,7 +81,7 @@ def check_start(start: object, latents: Tensor, sigmas: Tensor, shapes: list[Sta
         for name, tensor, kept_in in (("latents", start.latents, latents.dtype), ("states' history", state.history, dtype)):
             if (tensor.dtype, tensor.device) != (kept_in, latents.device):
                 raise ValueError(
-                    f"start's {name} must be {kept_in} on {latents.device}, as inputs.hidden_states are, got "
+                    f"start's {name} must be {kept_in} on {latents.device}, where inputs.hidden_states are, got "
                     f"{tensor.dtype} on {tensor.device}. Go on in the dtype, and load_checkpoint on the device, of the model."
                 )
         check_values(state, config=config)

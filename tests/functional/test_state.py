@@ -39,6 +39,14 @@ def test_check_state_names_the_field_with_the_wrong_dtype():
         check_state(make_state()._replace(nodes=torch.zeros(2, 2, dtype=torch.float64)), **SHAPE)
 
 
+def test_what_is_kept_of_outputs_is_float32_alone():
+    config = CacheConfig(target="noise")
+    state = init_state(2, 5, 3, config=config, dtype=torch.bfloat16)
+    check_state(state, **{**SHAPE, "config": config})
+    with pytest.raises(ValueError, match=r"CacheState\.history must be torch\.float32, got torch\.float16"):
+        check_state(state._replace(history=state.history.half()), **{**SHAPE, "config": config})
+
+
 def test_check_state_refuses_python_numbers():
     with pytest.raises(TypeError, match=r"CacheState\.lag must be a tensor, got float"):
         check_state(make_state()._replace(lag=0.0), **SHAPE)  # pyright: ignore[reportArgumentType]

@@ -69,6 +69,18 @@ def test_everything_is_one_graph(short):
     assert not torch._dynamo.utils.counters["graph_break"]
 
 
+@pytest.mark.filterwarnings("ignore:Mismatch dtype")
+def test_under_autocast_a_step_is_one_graph_too(short):
+    """The model answers in bfloat16, and latents are float32: both sides of a branch are of one dtype."""
+    config = dataclasses.replace(NOISE, tolerance=0.05)
+    with torch.autocast("cpu", torch.bfloat16):
+        expected = sample(short, cfg=2.0, steps=20)
+        afcache.compile_pipeline(short, config, backend="aot_eager")
+        image = sample(short, cfg=2.0, steps=20)
+    assert {"F", "."} <= set(afcache.report(short).pattern())
+    assert psnr(image, expected) > 25
+
+
 def test_decisions_made_ahead_are_the_same(pipe):
     expected = sample(compiled(pipe, NOISE), cfg=2.0)
     pattern = afcache.report(pipe).pattern()
