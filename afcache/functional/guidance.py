@@ -95,6 +95,7 @@ def follow(coupling: Coupling, record: StepRecord, lead: Lead | None = None) -> 
         others_error=torch.zeros_like(coupling.others_error),
         leader_choice=record.groups.choice if isinstance(record.groups, GroupRecord) else None,
         lead=lead,
+        leader_restarted=coupling.leader_restarted if record.restarted is None else record.restarted,
     )
 
 

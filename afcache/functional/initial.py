@@ -1,5 +1,6 @@
 """Empty states of the right shapes, and what checks them."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -8,7 +9,7 @@ from torch.utils import _pytree as pytree
 
 from afcache.functional.model import Sizes
 from afcache.functional.shapes import coarse_length, shard_length
-from afcache.functional.state import CacheState, Coupling, GateState, GroupState, Lead
+from afcache.functional.state import CacheState, Coupling, GateState, GroupState, Lead, Trail
 from afcache.settings.config import CacheConfig
 
 
@@ -18,6 +19,7 @@ class StateShape(NamedTuple):
     Attributes:
         batch, img_seq, dim: shape of the image tokens inside the transformer; where its output is forecast, of the latents.
         latents: shape of the latents after the batch, where the output is forecast and they are no tokens.
+        channels: of the latents' tokens, where residuals are forecast; without, nothing notices latents that are elsewhere.
         txt_seq: text tokens; asked for by groups, and by blocks that run at every step.
         num_blocks: of the transformer; asked for by groups.
         shards: ranks that share the tokens; the state holds one rank's.
@@ -31,6 +33,7 @@ class StateShape(NamedTuple):
     num_blocks: int = 1
     shards: int = 1
     latents: tuple[int, ...] | None = None
+    channels: int = 0
 
 
 def shape_of(sizes: Sizes, latents: torch.Size, txt_seq: int, *, config: CacheConfig) -> StateShape:
@@ -47,7 +50,7 @@ def shape_of(sizes: Sizes, latents: torch.Size, txt_seq: int, *, config: CacheCo
     if config.forecasts_output:
         return StateShape(batch, 0, 0, txt_seq, sizes.num_blocks, latents=tuple(rest))
     img_seq, _ = rest
-    return StateShape(batch, img_seq, sizes.dim, txt_seq, sizes.num_blocks)
+    return StateShape(batch, img_seq, sizes.dim, txt_seq, sizes.num_blocks, channels=sizes.channels)
 
 
 def empty_state(
@@ -82,9 +85,31 @@ def empty_state(
         accumulated_error=zeros,
         last_gap=zeros.clone(),
         lag=zeros.clone(),
+        trail=_empty_trail(shape, config=config, device=device),
         gate=_empty_gate(shape, device=device) if config.rule.is_gated else None,
         groups=_empty_groups(shape, config=config, dtype=dtype, device=device),
     )
+
+
+def _empty_trail(shape: StateShape, *, config: CacheConfig, device: torch.device | str) -> Trail | None:
+    latents = shape.latents
+    if latents is None:
+        latents = shape.img_seq, shape.dim if config.forecasts_output else shape.channels
+    # A rank that holds a share of the tokens sees a part of every distance.
+    return empty_trail((shape.batch, *latents), device=device) if latents[-1] and shape.shards == 1 else None
+
+
+def empty_trail(latents: Sequence[int], *, device: torch.device | str = "cpu") -> Trail:
+    """The trail of before the first step.
+
+    Args:
+        latents: their shape.
+        device: where everything lives.
+
+    """
+    lengths = torch.zeros(latents[0], dtype=torch.float32, device=device)
+    nothing = torch.zeros(*latents, dtype=torch.float32, device=device)
+    return Trail(nothing, lengths, torch.full_like(lengths, float("nan")))
 
 
 def _empty_gate(shape: StateShape, *, device: torch.device | str) -> GateState:
@@ -222,6 +247,8 @@ def uncoupled(batch: int, *, groups: int = 0, device: torch.device | str = "cpu"
         weight=torch.ones_like(zeros),
         others_error=zeros,
         leader_choice=torch.zeros(groups, batch, dtype=torch.int64, device=device) if groups else None,
+        trails=(),
+        leader_restarted=torch.zeros(batch, dtype=torch.bool, device=device),
     )
 
 

@@ -80,6 +80,21 @@ class GroupState(NamedTuple):
     gain: PerSample
 
 
+class Trail(NamedTuple):
+    """Where a guidance branch's last step leads if it is taken by that branch's velocity alone, in Euler's way.
+
+    Attributes:
+        latents: x + (sigma_next - sigma) v; float32 `[batch, *latent]`.
+        length: norm of that step; float32 `[batch]`.
+        sigma: sigma_next; NaN until there was a step; float32 `[batch]`.
+
+    """
+
+    latents: Velocity
+    length: PerSample
+    sigma: PerSample
+
+
 class CacheState(NamedTuple):
     """What one guidance branch remembers between steps. A value: each step returns a new one.
 
@@ -99,6 +114,7 @@ class CacheState(NamedTuple):
             sigma^error_weight); float32 `[batch]`.
         last_gap: distance in sigma between the last two refreshes; 0 until there are two; float32 `[batch]`.
         lag: sum of (sigma_{j+1} - sigma_j) g(sigma_j) over the forecast steps since the last refresh; float32 `[batch]`.
+        trail: where the last step leads; None where nothing is to notice that the next begins elsewhere.
         gate: under policies with a gate.
         groups: with groups of blocks.
 
@@ -113,6 +129,7 @@ class CacheState(NamedTuple):
     accumulated_error: PerSample
     last_gap: PerSample
     lag: PerSample
+    trail: Trail | None = None
     gate: GateState | None = None
     groups: GroupState | None = None
 
@@ -173,6 +190,9 @@ class Coupling(NamedTuple):
         known: whether the blocks run, where the host knows that before the step: bool, 0-d, on the CPU, or a Python bool that a
             step is made for; the flags that the step decides by must not ask for more. None where the step's own decision is
             read.
+        trails: of branches that are called after this one; None where the step does not look whether it begins where the last
+            one led (`afcache.functional.continuity`).
+        leader_restarted: what the leader found of that; bool `[batch]`; unused by the leader.
 
     """
 
@@ -184,6 +204,8 @@ class Coupling(NamedTuple):
     guidance_scale: PerSample | None = None
     lead: Lead | None = None
     known: Flag | bool | None = None
+    trails: tuple[Trail, ...] | None = None
+    leader_restarted: Flags | None = None
 
 
 class GroupRecord(NamedTuple):
@@ -224,6 +246,8 @@ class StepRecord(NamedTuple):
         accumulated_error: the estimate after this step, 0 after a refresh; the leading branch's is the guided velocity's, the
             others' are their own; float32 `[batch]`.
         groups: what each group of blocks did, where there are groups.
+        restarted: the latents were not where the last step had led, so that the sample began anew; bool `[batch]`; None where
+            nobody looked.
         votes: what every rank decided by itself, 0 to compute, under the debug option of parallel runs alone; int64
             `[decisions, ranks, batch]`: one decision, or one for each group where there are groups.
 
@@ -235,4 +259,5 @@ class StepRecord(NamedTuple):
     measured_error: PerSample
     accumulated_error: PerSample
     groups: GroupRecord | None = None
+    restarted: Flags | None = None
     votes: Votes | None = None

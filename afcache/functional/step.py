@@ -8,6 +8,7 @@ from torch import Tensor
 from afcache._typing import Flag, Flags, PerSample, Velocity, typed
 from afcache.functional import error_control, forecast
 from afcache.functional.branch import branch
+from afcache.functional.continuity import leave_trail, stay, strays
 from afcache.functional.decision import Decision, compute_without_history, decide, predict_error
 from afcache.functional.features import compute_features, prepare_features
 from afcache.functional.groups.step import take_groups
@@ -71,7 +72,8 @@ def take(
 
     The forecast v_hat is always made (its cost is one row over the history, and the head where a residual is forecast). If any
     sample must refresh, the model runs: what the target keeps of it enters the history, e is measured against v_hat, and what
-    earlier forecasts left out is returned within the velocity. All other samples keep v_hat.
+    earlier forecasts left out is returned within the velocity. All other samples keep v_hat. A sample that is not where its
+    last step led begins anew (`afcache.functional.continuity`).
 
     Args:
         model: the transformer.
@@ -90,8 +92,26 @@ def take(
         groups: two synchronisations for each group and branch.
 
     """
+    latents = model.architecture.latents(branches[0].inputs)
+    restarted = strays(latents, tuple(each.state for each in branches), schedule, coupling)
+    branches = tuple(stay(each, restarted) for each in branches)
     if config.layerwise is not None:
-        return _take_one_by_one(model, branches, schedule, coupling, config=config)
+        taken = _take_one_by_one(model, branches, schedule, coupling, config=config)
+    else:
+        taken = _take_at_once(model, branches, schedule, coupling, config=config, writer=writer)
+    return tuple(leave_trail(each, latents, restarted, schedule) for each in taken)
+
+
+def _take_at_once(
+    model: Model,
+    branches: tuple[Branch, ...],
+    schedule: StepSchedule,
+    coupling: Coupling,
+    *,
+    config: CacheConfig,
+    writer: HistoryWriter | None,
+) -> tuple[Taken, ...]:
+    """One decision before the step, and one branch on it for everything."""
     prepared = tuple(prepare(model, each, schedule, config=config) for each in branches)
     first, *others = prepared
     decision = decide(first.state, schedule, coupling, first.observation, config=config, exchange=model.exchange)

@@ -178,21 +178,22 @@ def advance(
         accumulated_error=torch.where(refresh, zeros, decision.accumulated_error),
         last_gap=torch.where(refresh, gap, state.last_gap),
         lag=torch.where(refresh, zeros, lag),
+        trail=state.trail,
         gate=remember(state.gate, prepared.observation, refresh, config=config),
         groups=groups,
     )
 
 
 @typed
-def restart(state: CacheState, is_other: Flag) -> CacheState:
-    """The state as at the start of a trajectory where the velocity has become another field's, else as it was.
+def restart(state: CacheState, is_other: Flag | Flags) -> CacheState:
+    """The state as at the start of a trajectory where the velocity, or the trajectory, has become another's; else as it was.
 
-    What is known of the errors of one field says nothing of another, and a jump between them is no error to catch up with.
+    What is known of the errors of one says nothing of another, and a jump between them is no error to catch up with.
     What is kept stays where it is: without nodes it counts for nothing, and whatever the policy, the next step is computed.
 
     Args:
         state: what the branch remembers.
-        is_other: whether it is of another field; 0-d.
+        is_other: whether it is of another one; 0-d, or `[batch]`.
 
     """
 

@@ -15,6 +15,7 @@ class Call(NamedTuple):
     Attributes:
         inputs: what the architecture's `embed` takes.
         latents: of the sample, `[batch, img_seq, ...]`; what the scheduler steps.
+        source: the tensor that they came in; guidance branches of a step are mostly given the same one.
         timestep: `[batch]`, as the pipeline gave it.
         prefix_length: tokens that the blocks see before the image's.
         conditions: what pipelines hand over unchanged from step to step.
@@ -26,6 +27,7 @@ class Call(NamedTuple):
 
     inputs: Any
     latents: Latents
+    source: Tensor
     timestep: PerSample
     prefix_length: int
     conditions: tuple[Tensor, ...]

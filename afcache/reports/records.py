@@ -1,6 +1,8 @@
 """Reading a runtime's records, once, after a run."""
 
+import itertools
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -11,9 +13,9 @@ from afcache.functional.groups.strategies.table import STRATEGIES
 from afcache.functional.ranks.step import Layout
 from afcache.functional.ranks.traffic import Traffic, step_traffic
 from afcache.functional.state import GroupRecord, StepRecord
-from afcache.reports.summary import GroupReport, Report, StepReport
+from afcache.reports.summary import GroupReport, Report, RestartReport, StepReport
 from afcache.runtime.binding import require_runtime
-from afcache.runtime.clock import TimedCall
+from afcache.runtime.notes import Restart, Role, TimedCall
 from afcache.runtime.trajectory import Trajectory
 from afcache.settings.changes import summarize
 from afcache.settings.config import CacheConfig
@@ -32,25 +34,62 @@ def report(pipe: Any) -> Report:
     trajectory = runtime.last_trajectory(pipe)
     if trajectory is None:
         return Report(runtime.config.to_dict(), (), 0, 0, 0, ())
-    settings = runtime.config
     scale = trajectory.guidance_scale
     layout = None if runtime.parallel is None else runtime.parallel.layout
     return Report(
         config=summarize(trajectory.settings),
-        steps=tuple(_read_call(call, trajectory, settings, layout) for call in trajectory.calls),
+        steps=tuple(_read_call(call, branch, trajectory, layout) for call, branch in _in_order(trajectory.calls)),
         num_steps=len({call.step for call in trajectory.calls}),
         num_blocks=runtime.steps.sizes.num_blocks,
         state_bytes=trajectory.bytes,
         guidance_scale=() if scale is None else _floats(scale),
+        restarts=_read_restarts(trajectory),
     )
 
 
-def _read_call(call: TimedCall, trajectory: Trajectory, config: CacheConfig, layout: Layout | None) -> StepReport:
+# The leading branch is the first of its step, one that nobody knew before the last.
+_ORDER: dict[Role, int] = {"leads": 0, "follows": 1, "joins": 2}
+
+
+def _in_order(calls: list[TimedCall]) -> Iterator[tuple[TimedCall, int]]:
+    """Calls and the numbers of their branches, step by step."""
+    for _, of_step in itertools.groupby(calls, key=lambda call: call.step):
+        ordered = sorted(of_step, key=lambda call: _ORDER[call.role])
+        yield from ((call, branch) for branch, call in enumerate(ordered))
+
+
+def _read_restarts(trajectory: Trajectory) -> tuple[RestartReport, ...]:
+    """What began anew, by steps; what several branches say of one step counts once."""
+    found: dict[tuple[int, str], list[bool]] = {}
     batch = trajectory.shape[0]
+    noted = list(trajectory.restarts)
+    for call in trajectory.calls:
+        if call.record is not None and call.record.restarted is not None:
+            noted.append(Restart(call.step, "latents", call.record.restarted))
+    noted += [Restart(call.step, "conditioning") for call, branch in _in_order(trajectory.calls) if _is_other(call, branch)]
+    for step, reason, flags in noted:
+        samples = [True] * batch if flags is None else flags.expand(batch).tolist()
+        before = found.get((step, reason), [False] * batch)
+        found[step, reason] = [a or b for a, b in zip(samples, before, strict=True)]
+    return tuple(
+        RestartReport(step, reason, tuple(index for index, flag in enumerate(samples) if flag))
+        for (step, reason), samples in sorted(found.items())
+        if any(samples)
+    )
+
+
+def _is_other(call: TimedCall, branch: int) -> bool:
+    """Whether a branch that nobody knew took the leading one's place: another prompt."""
+    return branch == 0 and call.role == "joins"
+
+
+def _read_call(call: TimedCall, branch: int, trajectory: Trajectory, layout: Layout | None) -> StepReport:
+    batch, config = trajectory.shape[0], trajectory.bound.config
     record = call.record
     unknown = (math.nan,) * batch
     # The leading branch's estimate is the step's: it is made for all branches together.
-    leader = next(other.record for other in trajectory.calls if other.step == call.step and other.branch == 0)
+    at_step = [other for other in trajectory.calls if other.step == call.step]
+    leader = min(at_step, key=lambda other: _ORDER[other.role]).record
     is_computed = True if record is None else bool(record.is_computed)
     evaluations, mlp_evaluations = _count(record, is_computed, trajectory.bound.steps.sizes.num_blocks, config)
     traffic = Traffic()
@@ -58,7 +97,7 @@ def _read_call(call: TimedCall, trajectory: Trajectory, config: CacheConfig, lay
         traffic = step_traffic(layout, trajectory.messages, config, is_computed=is_computed, evaluations=evaluations)
     return StepReport(
         step=call.step,
-        branch=call.branch,
+        branch=branch,
         sigma=float(trajectory.sigmas[call.step]),
         refreshed=(True,) * batch if record is None else tuple(record.refresh.tolist()),
         is_computed=is_computed,

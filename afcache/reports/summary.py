@@ -80,6 +80,23 @@ class StepReport:
 
 
 @dataclasses.dataclass(frozen=True)
+class RestartReport:
+    """Samples that began anew in the middle of an image: nothing remembered was valid any more.
+
+    Attributes:
+        step: position in the schedule.
+        reason: "latents" (they were not where the last step had led), "conditioning" (another prompt, control or image prompt),
+            "weights" (adapters), "schedule" (noise levels were edited) or "steps" (some were left out, or walked again).
+        samples: which of the batch.
+
+    """
+
+    step: int
+    reason: str
+    samples: tuple[int, ...]
+
+
+@dataclasses.dataclass(frozen=True)
 class Report:
     """The last run of a pipeline; empty before the first.
 
@@ -92,6 +109,7 @@ class Report:
         state_bytes: memory of all guidance branches' states.
         guidance_scale: true CFG scale per sample as inferred from the run, NaN where the first step does not tell; empty
             without guidance branches.
+        restarts: what began anew on the way.
 
     """
 
@@ -101,6 +119,7 @@ class Report:
     num_blocks: int
     state_bytes: int
     guidance_scale: tuple[float, ...]
+    restarts: tuple[RestartReport, ...] = ()
 
     @property
     def block_evaluations(self) -> int:

@@ -20,7 +20,7 @@ def render(report: "Report") -> str:
     if not RULES[report.config["policy"]].is_cached:
         return "\n".join(lines)
     lines += [_estimate_line(report), *_group_lines(report), f"  state      {report.state_bytes / 2**20:.2f} MiB"]
-    lines += _guidance_lines(report)
+    lines += _guidance_lines(report) + _restart_lines(report)
     if report.block_evaluations + report.mlp_evaluations >= report.block_evaluations_uncached:
         lines.append("  Nothing was saved: too few steps, or the tolerance is too small.")
     return "\n".join(lines)
@@ -79,6 +79,19 @@ def _group_lines(report: "Report") -> list[str]:
         members = [step.groups[index] for step in leader]
         choices = "".join(MARKS[member.choice[0]] for member in members)
         lines.append(f"    {index:>6}   {choices}   {members[-1].stability[0]:.3f}")
+    return lines
+
+
+def _restart_lines(report: "Report") -> list[str]:
+    """One line for each reason."""
+    batch = len(report.steps[0].refreshed)
+    lines = []
+    for reason in dict.fromkeys(restart.reason for restart in report.restarts):
+        places = []
+        for restart in (each for each in report.restarts if each.reason == reason):
+            samples = "" if len(restart.samples) == batch else f" (images {', '.join(map(str, restart.samples))})"
+            places.append(f"{restart.step}{samples}")
+        lines.append(f"  restarted  {reason}: at step {', '.join(places)}")
     return lines
 
 

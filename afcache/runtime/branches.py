@@ -7,25 +7,27 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from afcache.functional.continuity import is_elsewhere
 from afcache.functional.guidance import infer_guidance
-from afcache.functional.state import CacheState
+from afcache.functional.state import CacheState, Trail
 from afcache.functional.update import restart
-from afcache.runtime.switches import Steering, is_switched
+from afcache.runtime.switches import Steering, is_switched, is_unchanged
 
 # What ranks have in common if they have the same guidance branches.
 BRANCHES = "numbers of guidance branches (true_cfg_scale, negative prompts)"
 
 
-@dataclass
+@dataclass(eq=False)
 class BranchCalls:
     """What one guidance branch holds.
 
     Attributes:
         state: the present value.
-        velocity: its velocity at the trajectory's first step; dropped once the guidance scale is known.
+        velocity: what its last call returned.
         calls: how many there were of each kind: computed, cached, or None where one step is both.
         unguarded: the compiled step of each kind without guards, once they have been checked often enough.
         steering: what steered its last call.
+        is_constant: whether its last two calls were given the very same tensors to be steered by.
         has_history: whether it certainly has one.
         last_step: the step of its last call.
 
@@ -36,6 +38,7 @@ class BranchCalls:
     calls: dict[bool | None, int] = field(default_factory=dict)
     unguarded: dict[bool | None, Callable[..., Any]] = field(default_factory=dict)
     steering: Steering | None = None
+    is_constant: bool = False
     has_history: bool = False
     last_step: int = -1
 
@@ -43,22 +46,86 @@ class BranchCalls:
         """Start again with another state, whose next calls check all guards."""
         self.state, self.calls, self.unguarded, self.has_history = state, {}, {}, False
 
-    def steer(self, steering: Steering, *, is_foreseen: bool) -> None:
+    def steer(self, steering: Steering, *, is_foreseen: bool) -> Tensor | None:
         """Start again where the branch is steered otherwise than at its last call: its history is another field's.
 
         Args:
             steering: of this call.
             is_foreseen: whether the host must know it: it waits for the device then, where the call leaves it open.
 
+        Returns:
+            whether it started again, 0-d; None where it certainly did not.
+
         """
         before, self.steering = self.steering, steering
         if before is None:
-            return
+            return None
+        self.is_constant = is_unchanged(before, steering)
         if before.structure != steering.structure:
             self.calls, self.unguarded = {}, {}
         switched = is_switched(before, steering)
-        if switched is not None and not (is_foreseen and not bool(switched)):
-            self.state, self.has_history = restart(self.state, switched), False
+        if switched is None or (is_foreseen and not bool(switched)):
+            return None
+        self.state, self.has_history = restart(self.state, switched), False
+        return switched
+
+
+def find_branch(branches: list[BranchCalls], steering: Steering, *, step: int) -> BranchCalls | None:
+    """The branch that calls: one that is steered by the very same tensors, else the next in order.
+
+    Pipelines hand the same tensors over from step to step. Where a branch did so far, a call with others is by somebody else (a
+    preview or a metric in a callback), or its prompt was exchanged: neither goes on with its history.
+
+    Args:
+        branches: of the last step, in order of their calls there.
+        steering: of the call.
+        step: that is being taken.
+
+    Returns:
+        None if the call is none of theirs.
+    Cost:
+        waits for the device where a branch that was always given the same tensors may have been given others.
+
+    """
+    open_branches = [branch for branch in branches if branch.last_step != step and branch.steering is not None]
+    for branch in open_branches:
+        assert branch.steering is not None
+        if is_unchanged(branch.steering, steering):
+            return branch
+    for branch in open_branches:
+        assert branch.steering is not None
+        if not branch.is_constant:
+            return branch
+        if branch.steering.structure == steering.structure:
+            switched = is_switched(branch.steering, steering)
+            if switched is None or not bool(switched):
+                return branch
+    return None
+
+
+def trails_of(branches: list[BranchCalls]) -> tuple[Trail, ...]:
+    """Where the branches of a step lead."""
+    return joined([branch.state.trail for branch in branches if branch.state.trail is not None])
+
+
+def joined(trails: list[Trail]) -> tuple[Trail, ...]:
+    """The trails of a step's branches, two at most; of more nobody knows how they were joined, so they lead anywhere."""
+    if len(trails) <= 2:
+        return tuple(trails)
+    return tuple(trail._replace(length=torch.full_like(trail.length, float("inf"))) for trail in trails[:2])
+
+
+def find_strays(branches: list[BranchCalls], latents: Tensor, sigma: Tensor) -> Tensor | None:
+    """Which samples are not where the branches' last step led; bool `[batch]`, or None where nothing is known of that.
+
+    Args:
+        branches: of the last step, the leader first.
+        latents: of this one.
+        sigma: its noise level, 0-d.
+
+    """
+    trails = trails_of(branches)
+    return is_elsewhere(latents, trails, sigma) if trails and branches[0].has_history else None
 
 
 def guidance_of_step(before: Tensor, after: Tensor, length: Tensor, *, velocities: tuple[Tensor, Tensor]) -> Tensor:

@@ -2,28 +2,8 @@
 
 import time
 from collections.abc import Callable
-from typing import NamedTuple
 
 import torch
-
-from afcache.functional.state import StepRecord
-
-
-class TimedCall(NamedTuple):
-    """One transformer call of a trajectory, as the report sees it.
-
-    Attributes:
-        step: position in the schedule.
-        branch: 0 for the leader, 1 and up for other guidance branches.
-        record: what the step did, or None under policy "none".
-        elapsed: returns seconds; on CUDA it waits for the call's events.
-
-    """
-
-    step: int
-    branch: int
-    record: StepRecord | None
-    elapsed: Callable[[], float]
 
 
 def start_clock(device: torch.device) -> Callable[[], Callable[[], float]]:

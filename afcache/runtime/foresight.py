@@ -64,6 +64,10 @@ class Foresight:
         adopted = coupling._replace(is_follower=torch.ones_like(coupling.is_follower), leader_refresh=refresh)
         return self._foretell(adopted, is_computed=is_computed)
 
+    def for_newcomer(self, coupling: Coupling) -> Coupling:
+        """The coupling of a branch that nobody knows, called before the leader: it computes, and what is foreseen stays."""
+        return coupling._replace(known=torch.tensor(True, device="cpu"))
+
     def for_follower(self, coupling: Coupling, *, has_history: bool) -> Coupling:
         """The coupling of a branch that does what the leader did; without a history it computes."""
         return self._foretell(coupling, is_computed=not has_history or bool(coupling.known))

@@ -56,15 +56,14 @@ class Pipelines:
         """What their ControlNets were called with last."""
         return controls_of(self.alive())
 
-    def locate(self, timestep: Tensor, *, is_known: Callable[[Any], bool], forecasts: bool) -> tuple[Any, ScheduledStep]:
-        """The scheduler that is running, and the step it is at.
-
-        One scheduler is the rule. With several, those whose present step fits the timestep qualify; a schedule that was not
-        seen before comes first: it is about to start.
+    def locate(
+        self, timestep: Tensor, *, expects: Callable[[Any, ScheduledStep], bool], forecasts: bool
+    ) -> list[tuple[Any, ScheduledStep]]:
+        """The schedulers that may be running, and the steps they are at: those whose present step fits the timestep.
 
         Args:
             timestep: the transformer's argument.
-            is_known: whether a scheduler's present schedule was seen before.
+            expects: whether a scheduler's step is the next one of what it runs.
             forecasts: whether any step is forecast.
 
         Raises:
@@ -73,21 +72,25 @@ class Pipelines:
 
         """
         schedulers = list({id(served.scheduler): served.scheduler for served in self._served}.values())
-        found: list[tuple[bool, Any, ScheduledStep]] = []
+        # Reading the timestep waits for the device, so accelerators verify what is not a trajectory's next step only.
+        is_free = timestep.device.type == "cpu"
+        found: list[tuple[Any, ScheduledStep]] = []
         for scheduler in schedulers:
             check_scheduler(scheduler, forecasts=forecasts)
-            known = is_known(scheduler)
-            # Reading the timestep waits for the device, so accelerators verify at a trajectory's start only.
-            verify = timestep.device.type == "cpu" or len(schedulers) > 1 or not known
-            step = read_step(scheduler, timestep, verify=verify)
+
+            def is_doubtful(step: ScheduledStep, scheduler: Any = scheduler) -> bool:
+                return is_free or len(schedulers) > 1 or not expects(scheduler, step)
+
+            step = read_step(scheduler, timestep, verify=is_doubtful)
             if step is not None:
-                found.append((known, scheduler, step))
+                found.append((scheduler, step))
         if not found:
             value = float(timestep.flatten()[0]) * 1000
             raise RuntimeError(
                 f"timestep {value:.4g} does not fit the present step of pipe.scheduler"
                 f" ({', '.join(type(s).__name__ for s in schedulers)}). If another pipeline with its own scheduler shares "
                 "this transformer, call afcache.compile_pipeline on that pipeline too; if you call the transformer yourself, "
-                "drive pipe.scheduler, or use afcache.restore_pipeline(pipe) first."
+                "drive pipe.scheduler, or use afcache.restore_pipeline(pipe) first. If two threads draw, give each a pipeline "
+                "with a scheduler of its own."
             )
-        return min(found, key=lambda candidate: candidate[0])[1:]
+        return found

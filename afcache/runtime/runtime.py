@@ -1,6 +1,6 @@
 """The one mutable cell: what a bound transformer holds between calls."""
 
-import weakref
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -8,9 +8,10 @@ import torch
 from diffusers.utils import logging
 from torch import Tensor
 
-from afcache.functional.initial import uncoupled, unled
+from afcache.functional.initial import empty_trail, uncoupled, unled
 from afcache.functional.plans import schedule_steps
 from afcache.functional.ranks.traffic import Call as Messages
+from afcache.functional.state import Coupling
 from afcache.models.families import family_of
 from afcache.models.family import Call, Family
 from afcache.parallel.agreement import is_lost_connection, lost_rank
@@ -24,6 +25,7 @@ from afcache.runtime.pipelines import Pipelines
 from afcache.runtime.scheduler import ScheduledStep, check_sigmas, correction_holds
 from afcache.runtime.steps import Bound, Steps
 from afcache.runtime.together import Together
+from afcache.runtime.trajectories import Trajectories
 from afcache.runtime.trajectory import Trajectory
 from afcache.runtime.weights import Weights, check_layers
 from afcache.settings.changes import for_each
@@ -86,7 +88,9 @@ class Runtime:
         self.family = family_of(transformer)
         self.reader = self.family.calls.reader(transformer)
         self.pipelines = Pipelines()
-        self._trajectories: weakref.WeakKeyDictionary[Any, Trajectory] = weakref.WeakKeyDictionary()
+        self.trajectories = Trajectories()
+        # Calls of several threads take turns.
+        self._turn = threading.RLock()
         self._compiler = compiler
         self._transformer = transformer
         self._weights = Weights(transformer)
@@ -114,7 +118,7 @@ class Runtime:
 
     def last_trajectory(self, pipe: Any) -> Trajectory | None:
         """What the pipeline's present scheduler ran last."""
-        return self._trajectories.get(pipe.scheduler)
+        return self.trajectories.last(pipe.scheduler)
 
     def forward(self, call: Call) -> Tensor:
         """One transformer call: find its place in the schedule, decide, compute or forecast, keep the state.
@@ -130,26 +134,26 @@ class Runtime:
                 "gradient mode is on, and a cached forward has no gradient. Wrap the call in torch.no_grad(), or call "
                 "afcache.restore_pipeline(pipe) before training."
             )
-        scheduler, step = self.pipelines.locate(call.timestep, is_known=self._knows, forecasts=self.config.rule.is_cached)
-        trajectory = self._trajectories.get(scheduler)
-        if trajectory is None or trajectory.is_left(step, call.latents.shape):
+        with self._turn:
+            return self._forward(call)
+
+    def _forward(self, call: Call) -> Tensor:
+        expects, forecasts = self.trajectories.expects, self.config.rule.is_cached
+        places = self.pipelines.locate(call.timestep, expects=expects, forecasts=forecasts)
+        scheduler, step, trajectory = self.trajectories.find(call, places)
+        if trajectory is None:
             trajectory = self._start(scheduler, step, call)
         trajectory.begin_call(call, step.index)
         stop = start_clock(call.latents.device)
         try:
-            velocity, record = trajectory.take(call)
+            velocity, record, role = trajectory.take(call)
         except BaseException as error:
-            del self._trajectories[scheduler]
+            self.trajectories.end(scheduler, trajectory)
             if self.parallel is not None and is_lost_connection(error):
                 raise lost_rank(self.parallel, f"at step {step.index}") from error
             raise
-        trajectory.note(record, stop())
+        trajectory.note(record, role, stop())
         return velocity
-
-    def _knows(self, scheduler: Any) -> bool:
-        """Whether the scheduler's present schedule is being walked."""
-        trajectory = self._trajectories.get(scheduler)
-        return trajectory is not None and trajectory.timesteps is scheduler.timesteps
 
     def _start(self, scheduler: Any, step: ScheduledStep, call: Call) -> Trajectory:
         latents, config, parallel = call.latents, self.config, self.parallel
@@ -164,17 +168,14 @@ class Runtime:
         # One for each image always: a number for all would be another graph.
         settings = for_each(config if self.in_use is None else self.in_use, latents.shape[0])
         schedule = schedule_steps(sigmas[step.index :], config, noise_floor=floor, each=settings)
-        alone = uncoupled(latents.shape[0], groups=config.num_groups, device=sigmas.device)
         kind = Trajectory if parallel is None else Together
-        splits_guidance = parallel is not None and parallel.splits_guidance
         trajectory = kind(
             bound=self._bound,
-            timesteps=step.timesteps,
+            scheduled=step,
             sigmas=sigmas,
             schedule=schedule,
             settings=settings,
-            alone=unled(alone, latents) if config.forecasts_output and not splits_guidance else alone,
-            first_index=step.index,
+            alone=self._alone(latents),
             shape=latents.shape,
             corrects=self._corrects(scheduler),
             kernel_name=None if self.host is not None else self.family.attention_backend(self._transformer),
@@ -182,8 +183,20 @@ class Runtime:
             messages=None if parallel is None else self._messages(call),
             foresight=Foresight(config, schedule) if self.decides_ahead else None,
         )
-        self._trajectories[scheduler] = trajectory
+        self.trajectories.begin(scheduler, trajectory)
         return trajectory
+
+    def _alone(self, latents: Tensor) -> Coupling:
+        """The coupling of a branch without others."""
+        config, parallel = self.config, self.parallel
+        coupling = uncoupled(latents.shape[0], groups=config.num_groups, device=latents.device)
+        if self.decides_ahead or (parallel is not None and not config.forecasts_output):
+            # The host looks whether latents are where they should be.
+            coupling = coupling._replace(trails=None)
+        elif parallel is None or not parallel.splits_guidance:
+            coupling = coupling._replace(trails=(empty_trail(latents.shape, device=latents.device),))
+        is_led = config.forecasts_output and not (parallel is not None and parallel.splits_guidance)
+        return unled(coupling, latents) if is_led else coupling
 
     def _corrects(self, scheduler: Any) -> bool:
         """Whether the catch-up correction is on; one warning where the scheduler switches it off."""

@@ -4,6 +4,7 @@ The `timestep` argument of the transformer cannot be used: pipelines cast it to 
 in sigma are then wrong by up to 22 % at 28 steps and 75 % at 50.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -17,6 +18,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from afcache._typing import Sigmas
+from afcache.runtime.switches import version_of
 
 _MULTISTEP = (DPMSolverMultistepScheduler, UniPCMultistepScheduler)
 _SUPPORTED = "FlowMatchEulerDiscreteScheduler, and DPMSolverMultistepScheduler or UniPCMultistepScheduler with flow sigmas"
@@ -27,14 +29,21 @@ class ScheduledStep(NamedTuple):
 
     Attributes:
         timesteps: the scheduler's own tensor; its identity names the trajectory, because `set_timesteps` makes a new one.
-        sigmas: noise levels, one more than steps.
+        sigmas: noise levels, one more than steps; the scheduler's own tensor, too.
         index: the step that is about to be taken.
+        version: of the noise levels, counted up by edits in place.
 
     """
 
     timesteps: Float[Tensor, " steps"]
     sigmas: Sigmas
     index: int
+    version: int | None = None
+
+    def is_of(self, other: "ScheduledStep") -> bool:
+        """Whether both are steps of one schedule, which nobody has edited between them."""
+        is_same = self.timesteps is other.timesteps and self.sigmas is other.sigmas
+        return is_same and self.version == other.version
 
 
 def check_scheduler(scheduler: Any, *, forecasts: bool = True) -> None:
@@ -92,13 +101,13 @@ def _has_step_of(scheduler: Any, kind: type) -> bool:
     return isinstance(scheduler, kind) and getattr(type(scheduler), "step", None) is kind.step  # pyright: ignore
 
 
-def read_step(scheduler: Any, timestep: Tensor, *, verify: bool) -> ScheduledStep | None:
+def read_step(scheduler: Any, timestep: Tensor, *, verify: bool | Callable[[ScheduledStep], bool]) -> ScheduledStep | None:
     """Find the step that `timestep` belongs to.
 
     Args:
         scheduler: a supported scheduler.
         timestep: the transformer's argument `[batch]`, in [0, 1].
-        verify: compare it with the schedule; reads the device.
+        verify: compare it with the schedule, or whether to do so once the step is known; reads the device.
 
     Returns:
         the step, or None where timestep and schedule disagree or the schedule is at its end.
@@ -116,9 +125,9 @@ def read_step(scheduler: Any, timestep: Tensor, *, verify: bool) -> ScheduledSte
         index = int((timesteps.to(timestep.device) - timestep.flatten()[0].float() * 1000).abs().argmin())
     if index >= len(timesteps) or index + 1 >= len(sigmas):
         return None
-    if verify and not _agrees(timestep, timesteps[index]):
-        return None
-    return ScheduledStep(timesteps, sigmas, index)
+    step = ScheduledStep(timesteps, sigmas, index, version_of(sigmas))
+    is_doubtful = verify if isinstance(verify, bool) else verify(step)
+    return None if is_doubtful and not _agrees(timestep, timesteps[index]) else step
 
 
 def check_sigmas(sigmas: Tensor) -> None:

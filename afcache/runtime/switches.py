@@ -44,9 +44,20 @@ def steering_of(structure: Any, conditions: tuple[Tensor, ...], is_controlled: T
 
     """
     everything = (*conditions, *controls.images)
-    versions = tuple(None if tensor.is_inference() else tensor._version for tensor in everything)
+    versions = tuple(map(version_of, everything))
     shapes = (structure, tuple(image.shape for image in controls.images))
     return Steering(shapes, everything, versions, controls.scales, is_controlled)
+
+
+def version_of(tensor: Tensor) -> int | None:
+    """How often a tensor was written to; None under inference mode, which does not count."""
+    return None if tensor.is_inference() else tensor._version
+
+
+def is_unchanged(before: Steering, now: Steering) -> bool:
+    """Whether two steps were given the very same tensors, whatever has become of what is in them."""
+    pairs = zip(before.conditions, now.conditions, strict=False)
+    return before.structure == now.structure and all(then is present for then, present in pairs)
 
 
 def is_switched(before: Steering, now: Steering) -> Tensor | None:

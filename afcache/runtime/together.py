@@ -1,28 +1,64 @@
 """One image's way through a schedule where several ranks draw it together."""
 
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
 
+from afcache.functional.continuity import is_elsewhere, trail_of
 from afcache.functional.guidance import weigh
-from afcache.functional.state import StepRecord
+from afcache.functional.state import StepRecord, Trail
+from afcache.functional.update import restart
 from afcache.models.family import Call
 from afcache.parallel.agreement import adopt_first, check_same_task, check_votes
 from afcache.parallel.groups import ParallelContext
-from afcache.runtime.branches import BRANCHES, BranchCalls, check_conditioning
+from afcache.runtime.branches import BRANCHES, BranchCalls, check_conditioning, joined
+from afcache.runtime.notes import Restart, Role
 from afcache.runtime.trajectory import Trajectory
 
 
 @dataclass
 class Together(Trajectory):
-    """A trajectory of several ranks: they compare what they draw, and may share out its guidance branches."""
+    """A trajectory of several ranks: they compare what they draw, and may share out its guidance branches.
 
-    def take(self, call: Call) -> tuple[Tensor, StepRecord | None]:
+    Attributes:
+        paths: where the branches of the present step lead, where states hold a share of the tokens and know only that.
+
+    """
+
+    paths: list[Trail] = field(default_factory=list)
+
+    @property
+    def trails(self) -> tuple[Trail, ...]:
+        """Where the branches of the present step lead."""
+        return joined(self.paths) if self._holds_shares else super().trails
+
+    def begin_call(self, call: Call, index: int) -> None:
+        """Find at which step a call is, and begin anew what is not where the last step led."""
+        is_next = index != self.index
+        super().begin_call(call, index)
+        if not is_next or not self._holds_shares:
+            return
+        if self.paths:
+            astray = is_elsewhere(call.latents, self.trails, self.schedule[self._position].sigma)
+            self.restarts.append(Restart(index, "latents", astray))
+            for branch in self.branches:
+                branch.state = restart(branch.state, astray)
+        self.paths = []
+
+    def take(self, call: Call) -> tuple[Tensor, StepRecord | None, Role]:
         """The velocity of one call of several ranks, which compare what they are about to draw."""
         parallel = self.bound.parallel
         assert parallel is not None
+        velocity, record, role = self._take_together(call, parallel)
+        if self._holds_shares and (self.velocities is None or role == "leads"):
+            velocities = [velocity] if self.velocities is None else self.velocities.unbind()
+            schedule = self.schedule[self._position]
+            self.paths += [trail_of(call.latents, each, schedule) for each in velocities]
+        return velocity, record, role
+
+    def _take_together(self, call: Call, parallel: ParallelContext) -> tuple[Tensor, StepRecord | None, Role]:
         branch, is_first = self.calls_at_index, self._position == 0
         # Guidance scales show at the second step, and that a rank has a branch more than others.
         is_second = self._position == 1 and branch == 0
@@ -32,9 +68,14 @@ class Together(Trajectory):
             return self._take_split(call, parallel)
         if parallel.splits_guidance:
             self.conditioning.append(self._conditioning_of(call))
-        velocity, record = self._take_one_of_pair(call) if self._holds_pair else self._take_alone(call)
+        velocity, record, role = self._take_one_of_pair(call) if self._holds_pair else self._take_alone(call)
         check_votes(record, self.index)
-        return velocity, record
+        return velocity, record, role
+
+    @property
+    def _holds_shares(self) -> bool:
+        """Whether each rank remembers its share of the tokens, or of the branches."""
+        return self.bound.config.rule.is_cached and not self.bound.config.forecasts_output
 
     @property
     def _holds_pair(self) -> bool:
@@ -43,18 +84,18 @@ class Together(Trajectory):
         assert parallel is not None
         return parallel.splits_guidance and config.forecasts_output and config.rule.is_cached
 
-    def _take_one_of_pair(self, call: Call) -> tuple[Tensor, StepRecord]:
+    def _take_one_of_pair(self, call: Call) -> tuple[Tensor, StepRecord, Role]:
         """A branch's call at the first step, where every rank computes all, by the graph that takes both of them at once."""
         branch = BranchCalls(self._empty_state(call))
         self.branches.append(branch)
-        self._steer(branch, call)
+        self._steer(branch, self._steering(call))
         pair = branch.state, self._empty_state(call)
-        velocities, (branch.state, _), record, _ = self._step_from(pair, self.branches[0], call, self._lead())
-        velocity = velocities[0]
-        branch.velocity, self.latents_before = velocity, call.latents
-        return velocity, record
+        coupling = self._lead(self.branches[0], [])
+        velocities, (branch.state, _), record, _ = self._step_from(pair, self.branches[0], call, coupling)
+        branch.velocity = velocities[0]
+        return velocities[0], record, "leads" if len(self.branches) == 1 else "follows"
 
-    def _take_split(self, call: Call, parallel: ParallelContext) -> tuple[Tensor, StepRecord | None]:
+    def _take_split(self, call: Call, parallel: ParallelContext) -> tuple[Tensor, StepRecord | None, Role]:
         """One call for all guidance branches: this rank computes its own, and the others' velocities come with it.
 
         What a branch is conditioned on was seen at the first step, at which every rank computed all branches.
@@ -63,7 +104,7 @@ class Together(Trajectory):
         check_conditioning(self._conditioning_of(call), self.conditioning, branch_index, self.index)
         if branch_index > 0:
             assert self.velocities is not None
-            return self.velocities[branch_index], None
+            return self.velocities[branch_index], None, "follows"
         rank = parallel.layout.cfg.rank
         # Latents, time and a ControlNet's residuals are the present ones; pipelines give both branches the same.
         calls = [self.bound.family.calls.read(call.inputs._replace(**its)) for its in self.conditioning]
@@ -74,21 +115,23 @@ class Together(Trajectory):
         elif self._holds_pair:
             self._learn_guidance(call.latents)
             for branch, its in zip(self.branches, calls, strict=True):
-                self._steer(branch, its)
+                self._steer(branch, self._steering(its))
             pair = tuple(branch.state for branch in self.branches)
-            velocities, pair, record, _ = self._step_from(pair, self.branches[0], mine, self._lead())
+            coupling = self._lead(self.branches[0], self.branches[1:])
+            velocities, pair, record, _ = self._step_from(pair, self.branches[0], mine, coupling)
             for branch, state in zip(self.branches, pair, strict=True):
                 branch.state = state
         else:
             self._learn_guidance(call.latents)
             branch = self.branches[rank if len(self.branches) > 1 else 0]
             self.branches = [branch]
-            self._steer(branch, mine)
-            coupling = self.alone._replace(weight=weigh(self._known_scale(), config=self.bound.config)[rank])
+            self._steer(branch, self._steering(mine))
+            scale = self._known_scale(rank, branch)
+            coupling = self.alone._replace(weight=weigh(scale, config=self.bound.config)[rank])
             velocities, record, _ = self._run(branch, mine, coupling)
         check_votes(record, self.index)
         self.velocities = velocities
-        return velocities[0], record
+        return velocities[0], record, "leads"
 
     def _learn_guidance(self, latents: Tensor) -> None:
         """Once an image: the first rank's scale, which ranks that decide alike must know to the last bit."""

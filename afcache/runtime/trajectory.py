@@ -1,5 +1,6 @@
 """One image's way through a schedule: every call of the transformer, from its inputs to its velocity."""
 
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,19 +13,20 @@ from afcache.functional.given import Given
 from afcache.functional.guidance import follow, weigh
 from afcache.functional.initial import empty_state, shape_of, state_bytes
 from afcache.functional.ranks.traffic import Call as Messages
-from afcache.functional.state import CacheState, Coupling, Lead, StepRecord, StepSchedule
+from afcache.functional.state import CacheState, Coupling, Lead, StepRecord, StepSchedule, Trail
+from afcache.functional.update import restart
 from afcache.models.family import Call
-from afcache.runtime.branches import BranchCalls, guidance_of_step
-from afcache.runtime.clock import TimedCall
+from afcache.runtime.branches import BranchCalls, find_branch, find_strays, guidance_of_step, trails_of
 from afcache.runtime.compiled import CompiledStep
 from afcache.runtime.foresight import Foresight
+from afcache.runtime.notes import Restart, Role, TimedCall
 from afcache.runtime.scheduler import ScheduledStep
 from afcache.runtime.steps import Bound
-from afcache.runtime.switches import steering_of
+from afcache.runtime.switches import Steering, steering_of, version_of
 from afcache.settings.config import CacheConfig
 
-# Diffusers' pipelines have two; a runaway count means that the scheduler is not driven.
-_MAX_BRANCHES = 4
+# Diffusers' pipelines have three; a runaway count means that the scheduler is not driven.
+_MAX_CALLS = 8
 # Of each branch of an image; the guards of later ones could only repeat themselves.
 _GUARDED_CALLS = 2
 
@@ -35,139 +37,159 @@ class Trajectory:
 
     Attributes:
         bound: what all images share.
-        timesteps: the scheduler's tensor, whose identity names the trajectory.
+        scheduled: the step that it started from; the identity of its tensors names the schedule.
         sigmas: noise levels on the model's device; float32.
-        schedule: the steps from `first_index` on.
+        schedule: the steps from the first on.
         settings: of each image, which the schedule holds.
         alone: the leading branch's coupling where there are no others.
-        first_index: where in the schedule it started.
         shape: of the latents.
         corrects: whether the catch-up correction is on.
         kernel_name: attention backend that the trajectory started with.
         adapted: what adapters did to the model at the last step.
         messages: what ranks exchange; None alone.
         foresight: the decisions that the host knows beforehand; None where each step's is read.
-        index: the present step.
+        thread: that makes its calls.
+        index: the present step; index_before: the step before, -1 at the first.
         calls_at_index: transformer calls at this step so far.
-        index_before: the step before, -1 at the first; calls_before: the calls there.
-        branches: guidance branches in order of their first call.
+        latents, source: of this step's first call, and the tensor that they came in; latents_before: of the step before.
+        branches: guidance branches that were called at the step before, in order of their calls there.
+        called: those that were called at this one.
         coupling: what the leading branch decided at this step, for those that follow.
-        guidance_scale: true CFG scale per sample, NaN where unknown; None without two branches.
-        learns_guidance: whether the scale of the present branches is still to be inferred.
-        latents_before: the input of the step before, until it is.
+        guidance_scale: true CFG scale per sample, NaN where unknown; None before two branches were seen.
+        pair: the branches that it is of.
         conditioning: in what the first step's inputs of every branch differ, where other ranks compute some of them.
         velocities: of all branches at this step, where one call computed them for all.
         calls: every call, for the report.
+        restarts: what began anew on the way, as far as the host has a part in it.
 
     """
 
     bound: Bound
-    timesteps: Tensor
+    scheduled: ScheduledStep
     sigmas: Tensor
     schedule: list[StepSchedule]
     settings: tuple[CacheConfig, ...]
     alone: Coupling
-    first_index: int
     shape: torch.Size
     corrects: bool
     kernel_name: Any = None
     adapted: tuple[Any, ...] = ()
     messages: Messages | None = None
     foresight: Foresight | None = None
+    thread: int = field(default_factory=threading.get_ident)
     index: int = -1
-    calls_at_index: int = 0
     index_before: int = -1
-    calls_before: int = 0
+    calls_at_index: int = 0
+    latents: Tensor | None = None
+    source: tuple[Tensor, int | None] | None = None
+    latents_before: Tensor | None = None
     branches: list[BranchCalls] = field(default_factory=list)
+    called: list[BranchCalls] = field(default_factory=list)
     coupling: Coupling | None = None
     guidance_scale: Tensor | None = None
-    learns_guidance: bool = True
-    latents_before: Tensor | None = None
+    pair: list[BranchCalls] = field(default_factory=list)
     conditioning: list[dict[str, Any]] = field(default_factory=list)
     velocities: Tensor | None = None
     calls: list[TimedCall] = field(default_factory=list)
+    restarts: list[Restart] = field(default_factory=list)
+
+    @property
+    def first_index(self) -> int:
+        """Where in the schedule it started."""
+        return self.scheduled.index
+
+    @property
+    def is_open(self) -> bool:
+        """Whether there are steps left."""
+        return self.index - self.first_index < len(self.schedule) - 1
 
     @property
     def bytes(self) -> int:
         """Memory of all branches' states."""
-        return sum(state_bytes(branch.state) for branch in self.branches)
+        return sum(state_bytes(branch.state) for branch in self._known_branches())
 
-    def is_left(self, step: ScheduledStep, shape: torch.Size) -> bool:
-        """A schedule made anew, or one that is walked again from an earlier step, or begun again in another shape."""
-        is_restarted = step.index < self.index or (step.index == self.first_index and shape != self.shape)
-        return step.timesteps is not self.timesteps or is_restarted
+    @property
+    def trails(self) -> tuple[Trail, ...]:
+        """Where the branches of the present step lead; empty where nobody knows."""
+        return trails_of(self.called)
 
     def begin_call(self, call: Call, index: int) -> None:
-        """Find which guidance branch calls, at which step.
+        """Find at which step a call is.
 
         Raises:
-            RuntimeError: with latents of another shape, or once more than guidance has branches.
+            RuntimeError: once more than guidance has branches.
 
         """
-        if call.latents.shape != self.shape:
-            raise RuntimeError(
-                f"hidden_states changed from {tuple(self.shape)} to {tuple(call.latents.shape)} within one trajectory. Call "
-                "scheduler.set_timesteps before sampling another shape."
-            )
         if index != self.index:
-            self.index_before, self.calls_before = self.index, self.calls_at_index
-            self.index, self.calls_at_index = index, 0
+            self.index_before, self.index, self.calls_at_index = self.index, index, 0
+            self.branches, self.called, self.coupling = self.called or self.branches, [], None
+            self.latents_before, self.latents, self.source = self.latents, call.latents, (call.source, version_of(call.source))
             self._forget_other_weights(call)
-        if self.calls_at_index == _MAX_BRANCHES:
+        if self.calls_at_index == _MAX_CALLS:
             raise RuntimeError(
                 f"transformer was called {self.calls_at_index + 1} times at step {index}, more than guidance has branches "
-                f"({_MAX_BRANCHES}). Call scheduler.step after each prediction, or use afcache.restore_pipeline(pipe)."
+                f"({_MAX_CALLS}). Call scheduler.step after each prediction, or use afcache.restore_pipeline(pipe)."
             )
 
-    def take(self, call: Call) -> tuple[Tensor, StepRecord | None]:
+    def take(self, call: Call) -> tuple[Tensor, StepRecord | None, Role]:
         """The velocity of one call."""
         return self._take_alone(call)
 
-    def note(self, record: StepRecord | None, elapsed: Callable[[], float]) -> None:
+    def note(self, record: StepRecord | None, role: Role, elapsed: Callable[[], float]) -> None:
         """Keep what a call did for the report, unless an earlier call of the step computed it."""
         branch = self.calls_at_index
         self.calls_at_index += 1
         if self.velocities is None or branch == 0:
-            self.calls.append(TimedCall(self.index, branch, record, elapsed))
+            self.calls.append(TimedCall(self.index, role, record, elapsed))
 
     @property
     def _position(self) -> int:
         """Of the present step among those that are walked."""
         return self.index - self.first_index
 
-    def _take_alone(self, call: Call) -> tuple[Tensor, StepRecord | None]:
+    def _take_alone(self, call: Call) -> tuple[Tensor, StepRecord | None, Role]:
         """One call for one guidance branch."""
         if not self.bound.config.rule.is_cached:
+            role: Role = "follows" if self.calls_at_index else "leads"
             if self.bound.host is not None:
-                return self.bound.host(call), None
+                return self.bound.host(call), None, role
             with self.bound.steps.traceable():
-                return self._own(self._step()(call.inputs)), None
-        branch_index = self.calls_at_index
-        if branch_index == len(self.branches):
-            self.branches.append(BranchCalls(self._empty_state(call)))
-            if branch_index == 2:
-                # One number says nothing of three branches: each one's own error counts in full.
-                self.guidance_scale, self.learns_guidance = None, False
-        branch = self.branches[branch_index]
-        if branch.calls and branch.last_step != self.index_before:
-            # Guidance was off for a while: what the branch knows is of steps long past.
-            branch.forget(self._empty_state(call))
-            self.learns_guidance = True
+                return self._own(self._step()(call.inputs)), None, role
+        steering = self._steering(call)
+        branch = find_branch(self.branches, steering, step=self.index)
+        is_new = branch is None
+        branch = BranchCalls(self._empty_state(call)) if branch is None else branch
         branch.last_step = self.index
-        self._steer(branch, call)
-        if branch_index == 0:
-            self._learn_guidance(call.latents)
-        coupling = self._lead() if branch_index == 0 else self._follow(branch)
+        self._steer(branch, steering)
+        role = self._role(is_new)
+        coupling = self._couple(branch, role, call.latents)
+        self.called.append(branch)
         velocity, record, lead = self._run(branch, call, coupling)
-        velocity, branch.has_history = self._own(velocity), True
-        if branch_index == 0:
-            self.coupling = follow(coupling, record, lead)
-            if lead is not None:
-                self.coupling = self.coupling._replace(guidance_scale=self._known_scale())
-        if self.learns_guidance:
-            self.latents_before = call.latents if branch_index == 0 else self.latents_before
-            branch.velocity = velocity
-        return velocity, record
+        branch.velocity, branch.has_history = self._own(velocity), True
+        if role == "leads":
+            self.coupling = follow(coupling, record, lead)._replace(trails=self.alone.trails)
+        return branch.velocity, record, role
+
+    def _role(self, is_new: bool) -> Role:
+        """What a branch does for the decision of its step: a new one does not lead those that know more."""
+        if self.coupling is not None:
+            return "follows"
+        return "joins" if is_new and self.branches else "leads"
+
+    def _couple(self, branch: BranchCalls, role: Role, latents: Tensor) -> Coupling:
+        """What a branch needs to decide, or to do what was decided."""
+        if role == "leads":
+            self._learn_guidance(latents)
+            return self._lead(branch, [other for other in self.branches if other is not branch])
+        if role == "joins":
+            return self.alone if self.foresight is None else self.foresight.for_newcomer(self.alone)
+        assert self.coupling is not None
+        coupling = self.coupling
+        if coupling.lead is not None:
+            coupling = coupling._replace(guidance_scale=self._known_scale(1, branch))
+        if self.foresight is None:
+            return coupling
+        return self.foresight.for_follower(coupling, has_history=branch.has_history)
 
     def _own(self, velocity: Tensor) -> Tensor:
         """The velocity of a call in which all ranks computed the same guidance branch."""
@@ -197,9 +219,13 @@ class Trajectory:
                 branch.unguarded[kind] = step.without_guards(*arguments)
             return branch.unguarded.get(kind, step)(*arguments)
 
-    def _steer(self, branch: BranchCalls, call: Call) -> None:
-        steering = steering_of(call.structure, call.conditions, call.is_controlled, self.bound.controls())
-        branch.steer(steering, is_foreseen=self.foresight is not None)
+    def _steering(self, call: Call) -> Steering:
+        return steering_of(call.structure, call.conditions, call.is_controlled, self.bound.controls())
+
+    def _steer(self, branch: BranchCalls, steering: Steering) -> None:
+        switched = branch.steer(steering, is_foreseen=self.foresight is not None)
+        if switched is not None:
+            self.restarts.append(Restart(self.index, "conditioning", switched))
 
     def _empty_state(self, call: Call) -> CacheState:
         """Of a guidance branch, on this rank: of its share of the tokens, or, where outputs are forecast, of the whole."""
@@ -208,33 +234,32 @@ class Trajectory:
         shape = shape_of(self.bound.steps.sizes, call.latents.shape, call.prefix_length, config=config)._replace(shards=shards)
         return empty_state(shape, config=config, dtype=call.latents.dtype, device=call.latents.device)
 
+    def _known_branches(self) -> list[BranchCalls]:
+        return list({id(branch): branch for branch in (*self.branches, *self.called)}.values())
+
     def _forget_other_weights(self, call: Call) -> None:
         """Start again where a callback has switched or rescaled adapters: the history is another model's."""
         adapted = self.bound.weights.adapted()
         if adapted != self.adapted:
             self.adapted = adapted
+            self.restarts.append(Restart(self.index, "weights"))
             for branch in self.branches:
                 branch.forget(self._empty_state(call))
 
     def _learn_guidance(self, latents: Tensor) -> None:
-        """Infer the guidance scale from the first step of both branches that the scheduler took."""
-        if self.latents_before is None or not self.learns_guidance or self._position == 0:
+        """Infer the guidance scale from the first step of a pair of branches that the scheduler took."""
+        if len(self.branches) != 2 or self.branches == self.pair or self.latents_before is None:
             return
-        if self.calls_before == len(self.branches) == 2:
-            first, second = (branch.velocity for branch in self.branches)
-            assert first is not None
-            assert second is not None
-            length = self.sigmas[self.index_before + 1] - self.sigmas[self.index_before]
-            self.guidance_scale = guidance_of_step(self.latents_before, latents, length, velocities=(first, second))
-            self.learns_guidance = False
-        self.latents_before = None
-        for branch in self.branches:
-            branch.velocity = None
+        first, second = (branch.velocity for branch in self.branches)
+        assert first is not None
+        assert second is not None
+        length = self.sigmas[self.index_before + 1] - self.sigmas[self.index_before]
+        self.guidance_scale = guidance_of_step(self.latents_before, latents, length, velocities=(first, second))
+        self.pair = list(self.branches)
 
-    def _lead(self) -> Coupling:
+    def _lead(self, leader: BranchCalls, followers: list[BranchCalls]) -> Coupling:
         """What the leading branch needs to decide for all."""
-        leader, *followers = self.branches[: max(1, self.calls_before)]
-        config, scale, coupling = self.bound.config, self._known_scale(), self.alone
+        config, scale, coupling = self.bound.config, self._known_scale(0, leader), self.alone
         weights = weigh(scale, config=config) if followers else (coupling.weight, coupling.weight)
         if config.forecasts_output and coupling.lead is None:
             # Where branches are called one after the other, the scale is for those who follow.
@@ -245,17 +270,24 @@ class Trajectory:
             weight, others_weight = weights
             coupling = coupling._replace(weight=weight, others_error=others_weight * others)
         if self.foresight is None:
-            return coupling
+            is_watched = bool(coupling.trails and followers)
+            return coupling._replace(trails=trails_of([leader, *followers])[1:]) if is_watched else coupling
+        self._look_back([leader, *followers])
         states = [branch.state for branch in (leader, *followers)]
         return self.foresight.for_leader(self._position, coupling, states, weights, has_history=leader.has_history)
 
-    def _known_scale(self) -> Tensor:
-        """The guidance scale per sample, NaN where it is unknown."""
-        return torch.full_like(self.alone.weight, float("nan")) if self.guidance_scale is None else self.guidance_scale
+    def _look_back(self, branches: list[BranchCalls]) -> None:
+        """Begin anew where the latents are elsewhere: here the host must know it before the step, and waits for the device."""
+        assert self.latents is not None
+        astray = find_strays(branches, self.latents, self.schedule[self._position].sigma)
+        if astray is not None and bool(astray.any()):
+            self.restarts.append(Restart(self.index, "latents", astray))
+            for branch in branches:
+                branch.state, branch.has_history = restart(branch.state, astray), False
 
-    def _follow(self, branch: BranchCalls) -> Coupling:
-        """The other branches do what the leader did."""
-        assert self.coupling is not None
-        if self.foresight is None:
-            return self.coupling
-        return self.foresight.for_follower(self.coupling, has_history=branch.has_history)
+    def _known_scale(self, place: int, branch: BranchCalls) -> Tensor:
+        """The guidance scale per sample, for the first or second branch of the last step; NaN where it is unknown."""
+        is_of_pair = self.branches == self.pair and self.pair[place : place + 1] == [branch]
+        if self.guidance_scale is None or not is_of_pair:
+            return torch.full_like(self.alone.weight, float("nan"))
+        return self.guidance_scale

@@ -111,6 +111,7 @@ def init_state(
     config: CacheConfig,
     txt_seq: int = 0,
     num_blocks: int = 1,
+    channels: int = 0,
     shards: int = 1,
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
@@ -122,6 +123,7 @@ def init_state(
         config: settings.
         txt_seq: text tokens; asked for by groups, and by blocks that run at every step.
         num_blocks: of the transformer; asked for by groups.
+        channels: of the latents' tokens, where residuals are forecast; without, nothing notices latents that are elsewhere.
         shards: ranks that share the tokens; the state holds one rank's.
         dtype: of residuals; statistics, and what is kept of outputs, are float32.
         device: where everything lives.
@@ -130,23 +132,31 @@ def init_state(
         strategy holds one `[batch, seq, dim]` for every block.
 
     """
-    shape = StateShape(batch, img_seq, dim, txt_seq, num_blocks, shards)
+    shape = StateShape(batch, img_seq, dim, txt_seq, num_blocks, shards, channels=channels)
     return empty_state(shape, config=config, dtype=dtype, device=device)
 
 
 def check_state(
-    state: CacheState, *, batch: int, img_seq: int, dim: int, config: CacheConfig, txt_seq: int = 0, num_blocks: int = 1
+    state: CacheState,
+    *,
+    batch: int,
+    img_seq: int,
+    dim: int,
+    config: CacheConfig,
+    txt_seq: int = 0,
+    num_blocks: int = 1,
+    channels: int = 0,
 ) -> None:
     """Raise unless every field has the shape and dtype that the step expects, and values to go on with.
 
     Args:
         state: to be checked.
-        batch, img_seq, dim, config, txt_seq, num_blocks: as of `init_state`.
+        batch, img_seq, dim, config, txt_seq, num_blocks, channels: as of `init_state`.
 
     Raises:
         TypeError: a field is not a tensor, or a part that the settings ask for is missing.
         ValueError: a field has the wrong shape or dtype, or an impossible value; the message names it.
 
     """
-    check_fit(state, StateShape(batch, img_seq, dim, txt_seq, num_blocks), config=config)
+    check_fit(state, StateShape(batch, img_seq, dim, txt_seq, num_blocks, channels=channels), config=config)
     check_values(state, config=config)

@@ -56,6 +56,7 @@ def read_call(inputs: FluxInputs) -> Call:
     return Call(
         inputs=inputs,
         latents=inputs.hidden_states,
+        source=inputs.hidden_states,
         timestep=inputs.timestep,
         prefix_length=sum(part.shape[1] for part in (inputs.encoder_hidden_states, inputs.context) if part is not None),
         conditions=_conditions(inputs),
@@ -216,7 +217,7 @@ def answer(
         )[0]
         return velocity[:, :image].contiguous()
 
-    velocity = forward(call._replace(ask=ask))
+    velocity = forward(call._replace(ask=ask, source=hidden_states))
     # Pipelines throw away what is said of reference images, so it is not computed.
     missing = hidden_states.shape[1] - velocity.shape[1]
     velocity = F.pad(velocity, (0, 0, 0, missing)) if missing else velocity
