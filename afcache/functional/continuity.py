@@ -5,8 +5,8 @@ x: the latents that a step is given, e_b: where branch b's own velocity had led,
     m = x - e_1,  d = e_1 - e_2,  ||m - d <m, d> / <d, d>|| <= 2 max_b ||(sigma_next - sigma) v_b||
 
 Guidance moves x along d, whatever its scale. What else parts x from e_1 stays within two lengths of the step: solvers of higher
-order, guidance that rescales its velocity, and the blending of inpainting. A jump of that size costs a forecast nothing that
-can be measured (`python -m bench.jumps`), and other latents of the same noise level are ten steps away or more.
+order, guidance that rescales its velocity, and the blending of inpainting. A forecast bears a jump of that size
+(`tests/pipelines/test_continuity.py`), and other latents of the same noise level are many steps away.
 """
 
 import torch
@@ -108,7 +108,7 @@ def trail_of(latents: Latents, velocity: Latents, schedule: StepSchedule) -> Tra
     """Where a velocity leads."""
     step = (schedule.sigma_next - schedule.sigma) * velocity.to(torch.float32)
     length = _inner(step, step).sqrt()
-    return Trail(latents.to(torch.float32) + step, length, schedule.sigma_next.expand_as(length).clone())
+    return Trail(latents.to(torch.float32) + step, length, torch.zeros_like(length) + schedule.sigma_next)
 
 
 def _inner(x: Tensor, y: Tensor) -> PerSample:

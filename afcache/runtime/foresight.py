@@ -64,8 +64,8 @@ class Foresight:
         adopted = coupling._replace(is_follower=torch.ones_like(coupling.is_follower), leader_refresh=refresh)
         return self._foretell(adopted, is_computed=is_computed)
 
-    def for_newcomer(self, coupling: Coupling) -> Coupling:
-        """The coupling of a branch that nobody knows, called before the leader: it computes, and what is foreseen stays."""
+    def for_stranger(self, coupling: Coupling) -> Coupling:
+        """The coupling of a branch that calls before the leader: it computes, and what is foreseen of the others stays."""
         return coupling._replace(known=torch.tensor(True, device="cpu"))
 
     def for_follower(self, coupling: Coupling, *, has_history: bool) -> Coupling:

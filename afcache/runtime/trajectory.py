@@ -42,8 +42,7 @@ class Trajectory:
         schedule: the steps from the first on.
         settings: of each image, which the schedule holds.
         alone: the leading branch's coupling where there are no others.
-        shape: of the latents.
-        corrects: whether the catch-up correction is on.
+        shape: of the latents; corrects: whether the catch-up correction is on.
         kernel_name: attention backend that the trajectory started with.
         adapted: what adapters did to the model at the last step.
         messages: what ranks exchange; None alone.
@@ -52,8 +51,9 @@ class Trajectory:
         index: the present step; index_before: the step before, -1 at the first.
         calls_at_index: transformer calls at this step so far.
         latents, source: of this step's first call, and the tensor that they came in; latents_before: of the step before.
-        branches: guidance branches that were called at the step before, in order of their calls there.
-        called: those that were called at this one.
+        branches: guidance branches of the step before, the one that led first, then those that followed it, in order.
+        strangers: others that were called there: a preview in a callback, or a prompt that was exchanged.
+        called, strange: the same of this step.
         coupling: what the leading branch decided at this step, for those that follow.
         guidance_scale: true CFG scale per sample, NaN where unknown; None before two branches were seen.
         pair: the branches that it is of.
@@ -84,6 +84,8 @@ class Trajectory:
     source: tuple[Tensor, int | None] | None = None
     latents_before: Tensor | None = None
     branches: list[BranchCalls] = field(default_factory=list)
+    strangers: list[BranchCalls] = field(default_factory=list)
+    strange: list[BranchCalls] = field(default_factory=list)
     called: list[BranchCalls] = field(default_factory=list)
     coupling: Coupling | None = None
     guidance_scale: Tensor | None = None
@@ -111,7 +113,7 @@ class Trajectory:
     @property
     def trails(self) -> tuple[Trail, ...]:
         """Where the branches of the present step lead; empty where nobody knows."""
-        return trails_of(self.called)
+        return trails_of(self._of_last_step()[0])
 
     def begin_call(self, call: Call, index: int) -> None:
         """Find at which step a call is.
@@ -122,7 +124,8 @@ class Trajectory:
         """
         if index != self.index:
             self.index_before, self.index, self.calls_at_index = self.index, index, 0
-            self.branches, self.called, self.coupling = self.called or self.branches, [], None
+            self.branches, self.strangers = self._of_last_step()
+            self.called, self.strange, self.coupling = [], [], None
             self.latents_before, self.latents, self.source = self.latents, call.latents, (call.source, version_of(call.source))
             self._forget_other_weights(call)
         if self.calls_at_index == _MAX_CALLS:
@@ -156,35 +159,39 @@ class Trajectory:
             with self.bound.steps.traceable():
                 return self._own(self._step()(call.inputs)), None, role
         steering = self._steering(call)
-        branch = find_branch(self.branches, steering, step=self.index)
-        is_new = branch is None
+        branch = find_branch([*self.branches, *self.strangers], steering, step=self.index)
         branch = BranchCalls(self._empty_state(call)) if branch is None else branch
         branch.last_step = self.index
         self._steer(branch, steering)
-        role = self._role(is_new)
+        role = self._role(branch)
         coupling = self._couple(branch, role, call.latents)
-        self.called.append(branch)
+        (self.strange if role == "joins" else self.called).append(branch)
         velocity, record, lead = self._run(branch, call, coupling)
         branch.velocity, branch.has_history = self._own(velocity), True
         if role == "leads":
             self.coupling = follow(coupling, record, lead)._replace(trails=self.alone.trails)
         return branch.velocity, record, role
 
-    def _role(self, is_new: bool) -> Role:
-        """What a branch does for the decision of its step: a new one does not lead those that know more."""
+    def _role(self, branch: BranchCalls) -> Role:
+        """What a branch does for the decision of its step: until the leader of the step before calls, each decides alone."""
         if self.coupling is not None:
             return "follows"
-        return "joins" if is_new and self.branches else "leads"
+        return "leads" if not self.branches or branch is self.branches[0] else "joins"
+
+    def _of_last_step(self) -> tuple[list[BranchCalls], list[BranchCalls]]:
+        """What becomes of the branches of a step: the leader and its followers, and others. Where none led, the first will."""
+        if self.called:
+            return self.called, self.strange
+        return (self.strange, []) if self.strange else (self.branches, self.strangers)
 
     def _couple(self, branch: BranchCalls, role: Role, latents: Tensor) -> Coupling:
         """What a branch needs to decide, or to do what was decided."""
         if role == "leads":
             self._learn_guidance(latents)
             return self._lead(branch, [other for other in self.branches if other is not branch])
-        if role == "joins":
-            return self.alone if self.foresight is None else self.foresight.for_newcomer(self.alone)
-        assert self.coupling is not None
         coupling = self.coupling
+        if coupling is None:
+            return self.alone if self.foresight is None else self.foresight.for_stranger(self.alone)
         if coupling.lead is not None:
             coupling = coupling._replace(guidance_scale=self._known_scale(1, branch))
         if self.foresight is None:
@@ -235,15 +242,15 @@ class Trajectory:
         return empty_state(shape, config=config, dtype=call.latents.dtype, device=call.latents.device)
 
     def _known_branches(self) -> list[BranchCalls]:
-        return list({id(branch): branch for branch in (*self.branches, *self.called)}.values())
+        everybody = (*self.branches, *self.strangers, *self.called, *self.strange)
+        return list({id(branch): branch for branch in everybody}.values())
 
     def _forget_other_weights(self, call: Call) -> None:
         """Start again where a callback has switched or rescaled adapters: the history is another model's."""
-        adapted = self.bound.weights.adapted()
+        adapted, self.adapted = self.adapted, self.bound.weights.adapted()
         if adapted != self.adapted:
-            self.adapted = adapted
             self.restarts.append(Restart(self.index, "weights"))
-            for branch in self.branches:
+            for branch in self._known_branches():
                 branch.forget(self._empty_state(call))
 
     def _learn_guidance(self, latents: Tensor) -> None:
