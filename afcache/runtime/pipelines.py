@@ -1,5 +1,6 @@
 """The pipelines that share a transformer, and which of their schedulers is running."""
 
+import inspect
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -61,6 +62,8 @@ class Pipelines:
     ) -> list[tuple[Any, ScheduledStep]]:
         """The schedulers that may be running, and the steps they are at: those whose present step fits the timestep.
 
+        Of several, that of the pipeline which calls, if one does.
+
         Args:
             timestep: the transformer's argument.
             expects: whether a scheduler's step is the next one of what it runs.
@@ -93,4 +96,18 @@ class Pipelines:
                 "drive pipe.scheduler, or use afcache.restore_pipeline(pipe) first. If two threads draw, give each a pipeline "
                 "with a scheduler of its own."
             )
-        return found
+        caller = self._caller() if len(found) > 1 else None
+        of_caller = [] if caller is None else [place for place in found if place[0] is caller.scheduler]
+        return of_caller or found
+
+    def _caller(self) -> Any:
+        """The served pipeline whose call this is, innermost first, as the stack has it; None in a loop by hand."""
+        pipes = self.alive()
+        frame = inspect.currentframe()
+        while frame is not None:
+            # Reading the locals of every frame would cost more than the question is worth.
+            owner = frame.f_locals.get("self") if frame.f_code.co_name == "__call__" else None
+            if any(owner is pipe for pipe in pipes):
+                return owner
+            frame = frame.f_back
+        return None

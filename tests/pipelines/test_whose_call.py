@@ -26,26 +26,52 @@ def two_pipelines(own: Any, **options: Any) -> list[Any]:
     return pipes
 
 
+def draw_encoded(pipe: Any, seed: int, inputs: dict[str, Tensor], keep_up: Callable[[], object]) -> np.ndarray:
+    """An image of a prompt that was encoded before: tokenizers are not for two threads."""
+
+    def callback(pipe: Any, step: int, timestep: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
+        del pipe, step, timestep, kwargs
+        keep_up()
+        return {}
+
+    return pipe(
+        prompt_embeds=inputs["encoder_hidden_states"],
+        pooled_prompt_embeds=inputs["pooled_projections"],
+        num_inference_steps=STEPS,
+        generator=torch.Generator().manual_seed(seed),
+        height=32,
+        width=32,
+        output_type="np",
+        callback_on_step_end=callback,
+    ).images
+
+
 @pytest.mark.parametrize("mode", MODES)
 def test_two_threads_with_a_pipeline_each_draw_what_they_draw_alone(own, mode: str):
     pipes = two_pipelines(own, **MODES[mode])
-    alone = [sample(pipe, seed, prompt=PROMPTS[seed]) for seed, pipe in enumerate(pipes)]
-    for _ in range(3):
-        drawn: list[Any] = [None, None]
-        barrier = threading.Barrier(2)
+    prompts = [embedded(own, prompt) for prompt in PROMPTS]
+    alone, patterns = [], []
+    for seed, (pipe, inputs) in enumerate(zip(pipes, prompts, strict=True)):
+        alone.append(draw_encoded(pipe, seed, inputs, lambda: None))
+        patterns.append(afcache.report(pipe).pattern())
+    for is_in_step in (True, False):
+        barrier, drawn = threading.Barrier(2, timeout=60), {}
 
-        def draw(seed: int, drawn: list[Any] = drawn, barrier: threading.Barrier = barrier) -> None:
-            barrier.wait(20)
-            # In step, so that both schedulers always fit.
-            keep_up = lambda *_: (barrier.wait(20), {})[1]  # noqa: E731
-            drawn[seed] = sample(pipes[seed], seed, prompt=PROMPTS[seed], callback_on_step_end=keep_up)
+        def draw(
+            seed: int, barrier: threading.Barrier = barrier, drawn: dict[int, Any] = drawn, wait: bool = is_in_step
+        ) -> None:
+            # In step, both schedulers fit every call.
+            drawn[seed] = draw_encoded(pipes[seed], seed, prompts[seed], barrier.wait if wait else lambda: None)
 
         threads = [threading.Thread(target=draw, args=(seed,)) for seed in range(2)]
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
-        assert all(np.array_equal(one, other) for one, other in zip(drawn, alone, strict=True))
+        # Where memory lies may change the last bit.
+        assert all(np.allclose(drawn[seed], alone[seed], rtol=0, atol=1e-5) for seed in range(2))
+        assert [afcache.report(pipe).pattern() for pipe in pipes] == patterns
+        assert all(afcache.report(pipe).restarts == () for pipe in pipes)
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -129,6 +155,7 @@ def test_one_pipeline_in_two_threads_is_an_error_never_another_image(own):
 @pytest.mark.parametrize("cfg", [1.0, 3.0])
 def test_a_preview_in_a_callback_does_not_lead(own, cfg: float, same_prompt: bool):
     inputs = embedded(own, PROMPTS[0] if same_prompt else PROMPTS[1])
+    plain = sample(own, 1, cfg=cfg, prompt=PROMPTS[0])
     afcache.compile_pipeline(own, compile=False)
     expected = sample(own, 1, cfg=cfg, prompt=PROMPTS[0])
     pattern = afcache.report(own).pattern()
@@ -143,9 +170,10 @@ def test_a_preview_in_a_callback_does_not_lead(own, cfg: float, same_prompt: boo
     watched = {"callback_on_step_end": preview, "callback_on_step_end_tensor_inputs": ["latents"]}
     with torch.no_grad():
         image = sample(own, 1, cfg=cfg, prompt=PROMPTS[0], **watched)
-    assert psnr(image[0], expected[0]) > 50
+    assert psnr(image[0], plain[0]) > psnr(expected[0], plain[0]) - 1
     report = afcache.report(own)
-    assert report.pattern().count("F") <= pattern.count("F") + 5
+    # A stranger with the leader's own prompt may be a third branch of guidance: the step after its first call is computed.
+    assert report.pattern().count("F") <= pattern.count("F") + (6 if same_prompt else 0)
     assert report.num_steps == STEPS
 
 
