@@ -39,12 +39,10 @@ class Trajectory:
         bound: what all images share.
         scheduled: the step that it started from; the identity of its tensors names the schedule.
         sigmas: noise levels on the model's device; float32.
-        schedule: the steps from the first on.
-        settings: of each image, which the schedule holds.
+        schedule: the steps from the first on; settings: of each image, which it holds.
         alone: the leading branch's coupling where there are no others.
         shape: of the latents; corrects: whether the catch-up correction is on.
-        kernel_name: attention backend that the trajectory started with.
-        adapted: what adapters did to the model at the last step.
+        kernel_name: attention backend that it started with; adapted: what adapters did to the model at the last step.
         messages: what ranks exchange; None alone.
         foresight: the decisions that the host knows beforehand; None where each step's is read.
         thread: that makes its calls.
@@ -55,12 +53,10 @@ class Trajectory:
         strangers: others that were called there: a preview in a callback, or a prompt that was exchanged.
         called, strange: the same of this step.
         coupling: what the leading branch decided at this step, for those that follow.
-        guidance_scale: true CFG scale per sample, NaN where unknown; None before two branches were seen.
-        pair: the branches that it is of.
+        guidance_scale: true CFG scale per sample of two branches, the pair; NaN where unknown; None without them.
         conditioning: in what the first step's inputs of every branch differ, where other ranks compute some of them.
         velocities: of all branches at this step, where one call computed them for all.
-        calls: every call, for the report.
-        restarts: what began anew on the way, as far as the host has a part in it.
+        calls: every call, for the report; restarts: what began anew, as far as the host has a part in it.
 
     """
 
@@ -106,6 +102,11 @@ class Trajectory:
         return self.index - self.first_index < len(self.schedule) - 1
 
     @property
+    def present(self) -> list[BranchCalls]:
+        """The branches of the present step, the leader first."""
+        return self._of_last_step()[0]
+
+    @property
     def bytes(self) -> int:
         """Memory of all branches' states."""
         return sum(state_bytes(branch.state) for branch in self._known_branches())
@@ -113,7 +114,7 @@ class Trajectory:
     @property
     def trails(self) -> tuple[Trail, ...]:
         """Where the branches of the present step lead; empty where nobody knows."""
-        return trails_of(self._of_last_step()[0])
+        return trails_of(self.present)
 
     def begin_call(self, call: Call, index: int) -> None:
         """Find at which step a call is.
@@ -166,6 +167,9 @@ class Trajectory:
         role = self._role(branch)
         coupling = self._couple(branch, role, call.latents)
         (self.strange if role == "joins" else self.called).append(branch)
+        if len(self.called) == 3:
+            # One number says nothing of three branches.
+            self.guidance_scale, self.pair = None, []
         velocity, record, lead = self._run(branch, call, coupling)
         branch.velocity, branch.has_history = self._own(velocity), True
         if role == "leads":

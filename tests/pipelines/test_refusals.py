@@ -137,9 +137,9 @@ def test_compile_options_are_checked_at_once(pipe, options: dict, message: str):
 def test_calls_without_scheduler_steps_are_refused(pipe):
     compiled(pipe)
     arguments = begin(pipe)
-    for _ in range(4):
+    for _ in range(8):
         pipe.transformer(**arguments)
-    with pytest.raises(RuntimeError, match="transformer was called 5 times at step 0, more than guidance has branches"):
+    with pytest.raises(RuntimeError, match="transformer was called 9 times at step 0, more than guidance has branches"):
         pipe.transformer(**arguments)
 
 
@@ -211,7 +211,7 @@ def test_a_timestep_off_the_schedule_is_refused(pipe):
 
 
 @torch.no_grad()
-def test_a_changed_shape_within_a_trajectory_is_refused(pipe):
+def test_a_changed_shape_within_a_trajectory_is_another_one(pipe):
     compiled(pipe)
     arguments = begin(pipe)
     pipe.transformer(**arguments)
@@ -219,8 +219,10 @@ def test_a_changed_shape_within_a_trajectory_is_refused(pipe):
     arguments.update(timestep=pipe.scheduler.timesteps[1:2] / 1000)
     pipe.transformer(**arguments)
     arguments.update(hidden_states=arguments["hidden_states"][:, :32], img_ids=torch.zeros(32, 3))
-    with pytest.raises(RuntimeError, match="hidden_states changed from"):
-        pipe.transformer(**arguments)
+    found = pipe.transformer(**arguments).sample
+    assert [(each.step, each.reason) for each in afcache.report(pipe).restarts] == [(1, "latents")]
+    with afcache.uncached(pipe):
+        torch.testing.assert_close(found, pipe.transformer(**arguments).sample, rtol=1e-4, atol=1e-4)
 
 
 @torch.no_grad()

@@ -106,7 +106,7 @@ def test_results_do_not_lie_in_memory_that_the_next_call_overwrites():
 def unguarded_calls(pipe) -> list[bool]:
     """For each branch of the last image, whether it ended without guards."""
     runtime = pipe.transformer._afcache
-    branches = runtime.last_trajectory(pipe).branches
+    branches = runtime.last_trajectory(pipe).present
     return [isinstance(branch.unguarded.get(None), type(lambda: 0)) for branch in branches]
 
 
