@@ -23,10 +23,12 @@ class Together(Trajectory):
     """A trajectory of several ranks: they compare what they draw, and may share out its guidance branches.
 
     Attributes:
+        conditioning: in what the first step's inputs of every branch differ, where other ranks compute some of them.
         paths: where the branches of the present step lead, where states hold a share of the tokens and know only that.
 
     """
 
+    conditioning: list[dict[str, Any]] = field(default_factory=list)
     paths: list[Trail] = field(default_factory=list)
 
     @property

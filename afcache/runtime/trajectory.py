@@ -41,20 +41,17 @@ class Trajectory:
         sigmas: noise levels on the model's device; float32.
         schedule: the steps from the first on; settings: of each image, which it holds.
         alone: the leading branch's coupling where there are no others.
-        shape: of the latents; corrects: whether the catch-up correction is on.
+        shape: of the latents; corrects: whether the catch-up correction is on; messages: what ranks exchange; None alone.
         kernel_name: attention backend that it started with; adapted: what adapters did to the model at the last step.
-        messages: what ranks exchange; None alone.
         foresight: the decisions that the host knows beforehand; None where each step's is read.
         thread: that makes its calls.
-        index: the present step; index_before: the step before, -1 at the first.
-        calls_at_index: transformer calls at this step so far.
+        index: the present step, with calls_at_index so far; index_before: the step before, -1 at the first.
         latents, source: of this step's first call, and the tensor that they came in; latents_before: of the step before.
         branches: guidance branches of the step before, the one that led first, then those that followed it, in order.
         strangers: others that were called there: a preview in a callback, or a prompt that was exchanged.
         called, strange: the same of this step.
-        coupling: what the leading branch decided at this step, for those that follow.
+        coupling: what the leader decided at this step, for those that follow.
         guidance_scale: true CFG scale per sample of two branches, the pair; NaN where unknown; None without them.
-        conditioning: in what the first step's inputs of every branch differ, where other ranks compute some of them.
         velocities: of all branches at this step, where one call computed them for all.
         calls: every call, for the report; restarts: what began anew, as far as the host has a part in it.
 
@@ -86,7 +83,6 @@ class Trajectory:
     coupling: Coupling | None = None
     guidance_scale: Tensor | None = None
     pair: list[BranchCalls] = field(default_factory=list)
-    conditioning: list[dict[str, Any]] = field(default_factory=list)
     velocities: Tensor | None = None
     calls: list[TimedCall] = field(default_factory=list)
     restarts: list[Restart] = field(default_factory=list)
@@ -246,8 +242,7 @@ class Trajectory:
         return empty_state(shape, config=config, dtype=call.latents.dtype, device=call.latents.device)
 
     def _known_branches(self) -> list[BranchCalls]:
-        everybody = (*self.branches, *self.strangers, *self.called, *self.strange)
-        return list({id(branch): branch for branch in everybody}.values())
+        return list(dict.fromkeys((*self.branches, *self.strangers, *self.called, *self.strange)))
 
     def _forget_other_weights(self, call: Call) -> None:
         """Start again where a callback has switched or rescaled adapters: the history is another model's."""

@@ -1,6 +1,7 @@
 """Random sequences of what users do: the image is right, or there was an error."""
 
 import os
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -9,6 +10,7 @@ from hypothesis.stateful import run_state_machine_as_test
 from tests.support.users import RAN, Users
 
 # The long run has 300 (`python -m bench.user_sequences`).
+_CHECKS: Any = list(HealthCheck)
 SEQUENCES = int(os.environ.get("AFCACHE_SEQUENCES", "20"))
 
 
@@ -20,7 +22,7 @@ def test_no_sequence_of_actions_draws_a_wrong_image_in_silence():
         derandomize=True,
         deadline=None,
         database=None,
-        suppress_health_check=list(HealthCheck),
+        suppress_health_check=_CHECKS,
     )
     RAN.clear()
     run_state_machine_as_test(Users, settings=how)

@@ -244,7 +244,7 @@ class Users(RuleBasedStateMachine):
         """By a pipeline of another class around the same transformer."""
 
         def act(pipe: Any) -> Tensor:
-            other = FluxImg2ImgPipeline.from_pipe(pipe)
+            other: Any = FluxImg2ImgPipeline.from_pipe(pipe)
             other.set_progress_bar_config(disable=True)
             options = {"image": picture(), "strength": 0.9, "height": 32, "width": 32, "max_sequence_length": 16}
             generator = torch.Generator().manual_seed(seed)
