@@ -14,6 +14,7 @@ from afcache._typing import unchecked
 from afcache.functional.decision import foresee
 from afcache.functional.plans import forced_steps
 from afcache.functional.state import CacheState, Coupling, StepSchedule
+from afcache.runtime.branches import BranchCalls
 from afcache.settings.config import CacheConfig
 
 
@@ -31,35 +32,33 @@ class Foresight:
         self._schedule = schedule
         self._forced = forced_steps(config, len(schedule))
         self._rows: dict[int, tuple[Tensor, bool]] = {}
-        self._num_branches = 0
+        self._branches: list[BranchCalls] = []
 
     def for_leader(
         self,
         position: int,
         coupling: Coupling,
-        states: list[CacheState],
+        branches: list[BranchCalls],
         weights: tuple[Tensor, Tensor],
-        *,
-        has_history: bool,
     ) -> Coupling:
         """The leading branch's coupling with what the host knows of its decision.
 
         Args:
             position: of the step, counted from the first that is walked.
             coupling: without that.
-            states: of all guidance branches, the leader's first.
+            branches: all guidance branches, the leader first; until it certainly has a history, steps are computed, whatever
+                the device decides.
             weights: of the leader's and of any other branch's predicted error.
-            has_history: whether the leader certainly has a history; if not, the step is computed, whatever the device decides.
 
         """
-        if self._forced[position] or not has_history:
+        if self._forced[position] or not branches[0].has_history:
             return self._foretell(coupling, is_computed=True)
         if not self._config.rule.is_error_controlled:
             return self._foretell(coupling, is_computed=False)
-        # What was foreseen for other branches (guidance that comes or goes) is another decision.
-        if position not in self._rows or len(states) != self._num_branches:
-            self._num_branches = len(states)
-            self._rows = self._foresee(position, states, weights)
+        # What was foreseen for other branches (guidance that comes or goes, another prompt) is another decision.
+        if position not in self._rows or branches != self._branches:
+            self._branches = branches
+            self._rows = self._foresee(position, [branch.state for branch in branches], weights)
         refresh, is_computed = self._rows[position]
         adopted = coupling._replace(is_follower=torch.ones_like(coupling.is_follower), leader_refresh=refresh)
         return self._foretell(adopted, is_computed=is_computed)

@@ -279,8 +279,7 @@ class Trajectory:
             is_watched = bool(coupling.trails and followers)
             return coupling._replace(trails=trails_of([leader, *followers])[1:]) if is_watched else coupling
         self._look_back([leader, *followers])
-        states = [branch.state for branch in (leader, *followers)]
-        return self.foresight.for_leader(self._position, coupling, states, weights, has_history=leader.has_history)
+        return self.foresight.for_leader(self._position, coupling, [leader, *followers], weights)
 
     def _look_back(self, branches: list[BranchCalls]) -> None:
         """Begin anew where the latents are elsewhere: here the host must know it before the step, and waits for the device."""
