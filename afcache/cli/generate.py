@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from afcache.cli import processes
+from afcache.cli.interrupt import raise_from_now_on
 from afcache.cli.model import (
     check_drawing,
     load_pipeline,
@@ -57,6 +58,7 @@ def run(arguments: argparse.Namespace) -> None:
         from afcache.cli.drawing import Draw, draw_all
         from afcache.pipeline import compile_pipeline
 
+    raise_from_now_on()
     draw = Draw(pipe, options)
     if not arguments.no_cache:
         compile_pipeline(pipe, settings, compile=compiles, parallel=parallel)
