@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from afcache._checks import show
 from afcache.functional.initial import StateShape, check_fit, check_values
 from afcache.functional.state import CacheState
 from afcache.sampling.result import Denoised
@@ -27,6 +28,8 @@ def check_arguments(sigmas: Tensor, inputs: Any, negative: Any, guidance_scale: 
     cure = "Take scheduler.sigmas after scheduler.set_timesteps, or torch.linspace(1, 0, steps + 1)."
     if not isinstance(sigmas, Tensor):
         raise TypeError(f"sigmas must be a tensor of noise levels, got {type(sigmas).__name__}. {cure}")
+    if sigmas.is_complex() or sigmas.dtype == torch.bool:
+        raise TypeError(f"sigmas must be real numbers, got {sigmas.dtype}. {cure}")
     levels = sigmas.to(torch.float32)
     if sigmas.ndim != 1 or len(sigmas) < 2 or not bool((levels[1:] < levels[:-1]).all()):
         raise ValueError(
@@ -38,6 +41,9 @@ def check_arguments(sigmas: Tensor, inputs: Any, negative: Any, guidance_scale: 
             f"sigmas must lie in [0, 1], got {float(sigmas[0]):g} to {float(sigmas[-1]):g}: timesteps are 1000 times as large. "
             f"{cure}"
         )
+    if isinstance(guidance_scale, bool) or not isinstance(guidance_scale, int | float):
+        way_out = "value.item() is a plain one" if hasattr(guidance_scale, "item") else "1 means no guidance"
+        raise TypeError(f"guidance_scale must be one number for all samples, got {show(guidance_scale)}; {way_out}.")
     if not math.isfinite(guidance_scale):
         raise ValueError(f"guidance_scale must be finite, got {guidance_scale!r}; 1 means no guidance.")
     if negative is None and guidance_scale != 1.0:
