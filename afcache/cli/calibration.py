@@ -5,7 +5,8 @@ import shlex
 
 from afcache.cli import processes
 from afcache.cli.interrupt import raise_from_now_on
-from afcache.cli.model import check_drawing, load_pipeline, make_jobs, resolve_model, sampling_options
+from afcache.cli.loading import load_pipeline
+from afcache.cli.model import check_drawing, make_jobs, resolve_model, sampling_options
 from afcache.cli.silence import quiet_imports
 from afcache.settings.curve import check_targets
 
