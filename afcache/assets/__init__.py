@@ -4,6 +4,11 @@ import json
 from pathlib import Path
 from typing import Any
 
+from afcache._checks import show
+
+_SIZES = ("height", "width", "max_sequence_length")
+_SCALE = "true_cfg_scale"
+
 
 def mini_flux_folder() -> Path:
     """The folder of mini-FLUX, in diffusers' layout."""
@@ -11,6 +16,26 @@ def mini_flux_folder() -> Path:
 
 
 def recommended_settings(folder: Path) -> dict[str, Any]:
-    """Height, width (pixels), max_sequence_length (text tokens) and true_cfg_scale stored beside a model, if they are."""
+    """Height, width (pixels), max_sequence_length (text tokens) and true_cfg_scale stored beside a model, if they are.
+
+    Raises:
+        ValueError: the file is no JSON object, or a value is out of its range.
+
+    """
     path = folder / "recommended.json"
-    return json.loads(path.read_text()) if path.is_file() else {}
+    if not path.is_file():
+        return {}
+    cure = "Mend the file, or remove it: it only spares options of the command line."
+    try:
+        settings = json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path} is no JSON file of recommended settings: {error}. {cure}") from error
+    if not isinstance(settings, dict):
+        raise ValueError(f"{path} must be an object of {', '.join((*_SIZES, _SCALE))}, got {show(settings)}. {cure}")
+    known = {name: value for name, value in settings.items() if name in (*_SIZES, _SCALE)}
+    for name, value in known.items():
+        is_number = isinstance(value, int if name in _SIZES else int | float) and not isinstance(value, bool)
+        if not is_number or not 1 <= value < float("inf"):
+            kind = "a whole number" if name in _SIZES else "a finite number"
+            raise ValueError(f"{path}: {name} must be {kind} >= 1, got {show(value)}. {cure}")
+    return known

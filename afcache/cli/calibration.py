@@ -4,7 +4,9 @@ import argparse
 import shlex
 
 from afcache.cli import processes
-from afcache.cli.model import check_drawing, load_pipeline, make_jobs, resolve_model, sampling_options
+from afcache.cli.interrupt import raise_from_now_on
+from afcache.cli.loading import load_pipeline
+from afcache.cli.model import check_drawing, make_jobs, resolve_model, sampling_options
 from afcache.cli.silence import quiet_imports
 from afcache.settings.curve import check_targets
 
@@ -32,6 +34,7 @@ def run(arguments: argparse.Namespace) -> None:
     with quiet_imports():
         from afcache.calibration.tolerance import calibrate
 
+    raise_from_now_on()
     config = calibrate(
         pipe,
         [job.prompt for job in jobs],

@@ -5,9 +5,10 @@ from pathlib import Path
 from typing import Any
 
 from afcache.cli import processes
+from afcache.cli.interrupt import raise_from_now_on
+from afcache.cli.loading import load_pipeline
 from afcache.cli.model import (
     check_drawing,
-    load_pipeline,
     make_jobs,
     part_config,
     resolve_model,
@@ -33,7 +34,7 @@ def run(arguments: argparse.Namespace) -> None:
     jobs = make_jobs(arguments)
     model = resolve_model(arguments.model)
     options = sampling_options(model, arguments)
-    transformer = part_config(model, "transformer")
+    transformer = part_config(model, "transformer", "num_attention_heads", "num_layers", "num_single_layers")
     # Importing torch takes a second, and diffusers, below, several.
     from afcache.cli.device import choose_device, missing_compiler
 
@@ -57,6 +58,7 @@ def run(arguments: argparse.Namespace) -> None:
         from afcache.cli.drawing import Draw, draw_all
         from afcache.pipeline import compile_pipeline
 
+    raise_from_now_on()
     draw = Draw(pipe, options)
     if not arguments.no_cache:
         compile_pipeline(pipe, settings, compile=compiles, parallel=parallel)

@@ -1,21 +1,40 @@
 """The command line: `afcache generate`, `afcache calibrate` and `afcache info`.
 
 What is heavy to import is imported by the command that needs it, after its arguments have been checked: help and errors
-come at once.
+come at once. Next to nothing is imported before `main` is called, so that Ctrl-C meets it from the start.
 """
 
+import contextlib
 import os
-import sys
 
-from afcache.cli.arguments import ERROR_STATUS, build_parser, say_error
-from afcache.cli.silence import quiet
+from afcache.cli.interrupt import STATUS, leaving_at_once, say_interrupted
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; return the exit status.
 
-    Expected failures (bad values, missing folders, unsupported models) are one line on stderr and status 2.
+    Expected failures (bad values, missing folders, unsupported models) are one line on stderr and status 2; Ctrl-C is one line
+    and status 130, whenever it comes.
+
+    Args:
+        argv: the words after the command's name; None takes the process's own, which is ours then, and which Ctrl-C may end.
+
     """
+    try:
+        with leaving_at_once() if argv is None else contextlib.nullcontext():
+            return _run(argv)
+    except KeyboardInterrupt:
+        # Under -m, CPython takes an interrupt that has left a string's exec (dataclasses are made so) for unhandled, and would
+        # die of the signal; the next string makes it forget.
+        exec("")
+        say_interrupted()
+        return STATUS
+
+
+def _run(argv: list[str] | None) -> int:
+    from afcache.cli.arguments import ERROR_STATUS, build_parser, say_error
+    from afcache.cli.silence import quiet
+
     arguments = build_parser().parse_args(argv)
     try:
         with quiet():
@@ -40,9 +59,6 @@ def main(argv: list[str] | None = None) -> int:
         reason = (str(error).strip() or "no message").splitlines()[0]
         say_error(f"{type(error).__name__}: {reason} ({_cure(reason)}AFCACHE_DEBUG=1 shows the traceback)", everywhere=True)
         return ERROR_STATUS
-    except KeyboardInterrupt:
-        print("afcache: interrupted", file=sys.stderr)
-        return 130
     return 0
 
 

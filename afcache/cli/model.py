@@ -7,13 +7,11 @@ import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from afcache._checks import show
 from afcache.assets import mini_flux_folder, recommended_settings
 from afcache.cli.silence import quiet_imports
-
-if TYPE_CHECKING:
-    import torch
 
 MINI_PROMPTS = (
     "a handwritten seven on a flower",
@@ -96,14 +94,26 @@ def resolve_model(model: str | None) -> str:
     return model
 
 
-def part_config(model: str, name: str) -> dict[str, Any]:
+def part_config(model: str, name: str, *needed: str) -> dict[str, Any]:
     """The configuration of a part of the pipeline, "transformer" or "vae", read without its weights.
 
+    Args:
+        model: a folder or hub id.
+        name: of the part.
+        needed: entries that it must have.
+
     Raises:
-        ValueError: the model has none that can be read.
+        ValueError: the model has none that can be read, or that lacks one of these.
 
     """
-    return _read_config(model, f"{name}/config.json") if os.path.isdir(model) else _load_config(model, name)
+    config = _read_config(model, f"{name}/config.json") if os.path.isdir(model) else _load_config(model, name)
+    missing = [entry for entry in needed if not isinstance(config, dict) or entry not in config]
+    if missing or not isinstance(config, dict):
+        raise ValueError(
+            f"--model {model!r}: {name}/config.json must be an object with {', '.join(needed) or 'settings'}, got "
+            f"{show(config)}. Download the model again, or mend the file."
+        )
+    return config
 
 
 def sampling_options(model: str, arguments: argparse.Namespace) -> dict[str, Any]:
@@ -116,11 +126,13 @@ def sampling_options(model: str, arguments: argparse.Namespace) -> dict[str, Any
     recommended = recommended_settings(Path(model))
     options: dict[str, Any] = {"num_inference_steps": arguments.steps}
     # Every block of the VAE but the first halves the picture, and a latent token is 2 x 2.
-    multiple = 2 ** len(part_config(model, "vae")["block_out_channels"])
+    multiple = 2 ** len(part_config(model, "vae", "block_out_channels")["block_out_channels"])
     for name in ("height", "width"):
-        value = getattr(arguments, name) or recommended.get(name)
+        asked = getattr(arguments, name)
+        value = asked or recommended.get(name)
         if value is not None and value % multiple:
-            raise ValueError(f"--{name} must be a multiple of {multiple} for this model, got {value}.")
+            where = f"--{name}" if asked else f"--model {model!r}: {name} in recommended.json"
+            raise ValueError(f"{where} must be a multiple of {multiple} for this model, got {value}.")
         if value is not None:
             options[name] = value
     length = arguments.max_sequence_length or recommended.get("max_sequence_length")
@@ -134,21 +146,6 @@ def sampling_options(model: str, arguments: argparse.Namespace) -> dict[str, Any
             raise ValueError("--guidance-scale: this model has no guidance embedding; use --true-cfg-scale.")
         options["guidance_scale"] = arguments.guidance_scale
     return options
-
-
-def load_pipeline(model: str, arguments: argparse.Namespace, device: "torch.device") -> Any:
-    """Load the weights; bfloat16 on CUDA but for mini-FLUX, if no dtype is given."""
-    with quiet_imports():
-        import torch
-        from diffusers import FluxPipeline
-
-    is_mini = model == str(mini_flux_folder())
-    default = "bfloat16" if device.type == "cuda" and not is_mini else "float32"
-    dtype = getattr(torch, arguments.dtype or default)
-    pipe = FluxPipeline.from_pretrained(model, dtype=dtype).to(device)
-    # None: a bar on a terminal, and none in a file.
-    pipe.set_progress_bar_config(desc="denoising", leave=False, disable=None)
-    return pipe
 
 
 def _read_config(folder: str, name: str) -> Any:
@@ -166,7 +163,25 @@ def _load_config(model: str, part: str) -> Any:
 
     kinds: dict[str, Any] = {"": DiffusionPipeline, "vae": AutoencoderKL, "transformer": FluxTransformer2DModel}
     try:
-        return kinds[part].load_config(model, subfolder=part or None)
+        # Warnings tell of every attempt to reach the hub; what came of them is in the error.
+        with quiet_imports():
+            return kinds[part].load_config(model, subfolder=part or None)
     except OSError as error:
+        if _is_unreachable(error):
+            raise ValueError(
+                f"--model {model!r} is a hub id, and the Hugging Face hub cannot be reached; nor is the model kept on this "
+                "machine. Go online, or give the folder of a pipeline that was downloaded."
+            ) from error
         first = str(error).strip().splitlines()[0]
         raise ValueError(f"--model {model!r} could not be loaded from the Hugging Face hub: {first}") from error
+
+
+def _is_unreachable(error: BaseException | None) -> bool:
+    """Whether there was no connection; diffusers says then that the model has no such file."""
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    while error is not None:
+        if isinstance(error, LocalEntryNotFoundError | ConnectionError):
+            return True
+        error = error.__cause__ or error.__context__
+    return False

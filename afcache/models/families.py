@@ -22,7 +22,8 @@ def family_of(transformer: Any) -> Family:
     known = ", ".join(f"{family.transformer.__name__} ({family.name})" for family in FAMILIES)
     raise NotImplementedError(
         f"transformer is a {type(transformer).__name__}; only diffusers' {known} is supported. "
-        "If it was wrapped by torch.compile, pass the pipeline uncompiled: compile_pipeline compiles it."
+        "If torch.compile wrapped it, take it out, because compile_pipeline compiles it: pipe.transformer = "
+        "pipe.transformer._orig_mod."
     )
 
 

@@ -47,7 +47,8 @@ def set_aside(transformer: Any) -> Iterator[None]:
 
 
 def release(transformer: Any) -> None:
-    """The transformer runs its own forward again."""
+    """The transformer, or the one that torch.compile wrapped, runs its own forward again."""
+    transformer = _unwrapped(transformer)
     runtime = bound_runtime(transformer)
     if runtime is not None and runtime.host is not None:
         runtime.host.release()
@@ -59,8 +60,8 @@ def release(transformer: Any) -> None:
 
 
 def bound_runtime(transformer: Any) -> Runtime | None:
-    """The runtime that `compile_pipeline` gave this transformer, if any."""
-    return transformer.__dict__.get(_ATTRIBUTE)
+    """The runtime that `compile_pipeline` gave this transformer, or the one that torch.compile wrapped since, if any."""
+    return _unwrapped(transformer).__dict__.get(_ATTRIBUTE)
 
 
 def require_runtime(pipe: Any) -> Runtime:
@@ -78,6 +79,11 @@ def require_runtime(pipe: Any) -> Runtime:
             "afcache.compile_pipeline(pipe) first."
         )
     return runtime
+
+
+def _unwrapped(transformer: Any) -> Any:
+    """The module inside what `torch.compile(transformer)` returned, whose calls reach the forward that is bound to it."""
+    return transformer._orig_mod if isinstance(transformer, torch._dynamo.OptimizedModule) else transformer
 
 
 def _check_forward(transformer: Any) -> None:
@@ -123,6 +129,9 @@ def _is_ours(method: object) -> bool:
     return isinstance(method, types.MethodType) and method.__func__ is _forward
 
 
+# Where torch.compile is put around the transformer it leaves this call alone: tracing what is around the step would take dozens
+# of graphs for nothing, and the step inside has its own.
+@torch.compiler.disable(reason="afcache compiles the step itself. Leave fullgraph=True out, or leave it unwrapped.")
 def _forward(self: Any, *args: Any, **kwargs: Any) -> Any:
     """The bound method: cached, or the host's own inside `uncached` and where a wrapper outlived `restore_pipeline`."""
     runtime = bound_runtime(self)

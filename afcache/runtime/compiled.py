@@ -106,7 +106,8 @@ class CompiledStep:
 
         A step has hundreds of guards, one for each module and parameter that the trace read, and checking them takes a third
         of a cached step. Within one image they give the same answer every time. The function reads weights anew at every
-        call; of anything else that changes it knows nothing. Where nothing is compiled, it does without checking shapes.
+        call, and heeds autocast; of anything else that changes it knows nothing. Where nothing is compiled, it does without
+        checking shapes.
 
         Args:
             args: of a call that is about to be made.
@@ -122,9 +123,17 @@ class CompiledStep:
         scope = {**dict(zip(names, args, strict=True)), **{name: cell.cell_contents for name, cell in cells}}
         for entry in _debug_get_cache_entry_list(self._function.__code__):
             if entry.guard_manager.check(scope):
-                settled = _with_code(self._function, entry.code)
-                return lambda *args: self._own(settled(*args))
+                return self._settled(_with_code(self._function, entry.code))
         return self
+
+    def _settled(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """Compiled code as a step, as long as autocast stays what it was traced under; under another, guards are checked."""
+        traced = _autocast()
+
+        def step(*args: Any) -> Any:
+            return self._own(function(*args)) if _autocast() == traced else self(*args)
+
+        return step
 
     def _call_unchecked(self, *args: Any) -> Any:
         with unchecked():
@@ -142,6 +151,11 @@ def _compile_graph(
     known = torch._dynamo.lookup_backend(backend) if isinstance(backend, str) else backend
     chosen = {} if mode is None else {"mode": mode}
     return functools.partial(known, **chosen, **({} if options is None else {"config_patches": options}))
+
+
+def _autocast() -> tuple[Any, ...]:
+    """Which kinds of devices autocast is on for, and to what; read in a microsecond."""
+    return tuple(torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None for kind in ("cpu", "cuda"))
 
 
 def _fresh_code(function: types.FunctionType) -> types.FunctionType:

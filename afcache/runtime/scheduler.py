@@ -140,11 +140,17 @@ def check_sigmas(sigmas: Tensor) -> None:
         ValueError: with the first such step.
 
     """
-    if float(sigmas.max()) > 1 + 1e-3 or float(sigmas.min()) < 0 or not bool(torch.isfinite(sigmas).all()):
+    lowest, highest = float(sigmas.min()), float(sigmas.max())
+    if highest > 1 + 1e-3 or lowest < 0 or not bool(torch.isfinite(sigmas).all()):
+        given = "If you passed sigmas= to the pipeline, pass falling ones between 0 and 1, or none"
+        settings = (
+            "Otherwise set use_karras_sigmas, use_exponential_sigmas, use_beta_sigmas and use_lu_lambdas to False in the "
+            "scheduler, or use FlowMatchEulerDiscreteScheduler, which has them for flows"
+        )
+        # No setting makes levels below 0.
+        cure = f"{given}." if lowest < 0 and highest <= 1 + 1e-3 else f"{given}. {settings}."
         raise ValueError(
-            f"scheduler.sigmas must lie in [0, 1], as flow matching has them, got {float(sigmas.min()):.6g} to "
-            f"{float(sigmas.max()):.6g}. Set use_karras_sigmas, use_exponential_sigmas, use_beta_sigmas and use_lu_lambdas to "
-            "False in the scheduler, or use FlowMatchEulerDiscreteScheduler, which has them for flows."
+            f"scheduler.sigmas must lie in [0, 1], as flow matching has them, got {lowest:.6g} to {highest:.6g}. {cure}"
         )
     repeated = (sigmas[1:] == sigmas[:-1]).nonzero()
     if len(repeated):

@@ -1,19 +1,25 @@
 """A trajectory on disk: latents, states and records, in one safetensors file."""
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from afcache._checks import check_choice, show
 from afcache._version import __version__
-from afcache.functional.state import CacheState, GateState, GroupRecord, GroupState, StepRecord
+from afcache.functional.state import CacheState, StepRecord
+from afcache.sampling.origin import Origin
 from afcache.sampling.result import Denoised
+from afcache.settings.config import Target
 
-_FORMAT = "afcache checkpoint 2"
+_FORMAT = "afcache checkpoint 3"
+# Of a trajectory, those that are tensors.
+_PARTS = ("latents", "states", "records")
 
 
 def save_checkpoint(trajectory: Denoised, path: str | Path) -> None:
@@ -21,23 +27,51 @@ def save_checkpoint(trajectory: Denoised, path: str | Path) -> None:
 
     Args:
         trajectory: what `denoise` returned, or `Denoised(latents, states, records, target)` of steps of your own.
-        path: of the safetensors file.
+        path: of the safetensors file, in a folder that exists.
     Cost:
         as many bytes as the states, which is the history for the most part.
 
     Raises:
-        TypeError: it is no trajectory.
+        TypeError: it is no trajectory, or a part of it is of another kind.
+        ValueError: its target is none.
+        OSError: the file cannot be written.
 
     """
-    if not isinstance(trajectory, Denoised):
-        raise TypeError(
-            f"trajectory must be what denoise returned, got {type(trajectory).__name__}. Keep a state of your own as "
-            "Denoised(latents, states, records, target)."
-        )
-    parts = trajectory._asdict()
-    del parts["target"]
+    _check_trajectory(trajectory)
+    if not Path(path).parent.is_dir() or Path(path).is_dir():
+        raise OSError(f"path must be a file in a folder that exists, got {str(path)!r}. Make the folder first.")
+    parts = {name: getattr(trajectory, name) for name in _PARTS}
     tensors = {name: tensor.detach().cpu().clone() for key, part in parts.items() for name, tensor in _flatten(key, part)}
-    save_file(tensors, path, metadata={"format": _FORMAT, "afcache": __version__, "target": trajectory.target})
+    metadata = {"format": _FORMAT, "afcache": __version__, "target": trajectory.target}
+    if trajectory.origin is not None:
+        metadata["origin"] = json.dumps(trajectory.origin._asdict())
+    try:
+        save_file(tensors, path, metadata=metadata)
+    except SafetensorError as error:
+        raise OSError(f"{path} could not be written: {error}.") from error
+
+
+def _check_trajectory(value: object) -> None:
+    cure = "Keep a state of your own as Denoised(latents, states, records, target)."
+    if not isinstance(value, Denoised):
+        raise TypeError(f"trajectory must be what denoise returned, got {type(value).__name__}. {cure}")
+    kinds: dict[str, tuple[str, bool]] = {
+        "latents": ("a tensor", isinstance(value.latents, Tensor)),
+        "states": ("a tuple of CacheState", _holds(value.states, CacheState)),
+        "records": (
+            "a list of tuples of StepRecord",
+            isinstance(value.records, list) and all(_holds(step, StepRecord) for step in value.records),
+        ),
+        "origin": ("an Origin, or None", value.origin is None or isinstance(value.origin, Origin)),
+    }
+    for name, (kind, holds) in kinds.items():
+        if not holds:
+            raise TypeError(f"trajectory.{name} must be {kind}, got {show(getattr(value, name))}. {cure}")
+    check_choice("trajectory.target", value.target, get_args(Target))
+
+
+def _holds(values: object, kind: type) -> bool:
+    return isinstance(values, tuple) and all(isinstance(each, kind) for each in values)
 
 
 def load_checkpoint(path: str | Path, *, device: torch.device | str = "cpu") -> Denoised:
@@ -49,11 +83,13 @@ def load_checkpoint(path: str | Path, *, device: torch.device | str = "cpu") -> 
 
     Raises:
         OSError: the file cannot be read.
-        ValueError: it is no such file, or lacks a part.
+        ValueError: it is no such file, lacks a part, or holds others.
         RuntimeError: torch knows no such device.
 
     """
     place = str(torch.device(device))
+    if Path(path).is_dir():
+        raise OSError(f"path must be a file that afcache.save_checkpoint wrote, got the folder {str(path)!r}.")
     try:
         with safe_open(path, framework="pt", device=place) as file:
             metadata = file.metadata() or {}
@@ -62,17 +98,31 @@ def load_checkpoint(path: str | Path, *, device: torch.device | str = "cpu") -> 
     except SafetensorError as error:
         raise ValueError(f"{path} is no safetensors file, or a damaged one: {error}.") from error
     if found != _FORMAT:
-        raise ValueError(f"{path} must have the format {_FORMAT!r}, got {found!r}. afcache.save_checkpoint writes one.")
-    tree = _unflatten(tensors)
+        raise ValueError(
+            f"{path} must have the format {_FORMAT!r}, got {found!r}. afcache.save_checkpoint writes one; files of earlier "
+            "versions do not say what they are of: compute them again."
+        )
     try:
+        tree = _unflatten(tensors)
+        if not set(tree) <= set(_PARTS):
+            raise KeyError(f"{sorted(set(tree) - set(_PARTS))}, which no trajectory has")
         states = tuple(_build(CacheState, state) for state in _items(tree.get("states", {})))
         records = [tuple(_build(StepRecord, record) for record in _items(step)) for step in _items(tree.get("records", {}))]
-        # Files of before there were others say nothing of their target.
-        return Denoised(tree["latents"], states, records, metadata.get("target", "residual"))
-    except (KeyError, TypeError) as error:
+        target: Any = metadata["target"]
+        trajectory = Denoised(tree["latents"], states, records, target, _read_origin(metadata.get("origin")))
+        _check_trajectory(trajectory)
+    except (KeyError, TypeError, ValueError) as error:
         raise ValueError(
-            f"{path} lacks a part of a trajectory: {error}. afcache.save_checkpoint writes all of them."
+            f"{path} does not hold the parts of a trajectory: {error}. afcache.save_checkpoint writes all of them, and no more."
         ) from error
+    return trajectory
+
+
+def _read_origin(text: str | None) -> Origin | None:
+    if text is None:
+        return None
+    values: dict[str, Any] = {name: tuple(each) if isinstance(each, list) else each for name, each in json.loads(text).items()}
+    return Origin(**values)
 
 
 def _flatten(name: str, value: Any) -> Iterator[tuple[str, Tensor]]:
@@ -92,20 +142,34 @@ def _unflatten(tensors: dict[str, Any]) -> dict[str, Any]:
         place = tree
         for folder in folders:
             place = place.setdefault(folder, {})
+            if not isinstance(place, dict):
+                raise KeyError(f"{name!r} is below a tensor")
+        if leaf in place:
+            raise KeyError(f"{name!r} is a tensor and holds others")
         place[leaf] = tensor
     return tree
 
 
-def _items(numbered: dict[str, Any]) -> list[Any]:
+def _items(numbered: Any) -> list[Any]:
+    """The entries 0, 1, ... of a level of the tree."""
+    if not isinstance(numbered, dict) or set(numbered) != {str(index) for index in range(len(numbered))}:
+        found = sorted(numbered) if isinstance(numbered, dict) else "a tensor"
+        raise KeyError(f"entries must be numbered from 0, got {found}")
     return [numbered[str(index)] for index in range(len(numbered))]
 
 
-def _build(kind: type[Any], values: dict[str, Any]) -> Any:
-    """A named tuple; what it holds of others is known by their fields, and empty tuples have none."""
-    return kind(**{name: _build_part(value) if isinstance(value, dict) else value for name, value in values.items()})
+def _build(kind: type[Any], values: Any) -> Any:
+    """A named tuple; what it holds of others is known by the annotations of its fields."""
+    if not isinstance(values, dict):
+        raise KeyError(f"{kind.__name__} must hold tensors by their names, got a tensor")
+    hints = get_type_hints(kind)
+    return kind(**{name: _build_part(hints.get(name), value) for name, value in values.items()})
 
 
-def _build_part(values: dict[str, Any]) -> Any:
-    kinds = (kind for kind in (GateState, GroupState, GroupRecord) if set(kind._fields) == set(values))
+def _build_part(hint: Any, value: Any) -> Any:
+    """A field of a named tuple: a tensor, or a named tuple of its own."""
+    if not isinstance(value, dict):
+        return value
+    kinds = (each for each in (hint, *get_args(hint)) if isinstance(each, type) and hasattr(each, "_fields"))
     kind = next(kinds, None)
-    return tuple(_items(values)) if kind is None else kind(**values)
+    return tuple(_items(value)) if kind is None else _build(kind, value)

@@ -1,14 +1,18 @@
 """What `denoise` refuses before its first step."""
 
+import json
 import math
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from afcache._checks import show
 from afcache.functional.initial import StateShape, check_fit, check_values
 from afcache.functional.state import CacheState
+from afcache.sampling.origin import Origin
 from afcache.sampling.result import Denoised
+from afcache.settings.changes import OPEN
 from afcache.settings.config import CacheConfig
 
 
@@ -27,6 +31,8 @@ def check_arguments(sigmas: Tensor, inputs: Any, negative: Any, guidance_scale: 
     cure = "Take scheduler.sigmas after scheduler.set_timesteps, or torch.linspace(1, 0, steps + 1)."
     if not isinstance(sigmas, Tensor):
         raise TypeError(f"sigmas must be a tensor of noise levels, got {type(sigmas).__name__}. {cure}")
+    if sigmas.is_complex() or sigmas.dtype == torch.bool:
+        raise TypeError(f"sigmas must be real numbers, got {sigmas.dtype}. {cure}")
     levels = sigmas.to(torch.float32)
     if sigmas.ndim != 1 or len(sigmas) < 2 or not bool((levels[1:] < levels[:-1]).all()):
         raise ValueError(
@@ -38,6 +44,9 @@ def check_arguments(sigmas: Tensor, inputs: Any, negative: Any, guidance_scale: 
             f"sigmas must lie in [0, 1], got {float(sigmas[0]):g} to {float(sigmas[-1]):g}: timesteps are 1000 times as large. "
             f"{cure}"
         )
+    if isinstance(guidance_scale, bool) or not isinstance(guidance_scale, int | float):
+        way_out = "value.item() is a plain one" if hasattr(guidance_scale, "item") else "1 means no guidance"
+        raise TypeError(f"guidance_scale must be one number for all samples, got {show(guidance_scale)}; {way_out}.")
     if not math.isfinite(guidance_scale):
         raise ValueError(f"guidance_scale must be finite, got {guidance_scale!r}; 1 means no guidance.")
     if negative is None and guidance_scale != 1.0:
@@ -51,8 +60,15 @@ def check_arguments(sigmas: Tensor, inputs: Any, negative: Any, guidance_scale: 
         )
 
 
-def check_start(start: object, latents: Tensor, sigmas: Tensor, shapes: list[StateShape], config: CacheConfig) -> None:
-    """Raise unless a trajectory can be gone on with over these latents and noise levels.
+def check_start(start: object, own: Denoised, sigmas: Tensor, shapes: list[StateShape], config: CacheConfig) -> None:
+    """Raise unless a trajectory can be gone on with.
+
+    Args:
+        start: to be gone on with.
+        own: what these arguments would start from, which tells what they are.
+        sigmas: noise levels.
+        shapes: of the states.
+        config: settings.
 
     Raises:
         TypeError, ValueError: naming what does not fit.
@@ -69,6 +85,9 @@ def check_start(start: object, latents: Tensor, sigmas: Tensor, shapes: list[Sta
         raise ValueError(
             f"start must have a state for each guidance branch, {len(shapes)}, got {len(start.states)}. Pass the same negative."
         )
+    if start.origin is not None and own.origin is not None:
+        _check_origin(start.origin, own.origin)
+    latents = own.latents
     if start.latents.shape != latents.shape or start.latents.device != latents.device:
         raise ValueError(
             f"start.latents must have shape {tuple(latents.shape)} on {latents.device}, as inputs.hidden_states have, got "
@@ -86,6 +105,43 @@ def check_start(start: object, latents: Tensor, sigmas: Tensor, shapes: list[Sta
                 )
         check_values(state, config=config)
         _check_levels(state, sigmas.float().cpu(), len(start.records))
+
+
+def _check_origin(found: Origin, own: Origin) -> None:
+    """Raise unless a trajectory is of what it shall be gone on with."""
+    anyway = "To go on all the same, pass start._replace(origin=None)."
+    if found.model != own.model:
+        raise ValueError(
+            f"transformer must be what start was computed with ({found.model}), got {own.model}. Load that one, its adapters "
+            f"and their scales included. {anyway}"
+        )
+    for name, mine, other in zip(("inputs", "negative"), own.inputs, found.inputs, strict=False):
+        if mine != other:
+            raise ValueError(
+                f"{name} must be what start was computed with (digest {other}), got others ({mine}): all but the latents must "
+                f"be the same to the last bit. Pass the prompt of before. {anyway}"
+            )
+    if found.sigmas != own.sigmas:
+        raise ValueError(
+            f"sigmas must be what start was computed over, {len(found.sigmas)}: {show(found.sigmas)}, got {len(own.sigmas)}: "
+            f"{show(own.sigmas)}. Go on over the same sigmas. {anyway}"
+        )
+    if found.guidance_scale != own.guidance_scale:
+        raise ValueError(
+            f"guidance_scale must be what start was computed with, {found.guidance_scale!r}, got {own.guidance_scale!r}. "
+            f"{anyway}"
+        )
+    settings, before = json.loads(own.settings), json.loads(found.settings)
+    others = [
+        f"{name}={show(settings.get(name))} (start: {show(before.get(name))})"
+        for name in sorted(settings.keys() | before.keys())
+        if name not in OPEN and settings.get(name) != before.get(name)
+    ]
+    if others:
+        raise ValueError(
+            f"config may differ from what start was computed with in {', '.join(OPEN)} alone, got {', '.join(others)}. Use "
+            f"dataclasses.replace on the config of before. {anyway}"
+        )
 
 
 def _check_levels(state: CacheState, sigmas: Tensor, done: int) -> None:

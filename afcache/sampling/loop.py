@@ -14,6 +14,7 @@ from afcache.functional.plans import schedule_steps
 from afcache.functional.state import CacheState, StepRecord, StepSchedule
 from afcache.models.families import family_of, family_with
 from afcache.sampling.checks import check_arguments, check_start, steps_left
+from afcache.sampling.origin import origin_of
 from afcache.sampling.primitives import denoising_step
 from afcache.sampling.result import Denoised
 from afcache.settings.config import CacheConfig
@@ -84,8 +85,9 @@ def denoise(
             `torch._dynamo.config.recompile_limit` raised; `compile_pipeline` counts for each pipeline.
         architecture: the model's parts; by default those of the transformer's family.
         kernel: the attention kernel; by default that of the transformer's attention backend.
-        start: a trajectory over the same sigmas to go on from, on the transformer's device; it is not changed. Its states
-            must fit the config, whose tolerance and other numbers may be others.
+        start: a trajectory to go on from, on the transformer's device; it is not changed. It must be of the same transformer,
+            inputs (but for the latents, which are its own), sigmas and guidance scale, and of the same settings, but for
+            tolerance, max_growth and damping; one whose origin is None is taken at its word, if its states fit.
         stop: how many steps are done at the end, those of `start` included; None means all.
 
     Returns:
@@ -94,8 +96,8 @@ def denoise(
     Raises:
         TypeError: sigmas are no tensor, or the inputs are none of the family's.
         ValueError: more groups or blocks than the transformer has; sigmas are too few, not falling or above 1; a guidance
-            scale that is not finite, or without negative inputs, or negative inputs with other latents; a start of other
-            shapes, dtypes, branches, settings or sigmas, or a stop that is not after it.
+            scale that is not finite, or without negative inputs, or negative inputs with other latents; a start of another
+            model, other inputs, shapes, dtypes, branches, settings, sigmas or guidance, or a stop that is not after it.
         NotImplementedError: our forward would not compute what this transformer does; the message says why.
 
     """
@@ -104,8 +106,8 @@ def denoise(
     model, settings = journey.model, journey.config
     if start is not None:
         shapes = [_shape(model, branch, settings) for branch in journey.branches]
-        check_start(start, inputs.hidden_states, sigmas, shapes, settings)
-    latents, states, records, target = start or journey.start
+        check_start(start, journey.start, sigmas, shapes, settings)
+    latents, states, records, target, origin = start or journey.start
     records = list(records)
     for schedule in journey.schedule[steps_left(start or journey.start, stop, len(sigmas) - 1)]:
         latents, states, record = step(
@@ -120,7 +122,8 @@ def denoise(
             config=settings,
         )
         records.append(record)
-    return Denoised(latents, states, records, target)
+    # The settings may be others from here on; whose origin nobody knows stays so.
+    return Denoised(latents, states, records, target, None if origin is None else journey.start.origin)
 
 
 def prepare(
@@ -157,7 +160,8 @@ def prepare(
     )
     scale = torch.full((latents.shape[0],), guidance_scale, dtype=torch.float32, device=latents.device)
     schedule = schedule_steps(sigmas.to(latents.device), settings)
-    return Journey(model, settings, branches, schedule, scale, Denoised(latents, states, [], settings.target))
+    origin = origin_of(model, branches, sigmas, guidance_scale=guidance_scale, config=settings)
+    return Journey(model, settings, branches, schedule, scale, Denoised(latents, states, [], settings.target, origin))
 
 
 def _model(

@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 from afcache._typing import Latents
 from afcache.functional.state import CacheState, StepRecord
+from afcache.sampling.origin import Origin
 from afcache.settings.config import Target
 
 
@@ -15,6 +16,7 @@ class Denoised(NamedTuple):
         states: one for each guidance branch.
         records: for each step, one record for each guidance branch.
         target: what the states' histories keep (`CacheConfig.target`).
+        origin: what it is of; None where somebody made it by hand, and then nobody asks.
 
     """
 
@@ -22,6 +24,7 @@ class Denoised(NamedTuple):
     states: tuple[CacheState, ...]
     records: list[tuple[StepRecord, ...]]
     target: Target
+    origin: Origin | None = None
 
     def pattern(self, sample: int = 0) -> str:
         """One letter per step: F computed, "." forecast."""

@@ -1,5 +1,6 @@
 """compile_pipeline with what the model returns as target: images, guidance of every kind, one graph."""
 
+import contextlib
 import dataclasses
 import itertools
 from collections.abc import Sequence
@@ -79,6 +80,33 @@ def test_under_autocast_a_step_is_one_graph_too(short):
         image = sample(short, cfg=2.0, steps=20)
     assert {"F", "."} <= set(afcache.report(short).pattern())
     assert psnr(image, expected) > 25
+
+
+@pytest.mark.filterwarnings("ignore:Mismatch dtype")
+@pytest.mark.parametrize(("name", "is_left"), [("noise", False), ("noise", True), ("residual", False)])
+def test_autocast_that_changes_within_an_image_is_heeded_by_what_is_compiled(short, name: str, is_left: bool):
+    """The eager image. With residuals the model itself refuses the bfloat16 latents that are left, as without a cache."""
+
+    def draw(**options: Any) -> Any:
+        afcache.compile_pipeline(short, afcache.policy(name, tolerance=0.01), **options)
+        with contextlib.ExitStack() as stack:
+            if is_left:
+                stack.enter_context(torch.autocast("cpu", torch.bfloat16))
+
+            def change(pipe: Any, step: int, timestep: Any, values: dict[str, Any]) -> dict[str, Any]:
+                del pipe, timestep
+                if step == 5 and is_left:
+                    stack.close()
+                elif step == 5:
+                    stack.enter_context(torch.autocast("cpu", torch.bfloat16))
+                return values
+
+            image = sample(short, steps=10, callback_on_step_end=change)
+        assert {"F", "."} <= set(afcache.report(short).pattern())
+        return image
+
+    plain = draw(compile=False)
+    assert largest_difference(draw(backend="aot_eager"), plain) < 1e-4
 
 
 def test_decisions_made_ahead_are_the_same(pipe):

@@ -191,7 +191,7 @@ def test_a_cache_of_diffusers_is_refused(own):
         in_blocks(own)
 
 
-@pytest.mark.parametrize("wrong", ["whole", 1, None])
+@pytest.mark.parametrize("wrong", ["whole", "no", 1, None])
 def test_other_ways_to_compile_are_refused(pipe, wrong: Any):
     with pytest.raises(ValueError, match="compile must be True, False, 'step' or 'blocks', got"):
         afcache.compile_pipeline(pipe, compile=wrong)

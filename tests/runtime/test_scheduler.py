@@ -108,8 +108,16 @@ def test_new_noise_at_every_step_is_refused_unless_every_step_is_computed(schedu
 def test_sigmas_of_another_process_are_refused(setting: str):
     scheduler: Any = DPMSolverMultistepScheduler.from_config(FLOW, **{setting: True})
     scheduler.set_timesteps(10)
-    with pytest.raises(ValueError, match=r"scheduler\.sigmas must lie in \[0, 1\], as flow matching has them, got 0 to"):
+    with pytest.raises(ValueError, match=r"scheduler\.sigmas must lie in \[0, 1\], .* got 0 to .*karras"):
         check_sigmas(scheduler.sigmas)
+
+
+def test_sigmas_below_zero_are_blamed_on_no_setting():
+    scheduler: Any = FlowMatchEulerDiscreteScheduler()
+    scheduler.set_timesteps(sigmas=[1.0, 0.5, -0.25])
+    with pytest.raises(ValueError, match=r"got -0\.25 to 1\. If you passed sigmas= .* between 0 and 1, or none\.$") as caught:
+        check_sigmas(scheduler.sigmas)
+    assert "karras" not in str(caught.value)
 
 
 def test_check_scheduler_refuses_multistep_without_flow_sigmas():

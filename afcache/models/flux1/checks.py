@@ -1,14 +1,11 @@
 """Whether our forward computes exactly what a FLUX.1 transformer would."""
 
-from typing import Any
-
 from diffusers.models.transformers.transformer_flux import FluxAttnProcessor, FluxIPAdapterAttnProcessor
 from diffusers.utils import logging
 
 from afcache._typing import HostModule
 from afcache.models.flux1.architecture import sizes
 from afcache.models.flux1.call import Reader
-from afcache.models.flux1.inputs import FluxInputs
 from afcache.settings.config import CacheConfig
 from afcache.settings.policies import FLUX_MAGNITUDE_RATIOS
 
@@ -76,7 +73,7 @@ def check_call(reader: Reader, config: CacheConfig, *, shares_sequence: bool) ->
     """
     if not reader.has_context:
         return
-    _check_groups(config)
+    check_groups(config)
     if shares_sequence:
         raise NotImplementedError(
             "reference images (Kontext) cannot be shared among the ranks of a sequence yet. Use cfg_degree or data_degree "
@@ -130,59 +127,14 @@ def _attached(module: HostModule) -> str:
     return "a forward of its own" if is_replaced else ""
 
 
-def _check_groups(config: CacheConfig) -> None:
-    """Raise where a call with reference images meets groups of blocks."""
+def check_groups(config: CacheConfig) -> None:
+    """Raise where a call with reference images meets groups of blocks.
+
+    Raises:
+        NotImplementedError: it does.
+
+    """
     if config.layerwise is not None:
         raise NotImplementedError(
             "groups of blocks (Layerwise) do not know reference images (Kontext) yet. Leave out layerwise=."
         )
-
-
-def check_inputs(name: str, value: Any, transformer: HostModule, config: CacheConfig) -> None:
-    """Raise unless inputs that somebody made by hand fit the transformer and the settings.
-
-    Raises:
-        TypeError, ValueError: naming the field, its value, and what it must be.
-        NotImplementedError: reference images with groups of blocks.
-
-    """
-    if not isinstance(value, FluxInputs):
-        raise TypeError(
-            f"{name} must be afcache.FluxInputs, got {type(value).__name__}. Make them with afcache.FluxInputs(...)."
-        )
-    ranks = {"hidden_states": 3, "encoder_hidden_states": 3, "pooled_projections": 2, "img_ids": 2, "txt_ids": 2}
-    for field, rank in ranks.items():
-        shape = tuple(getattr(value, field).shape)
-        if len(shape) != rank:
-            raise ValueError(f"{name}.{field} must have {rank} axes, got shape {shape}; see afcache.FluxInputs.")
-    batch = value.hidden_states.shape[0]
-    for field in ("encoder_hidden_states", "pooled_projections"):
-        if getattr(value, field).shape[0] != batch:
-            raise ValueError(
-                f"{name}.{field} must have as many samples as hidden_states, {batch}, got shape "
-                f"{tuple(getattr(value, field).shape)}. Repeat the text for every image."
-            )
-    if value.hidden_states.dtype != transformer.dtype:
-        raise ValueError(
-            f"{name}.hidden_states must have the transformer's dtype {transformer.dtype}, got {value.hidden_states.dtype}. "
-            "Convert them, or the transformer, with .to(dtype)."
-        )
-    latents, condition = value.hidden_states.shape[2], 0 if value.condition is None else value.condition.shape[2]
-    if latents != transformer.out_channels or latents + condition != transformer.config.in_channels:
-        others = transformer.config.in_channels - transformer.out_channels
-        raise ValueError(
-            f"{name}.hidden_states must have the latents' {transformer.out_channels} channels and {name}.condition "
-            f"{f'the other {others}' if others else 'must be None'} for this transformer, got {latents} and {condition}. "
-            "Control images and masks are the condition; reference images are the context."
-        )
-    if value.controlnet_block_samples or value.controlnet_single_block_samples:
-        raise ValueError(
-            f"{name}.controlnet_block_samples and controlnet_single_block_samples must be empty: a ControlNet's residuals are "
-            "others at every step. Call afcache.denoising_step with those of each, or use a pipeline."
-        )
-    takes_guidance = bool(transformer.config.guidance_embeds)
-    if (value.guidance is not None) != takes_guidance:
-        expected = "a scale for each sample" if takes_guidance else "None"
-        raise ValueError(f"{name}.guidance must be {expected} for this transformer, got {value.guidance!r}.")
-    if value.context is not None:
-        _check_groups(config)

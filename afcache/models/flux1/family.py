@@ -21,6 +21,7 @@ from afcache.models.flux1 import checks
 from afcache.models.flux1.architecture import FLUX
 from afcache.models.flux1.backend import attention_backend, attention_kernel
 from afcache.models.flux1.call import OF_BRANCHES, Reader, answer, describe, read_call
+from afcache.models.flux1.input_checks import check_inputs
 from afcache.models.flux1.inputs import probe_inputs
 
 FLUX1 = Family(
@@ -55,7 +56,7 @@ FLUX1 = Family(
         blocks=checks.check_blocks,
         config=checks.check_config,
         call=checks.check_call,
-        inputs=checks.check_inputs,
+        inputs=check_inputs,
     ),
     attention_backend=attention_backend,
     attention_kernel=attention_kernel,
