@@ -6,8 +6,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from afcache.functional import error_control
 from afcache.functional.groups.group import divide
 from afcache.functional.groups.strategies.table import STRATEGIES
+from afcache.functional.guidance import weigh
+from afcache.functional.plans import tolerance_scale
 from afcache.functional.ranks.step import Layout
 from afcache.functional.ranks.traffic import Traffic, step_traffic
 from afcache.functional.state import GroupRecord, StepRecord
@@ -35,6 +38,7 @@ def report(pipe: Any) -> Report:
     settings = runtime.config
     scale = trajectory.guidance_scale
     layout = None if runtime.parallel is None else runtime.parallel.layout
+    walked = trajectory.sigmas[trajectory.first_index :]
     return Report(
         config=summarize(trajectory.settings),
         steps=tuple(_read_call(call, trajectory, settings, layout) for call in trajectory.calls),
@@ -42,6 +46,7 @@ def report(pipe: Any) -> Report:
         num_blocks=runtime.steps.sizes.num_blocks,
         state_bytes=trajectory.bytes,
         guidance_scale=() if scale is None else _floats(scale),
+        tolerance_scale=float(tolerance_scale(walked)) if settings.rule.is_error_controlled else 1.0,
     )
 
 
@@ -71,7 +76,31 @@ def _read_call(call: TimedCall, trajectory: Trajectory, config: CacheConfig, lay
         groups=_read_groups(record, config),
         collectives=traffic.collectives,
         bytes_sent=traffic.bytes,
+        is_forced=bool(trajectory.schedule[call.step - trajectory.first_index].is_forced),
+        refused_error=_refused_error(call, trajectory, config),
     )
+
+
+def _refused_error(call: TimedCall, trajectory: Trajectory, config: CacheConfig) -> tuple[float, ...]:
+    """What the estimate would have come to where a step was refreshed: as the leading branch reckons it for all."""
+    if call.branch != 0 or call.record is None:
+        return ()
+    records = {(other.step, other.branch): other.record for other in trajectory.calls if other.record is not None}
+    branches = [branch for step, branch in records if step == call.step]
+    before = records.get((call.step - 1, 0))
+    unknown = torch.full_like(call.record.predicted_error, math.nan)
+    is_alike = branches == [branch for step, branch in records if step == call.step - 1] == [*range(len(trajectory.branches))]
+    if before is None or not is_alike or trajectory.bound.parallel is not None:
+        return _floats(unknown)
+    own, *others = (records[call.step, branch] for branch in branches)
+    error = own.predicted_error
+    if others:
+        scale = unknown if trajectory.guidance_scale is None else trajectory.guidance_scale
+        weight, others_weight = weigh(scale, config=config)
+        error = weight * error + others_weight * sum(other.predicted_error for other in others)
+    sigma, sigma_next = trajectory.sigmas[call.step], trajectory.sigmas[call.step + 1]
+    added = error_control.contribution(error, sigma, sigma_next, weight=config.error_weight)
+    return _floats(torch.where(call.record.refresh, before.accumulated_error + added, unknown))
 
 
 def _count(record: StepRecord | None, is_computed: bool, num_blocks: int, config: CacheConfig) -> tuple[int, int]:
