@@ -292,3 +292,19 @@ def test_pipelines_that_were_not_compiled_are_refused(own, action):
     afcache.restore_pipeline(own)
     with pytest.raises(ValueError, match=r"pipe was not passed to afcache\.compile_pipeline"):
         action(own)
+
+
+def test_a_run_of_which_nothing_can_be_saved_says_so_once(pipe):
+    def draw() -> None:
+        for steps in (6, 3, 2, 3):
+            sample(pipe, steps=steps)
+
+    compiled(pipe, CacheConfig(target="noise", tolerance=1.0))
+    (message,) = warnings_of(draw)
+    assert message.startswith("All 3 steps of this image are computed")
+    assert warnings_of(draw) == []
+    # Nothing is promised, and where error control decides, that is not known before.
+    compiled(pipe, CacheConfig(policy="none"))
+    assert warnings_of(draw) == []
+    compiled(pipe, CacheConfig(target="noise", tolerance=0.0))
+    assert warnings_of(lambda: sample(pipe, steps=4)) == []
