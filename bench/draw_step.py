@@ -90,14 +90,15 @@ def walk(pipe: Any, config: afcache.CacheConfig, problem: sampling.Prepared) -> 
 
 def describe(pipe: Any, problem: sampling.Prepared, cached: Walk) -> list[dict[str, Any]]:
     """A row for every step."""
-    refused, tolerance = refused_estimates(cached.report), cached.report.config["tolerance"]
+    refused = refused_estimates(cached.report)
+    tolerance = cached.report.config["tolerance"] * cached.report.tolerance_scale
     rows = []
     for step in cached.report.steps:
         index = step.step
         estimate = refused.get(index, step.estimated_error[0])
-        reason = (
-            "" if not step.is_computed else "warmup" if index < 2 else "tolerance" if estimate >= tolerance else "growth limit"
-        )
+        reason = ""
+        if step.is_computed:
+            reason = "warmup" if step.is_forced else "tolerance" if estimate >= tolerance else "growth limit"
         rows.append(
             {
                 "step": index,

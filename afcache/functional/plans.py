@@ -15,8 +15,10 @@ from afcache.settings.rules import PolicyName
 
 # The calibrated step that MagCache's authors always compute, of 28.
 _MAGCACHE_FORCED = 11 / 28
-# Few-step models are distilled until nothing is redundant: each of their steps is a large part of the way.
-_FEW_STEPS = 4
+# Where a step is a tenth of the way or more, an error measured on the first two says too little of a third.
+_FEW_STEPS, _FEW_WARMUP = 10, 3
+# Tolerances are those of schedules with as many steps, or more; see `tolerance_scale`.
+_MANY_STEPS = 16
 
 
 def schedule_steps(
@@ -43,19 +45,42 @@ def schedule_steps(
     indices = [index.clone() for index in torch.arange(num_steps, device=sigmas.device).unbind()]
     forced = [flag.clone() for flag in torch.tensor(forced_steps(config, num_steps), device=sigmas.device).unbind()]
     chosen = {name: setting(name) for name in OPEN}
+    if config.rule.is_error_controlled:
+        chosen["tolerance"] = chosen["tolerance"] * tolerance_scale(sigmas)
     floor = torch.tensor(noise_floor or config.noise_floor or 0.0, dtype=torch.float32, device=sigmas.device)
     return [
         StepSchedule(levels[i], levels[i + 1], indices[i], forced[i], **chosen, noise_floor=floor) for i in range(num_steps)
     ]
 
 
+def tolerance_scale(sigmas: Tensor) -> Tensor:
+    """How many times the tolerance a run of forecast steps may add on a schedule of long steps: 1 from 16 steps on.
+
+    max(1, 16 |sigma_0 - sigma_N| / N)
+
+    A run and the refresh that ends it take two steps at least. So few steps make few runs, whose errors are all that there is
+    to add up: with as much for each as among many, the whole would come out better than it was asked to. Part of a schedule
+    (image to image) has steps as short as those of the whole. (Solvers know this as control of the error per unit step.)
+
+    Args:
+        sigmas: noise levels of the N steps that are walked, one more than steps; `[steps + 1]`.
+
+    Returns:
+        0-d, float32, on the device of `sigmas`, which is not waited for.
+
+    """
+    way = (sigmas[0] - sigmas[-1]).to(torch.float32).abs()
+    return (way * _MANY_STEPS / (len(sigmas) - 1)).clamp(min=1.0)
+
+
 def forced_steps(config: CacheConfig, num_steps: int) -> list[bool]:
     """Whether each step must be computed whatever is seen: its warmup, what its policy plans, a last step asked for.
 
-    "adaptive" computes all of four steps or fewer: after two to learn from, there is nothing left that is worth an error.
+    "adaptive" computes three of ten steps or fewer at the start: after two, a third one is forecast badly, and early.
     """
     is_short = config.rule.is_error_controlled and num_steps <= _FEW_STEPS
-    forced = [is_short or step < config.warmup_steps for step in range(num_steps)]
+    warmup = max(config.warmup_steps, _FEW_WARMUP) if is_short else config.warmup_steps
+    forced = [step < warmup for step in range(num_steps)]
     plan = _PLANS.get(config.policy)
     for step in () if plan is None else plan(config, num_steps):
         if step < num_steps:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from afcache.functional.groups.strategies.table import MARKS
-from afcache.reports.values import spread, worst
+from afcache.reports.values import allowed, worst
 from afcache.settings.rules import RULES
 
 _CHOICES = tuple(MARKS)
@@ -49,12 +49,11 @@ def draw_report(report: Any, path: str | Path) -> None:
 def draw_estimate(axes: Any, report: Any, leader: list[Any]) -> None:
     """The estimate since the last refresh, step by step, and the tolerance, which it stays below; of a batch the largest.
 
-    Hollow is what it would have come to, had a computed step been forecast; not known of guidance branches, whose errors are
-    weighed together.
+    Hollow is what it would have come to, had a computed step been forecast.
     """
     _shade_refreshes(axes, leader)
     setting = report.config["tolerance"] if RULES[report.config["policy"]].is_error_controlled else 0.0
-    tolerance = max(setting) if isinstance(setting, tuple) else setting
+    tolerance = (max(setting) if isinstance(setting, tuple) else setting) * report.tolerance_scale
     estimated, refused = [worst(step.estimated_error) for step in leader], refused_estimates(report)
     axes.set_ylabel("relative error x sigma, weighed")
     shown = [value for value in (*estimated, *refused.values()) if math.isfinite(value) and value > 0]
@@ -66,23 +65,15 @@ def draw_estimate(axes: Any, report: Any, leader: list[Any]) -> None:
     if refused:
         axes.bar(list(refused), list(refused.values()), width=0.8, label="had the step been forecast", **hollow)
     if tolerance > 0:
-        axes.axhline(tolerance, color="tab:red", linestyle="--", linewidth=1, label=f"tolerance {spread(setting)}")
+        axes.axhline(tolerance, color="tab:red", linestyle="--", linewidth=1, label=f"tolerance {allowed(report)}")
     axes.set_ylim(0, 1.3 * max(tolerance, *shown))
     axes.legend(fontsize=8, loc="upper right", ncols=3)
 
 
 def refused_estimates(report: Any) -> dict[int, float]:
-    """By computed step: the estimate before it, and what its forecast was predicted to add; none with guidance branches."""
-    refused: dict[int, float] = {}
-    weight = report.config.get("error_weight", 0.0)
-    if any(step.branch for step in report.steps):
-        return refused
-    for before, step, after in zip(report.steps, report.steps[1:], report.steps[2:], strict=False):
-        predicted = worst(step.predicted_error)
-        if step.is_computed and math.isfinite(predicted):
-            added = predicted * abs(step.sigma - after.sigma) * step.sigma**weight
-            refused[step.step] = worst(before.estimated_error) + added
-    return refused
+    """By computed step: what the estimate would have come to, had it been forecast; of a batch the largest."""
+    refused = {step.step: worst(step.refused_error) for step in report.steps if step.branch == 0 and step.is_computed}
+    return {step: estimate for step, estimate in refused.items() if math.isfinite(estimate)}
 
 
 def draw_errors(axes: Any, leader: list[Any]) -> None:

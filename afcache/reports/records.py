@@ -8,8 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from afcache.functional import error_control
 from afcache.functional.groups.group import divide
 from afcache.functional.groups.strategies.table import STRATEGIES
+from afcache.functional.guidance import weigh
+from afcache.functional.plans import tolerance_scale
 from afcache.functional.ranks.step import Layout
 from afcache.functional.ranks.traffic import Traffic, step_traffic
 from afcache.functional.state import GroupRecord, StepRecord
@@ -36,6 +39,7 @@ def report(pipe: Any) -> Report:
         return Report(runtime.config.to_dict(), (), 0, 0, 0, ())
     scale = trajectory.guidance_scale
     layout = None if runtime.parallel is None else runtime.parallel.layout
+    walked = trajectory.sigmas[trajectory.first_index :]
     return Report(
         config=summarize(trajectory.settings),
         steps=tuple(_read_call(call, branch, trajectory, layout) for call, branch in _in_order(trajectory.calls)),
@@ -44,6 +48,7 @@ def report(pipe: Any) -> Report:
         state_bytes=trajectory.bytes,
         guidance_scale=() if scale is None else _floats(scale),
         restarts=_read_restarts(trajectory),
+        tolerance_scale=float(tolerance_scale(walked)) if runtime.config.rule.is_error_controlled else 1.0,
     )
 
 
@@ -110,7 +115,38 @@ def _read_call(call: TimedCall, branch: int, trajectory: Trajectory, layout: Lay
         groups=_read_groups(record, config),
         collectives=traffic.collectives,
         bytes_sent=traffic.bytes,
+        is_forced=_is_forced(call, trajectory),
+        refused_error=() if branch else _refused_error(call, trajectory, config),
     )
+
+
+def _is_forced(call: TimedCall, trajectory: Trajectory) -> bool:
+    """Whether a step was computed whatever was seen; of steps before noise levels were edited nobody knows any more."""
+    position = call.step - trajectory.first_index
+    return position >= 0 and bool(trajectory.schedule[position].is_forced)
+
+
+def _refused_error(call: TimedCall, trajectory: Trajectory, config: CacheConfig) -> tuple[float, ...]:
+    """What the estimate would have come to where a step was refreshed: as the leading branch, whose call it is, reckons it."""
+    if call.record is None:
+        return ()
+    near = [other for other in trajectory.calls if other.step in (call.step - 1, call.step)]
+    records = {(other.step, branch): other.record for other, branch in _in_order(near) if other.record is not None}
+    branches = [branch for step, branch in records if step == call.step]
+    before = records.get((call.step - 1, 0))
+    unknown = torch.full_like(call.record.predicted_error, math.nan)
+    is_alike = branches == [branch for step, branch in records if step == call.step - 1] == [*range(len(trajectory.present))]
+    if before is None or not is_alike or trajectory.bound.parallel is not None:
+        return _floats(unknown)
+    own, *others = (records[call.step, branch] for branch in branches)
+    error = own.predicted_error
+    if others:
+        scale = unknown if trajectory.guidance_scale is None else trajectory.guidance_scale
+        weight, others_weight = weigh(scale, config=config)
+        error = weight * error + others_weight * sum(other.predicted_error for other in others)
+    sigma, sigma_next = trajectory.sigmas[call.step], trajectory.sigmas[call.step + 1]
+    added = error_control.contribution(error, sigma, sigma_next, weight=config.error_weight)
+    return _floats(torch.where(call.record.refresh, before.accumulated_error + added, unknown))
 
 
 def _count(record: StepRecord | None, is_computed: bool, num_blocks: int, config: CacheConfig) -> tuple[int, int]:

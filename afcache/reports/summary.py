@@ -53,6 +53,9 @@ class StepReport:
         groups: what each group of blocks did; empty without groups.
         collectives: that this rank took part in; 0 alone.
         bytes_sent: by this rank to others, in them (`afcache.functional.ranks.traffic`).
+        is_forced: whether it was to be computed whatever is found (warmup, a plan, a last step asked for).
+        refused_error: per sample, what the estimate would have come to, had the step been forecast; NaN where it was, or where
+            that is not known (after the first steps, and of several ranks); empty in calls of other branches than the first.
 
     """
 
@@ -70,6 +73,8 @@ class StepReport:
     groups: tuple[GroupReport, ...] = ()
     collectives: int = 0
     bytes_sent: int = 0
+    is_forced: bool = False
+    refused_error: tuple[float, ...] = ()
 
     @property
     def kind(self) -> str:
@@ -110,6 +115,8 @@ class Report:
         guidance_scale: true CFG scale per sample as inferred from the run, NaN where the first step does not tell; empty
             without guidance branches.
         restarts: what began anew on the way.
+        tolerance_scale: how many times the tolerance the estimate was kept below; above 1 with fewer than 16 steps
+            (`afcache.functional.plans.tolerance_scale`).
 
     """
 
@@ -120,6 +127,7 @@ class Report:
     state_bytes: int
     guidance_scale: tuple[float, ...]
     restarts: tuple[RestartReport, ...] = ()
+    tolerance_scale: float = 1.0
 
     @property
     def block_evaluations(self) -> int:

@@ -4,7 +4,8 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from afcache.functional.groups.strategies.table import MARKS
-from afcache.reports.values import spread, worst
+from afcache.reports.reason import why_nothing_was_saved
+from afcache.reports.values import allowed, spread, worst
 from afcache.settings.rules import RULES
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ def render(report: "Report") -> str:
     lines += [_estimate_line(report), *_group_lines(report), f"  state      {report.state_bytes / 2**20:.2f} MiB"]
     lines += _guidance_lines(report) + _restart_lines(report)
     if report.block_evaluations + report.mlp_evaluations >= report.block_evaluations_uncached:
-        lines.append("  Nothing was saved: too few steps, or the tolerance is too small.")
+        lines.append(f"  {why_nothing_was_saved(report)}")
     return "\n".join(lines)
 
 
@@ -65,7 +66,7 @@ def _traffic_lines(report: "Report") -> list[str]:
 
 def _estimate_line(report: "Report") -> str:
     largest = max((worst(step.estimated_error) for step in report.steps if step.branch == 0), default=0.0)
-    limit = f" (tolerance {spread(report.config['tolerance'])})" if RULES[report.config["policy"]].is_error_controlled else ""
+    limit = f" (tolerance {allowed(report)})" if RULES[report.config["policy"]].is_error_controlled else ""
     return f"  estimate   {largest:.4f} at most between refreshes{limit}"
 
 

@@ -1,6 +1,7 @@
 """Numbers of several samples as one."""
 
 import math
+from typing import Any
 
 
 def worst(values: tuple[float, ...]) -> float:
@@ -13,3 +14,13 @@ def spread(setting: float | tuple[float, ...]) -> str:
     values = setting if isinstance(setting, tuple) else (setting,)
     low, high = min(values), max(values)
     return f"{low:g}" if low == high else f"{low:g} to {high:g}"
+
+
+def allowed(report: Any) -> str:
+    """The tolerance of a report in words, and what it comes to on a schedule of few steps."""
+    setting, scale = report.config["tolerance"], report.tolerance_scale
+    if scale == 1.0:
+        return spread(setting)
+    values = setting if isinstance(setting, tuple) else (setting,)
+    there = spread(tuple(float(f"{value * scale:.3g}") for value in values))
+    return f"{spread(setting)}, with {report.num_steps} steps {there}"

@@ -9,7 +9,7 @@ from diffusers.utils import logging
 from torch import Tensor
 
 from afcache.functional.initial import empty_trail, uncoupled, unled
-from afcache.functional.plans import schedule_steps
+from afcache.functional.plans import forced_steps, schedule_steps
 from afcache.functional.ranks.traffic import Call as Messages
 from afcache.functional.state import Coupling
 from afcache.models.families import family_of
@@ -101,6 +101,7 @@ class Runtime:
         self._bound = Bound(self.family, config, parallel, self.steps, self._weights, self.pipelines.controls, self.host)
         self._measured_floor: float | None = None
         self._has_warned = False
+        self._has_told = False
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Runtime":
         """A copied transformer gets a runtime of its own: same settings, no trajectory, the copied pipelines."""
@@ -168,6 +169,7 @@ class Runtime:
         # One for each image always: a number for all would be another graph.
         settings = for_each(config if self.in_use is None else self.in_use, latents.shape[0])
         schedule = schedule_steps(sigmas[step.index :], config, noise_floor=floor, each=settings)
+        self._tell_if_all_are_forced(len(schedule))
         kind = Trajectory if parallel is None else Together
         trajectory = kind(
             bound=self._bound,
@@ -208,6 +210,16 @@ class Runtime:
                 "Caching itself stays on; pass CacheConfig(correction=False) to silence this."
             )
         return corrects
+
+    def _tell_if_all_are_forced(self, num_steps: int) -> None:
+        """One warning where nothing can be saved, whatever is found; what was found is the report's to tell: it waits."""
+        if self._has_told or not self.config.rule.is_cached or not all(forced_steps(self.config, num_steps)):
+            return
+        self._has_told = True
+        logger.warning(
+            f"All {num_steps} steps of this image are computed, and the cache saves nothing: of so few, these settings "
+            "forecast none. Take more steps, or call afcache.restore_pipeline(pipe). This is said once."
+        )
 
     def _messages(self, call: Call) -> Messages:
         """What ranks exchange at a call."""

@@ -45,8 +45,9 @@ def export_step(
         NotImplementedError: quantised weights, or hooks that cast or move weights at every call.
 
     """
-    first_step = torch.tensor([1.0, 0.0])
-    journey = prepare(transformer, (inputs, negative), first_step, guidance_scale=1.0, config=config)
+    # Of a schedule of many steps, whose tolerance is that of the settings.
+    sigmas = torch.linspace(1.0, 0.0, 29)
+    journey = prepare(transformer, (inputs, negative), sigmas, guidance_scale=1.0, config=config)
     _check_weights(transformer)
     branches, (latents, states, *_) = journey.branches, journey.start
     plain = tuple({name: part for name, part in branch.items() if name not in _PLACED} for branch in _plain(branches))

@@ -80,10 +80,10 @@ class CacheConfig:
             "growing" (at intervals that grow by `interval_growth`), "magcache" (from calibrated `magnitude_ratios`), "planned"
             (`refresh_steps`). Gates: "teacache" (the accumulated change of the first block's modulated input) and "dbcache"
             (the change of what the `first_blocks` add). "none" computes every step by our forward.
-        tolerance: a step is refreshed when the predicted error since the last refresh would reach this; relative velocity error
-            times sigma (and sigma^error_weight), finite, >= 0. 0 refreshes always. "adaptive" asks for it; so do some groups.
+        tolerance: a step is refreshed when the predicted error since the last refresh would reach this (of N < 16 steps 16 / N
+            times this); relative velocity error times sigma (and sigma^error_weight), finite, >= 0. 0 refreshes always.
         warmup_steps: steps at the start that are always computed; >= 1. "adaptive" computes two in any case, because an error
-            must have been measured before a step can be forecast, and all steps where there are four or fewer.
+            must have been measured before a step can be forecast, and three of ten steps or fewer.
         max_growth: the distance in sigma to the last refresh may be at most this times the one before; >= 1, may be
             infinite. "adaptive" only.
         interval: distance between refreshes in steps, counted from the last warmup step; >= 1.

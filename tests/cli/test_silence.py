@@ -53,7 +53,7 @@ def test_info_needs_no_diffusers():
 
 
 def test_generate_prints_no_other_librarys_words(tmp_path: Path):
-    arguments = ["--no-compile", "--steps", "2", "--prompt", "a two", "--output", str(tmp_path)]
+    arguments = ["--no-compile", "--steps", "4", "--prompt", "a two", "--output", str(tmp_path)]
     status, libraries, errors = run("generate", *arguments)
     assert (status, libraries, errors) == (0, ["torch", "diffusers"], [])
     assert (tmp_path / "a_two_seed0.png").is_file()

@@ -6,7 +6,14 @@ import pytest
 import torch
 
 from afcache import POLICIES, CacheConfig, policy
-from afcache.functional.plans import forced_steps, growing_plan, magnitude_plan, resample_ratios, schedule_steps
+from afcache.functional.plans import (
+    forced_steps,
+    growing_plan,
+    magnitude_plan,
+    resample_ratios,
+    schedule_steps,
+    tolerance_scale,
+)
 
 
 def pattern(config: CacheConfig, steps: int = 28) -> str:
@@ -18,10 +25,35 @@ def test_magcache_with_its_authors_ratios_gives_its_authors_schedule():
     assert pattern(POLICIES["magcache"]) == "FFF..F...F.F.....F.....F..F."
 
 
-@pytest.mark.parametrize(("steps", "expected"), [(1, "F"), (2, "FF"), (4, "FFFF"), (5, "FFF..")])
-def test_few_steps_are_all_computed(steps: int, expected: str):
-    assert pattern(CacheConfig(tolerance=1e9), steps) == expected
-    assert pattern(policy("fixed", interval=100, warmup_steps=3), steps) == "FFF..."[:steps]
+@pytest.mark.parametrize(("steps", "first"), [(1, 1), (2, 2), (3, 3), (4, 3), (5, 3), (10, 3), (11, 2), (28, 2)])
+def test_few_steps_start_with_three_computed_ones(steps: int, first: int):
+    assert pattern(policy("adaptive", warmup_steps=2), steps) == "F" * first + "." * (steps - first)
+    assert pattern(policy("adaptive", warmup_steps=4), steps) == ("FFFF" + "." * steps)[:steps]
+    assert pattern(policy("fixed", interval=100, warmup_steps=2), steps) == ("FF" + "." * steps)[:steps]
+
+
+@pytest.mark.parametrize(("steps", "scale"), [(1, 16), (4, 4), (5, 3.2), (8, 2), (10, 1.6), (15, 16 / 15)])
+def test_few_steps_may_add_more_each(steps: int, scale: float):
+    sigmas = torch.linspace(1, 0, steps + 1, dtype=torch.float64)
+    assert float(tolerance_scale(sigmas)) == pytest.approx(scale)
+    each = (CacheConfig(tolerance=0.01), CacheConfig(tolerance=0.0))
+    for step in schedule_steps(sigmas, each[0], each=each):
+        assert step.tolerance.tolist() == pytest.approx([0.01 * scale, 0.0])
+    assert float(schedule_steps(sigmas, CacheConfig(policy="fixed", tolerance=0.01))[0].tolerance) == pytest.approx(0.01)
+
+
+@pytest.mark.parametrize("steps", [16, 17, 20, 28, 50, 1000])
+@pytest.mark.parametrize("shift", [1.0, 3.0])
+def test_many_steps_have_the_tolerance_that_was_set_to_the_bit(steps: int, shift: float):
+    sigmas = torch.linspace(1, 0, steps + 1)
+    sigmas = shift * sigmas / (1 + (shift - 1) * sigmas)
+    for step in schedule_steps(sigmas, CacheConfig(tolerance=0.01)):
+        assert torch.equal(step.tolerance, torch.tensor(0.01))
+
+
+def test_the_last_steps_of_a_long_schedule_are_as_short_as_all():
+    """Image to image with a strength of 0.3 walks 8 of 28 steps."""
+    assert float(tolerance_scale(torch.linspace(1, 0, 29)[20:])) == 1.0
 
 
 def test_magcache_re_computed_by_hand():
@@ -66,13 +98,13 @@ def test_a_schedule_carries_the_plan_as_tensors():
 
 
 def test_a_schedule_carries_settings_for_all_samples_or_for_each():
-    config = CacheConfig(tolerance=0.03, max_growth=math.inf, damping=0.3)
-    for step in schedule_steps(torch.linspace(1, 0, 4), config):
+    config, sigmas = CacheConfig(tolerance=0.03, max_growth=math.inf, damping=0.3), torch.linspace(1, 0, 17)
+    for step in schedule_steps(sigmas, config):
         assert [float(step.tolerance), float(step.max_growth)] == [pytest.approx(0.03), math.inf]
         assert float(step.damping) == pytest.approx(0.3)
         assert step.tolerance.shape == step.max_growth.shape == step.damping.shape == ()
     each = (config, dataclasses.replace(config, tolerance=0.5, max_growth=2.0, damping=0.0))
-    for step in schedule_steps(torch.linspace(1, 0, 4), config, each=each):
+    for step in schedule_steps(sigmas, config, each=each):
         assert step.tolerance.tolist() == pytest.approx([0.03, 0.5])
         assert step.max_growth.tolist() == [math.inf, 2.0]
         assert step.damping.tolist() == pytest.approx([0.3, 0.0])

@@ -87,18 +87,19 @@ def test_the_plot_keeps_what_is_estimated_and_what_is_measured_apart():
     assert errors.get_yscale() == "log"
 
 
-def test_what_a_computed_step_would_have_added_is_its_prediction_times_its_length():
+def test_what_computed_steps_would_have_come_to_is_drawn_hollow():
     steps = [
         step(0, computed=True),
         step(1, computed=False, estimated=0.0025),
-        step(2, computed=True),
-        step(3, computed=True),
+        dataclasses.replace(step(2, computed=True), refused_error=(0.005, 0.017)),
+        dataclasses.replace(step(2, computed=True, branch=1), refused_error=()),
+        dataclasses.replace(step(3, computed=True), refused_error=(math.nan,)),
     ]
-    assert refused_estimates(make_report(*steps)) == {2: pytest.approx(0.0025 + 0.01 / 4)}
-    weighed = dataclasses.replace(make_report(*steps), config={**make_report(*steps).config, "error_weight": 0.5})
-    assert refused_estimates(weighed) == {2: pytest.approx(0.0025 + 0.01 / 4 * steps[2].sigma ** 0.5)}
-    guided = [step(index, computed=True, branch=branch) for index in range(4) for branch in range(2)]
-    assert refused_estimates(make_report(*guided)) == {}
+    assert refused_estimates(make_report(*steps)) == {2: 0.017}
+    estimate = Figure().subplots()
+    draw_estimate(estimate, dataclasses.replace(make_report(*steps), tolerance_scale=2.0), steps)
+    assert [line.get_label() for line in estimate.lines] == ["tolerance 0.016, with 5 steps 0.032"]
+    assert max(estimate.lines[0].get_ydata()) == 0.032  # pyright: ignore[reportArgumentType]
 
 
 def test_plots_without_an_estimate_say_so():

@@ -166,8 +166,8 @@ MUTANTS = (
     Mutant(
         "one step of warmup more",
         "functional/plans.py",
-        "step < config.warmup_steps",
-        "step <= config.warmup_steps",
+        "step < warmup for",
+        "step <= warmup for",
         STEP_TESTS,
     ),
     Mutant(
