@@ -41,7 +41,8 @@ def compile_pipeline(
 
     Our forward is bound to the transformer instance; no class is changed, and saving, LoRA, offload, `from_pipe` and
     `deepcopy` work as before. Calling it again replaces the settings. Every pipeline that shares the transformer is cached,
-    whatever its class; one that has a scheduler of its own must be passed here as well. Not for two threads at once.
+    whatever its class; one that has a scheduler of its own must be passed here as well. Threads that draw at once need a
+    pipeline and a scheduler each.
 
     Args:
         pipe: a pipeline of a family that is cached (docs/compatibility.md), with a transformer.
@@ -70,7 +71,7 @@ def compile_pipeline(
         ValueError: conflicting or invalid settings, or more groups or blocks than the transformer has.
         RuntimeError: `parallel` does not fit the processes that run, or xfuser cannot be imported.
     Cost:
-        Memory: order + 1 velocities in float32 per guidance branch (1 MiB each at 1024 x 1024 pixels); where residuals are
+        Memory: order + 2 velocities in float32 per guidance branch (1 MiB each at 1024 x 1024 pixels); where residuals are
         forecast, as many residuals of the image tokens (24 MiB each at width 3072 and bfloat16); as many for each group of
         a `Layerwise` config, and its "attention" strategy keeps one per block. The first image also pays for compilation.
 

@@ -2,6 +2,7 @@
 
     python -m bench.overhead steps                   # refresh and cached step against the compiled, uncached model
     python -m bench.overhead parts                   # where a cached step spends its time
+    python -m bench.overhead continuity              # what it costs to see that a step begins where the last one led
     python -m bench.overhead compile                 # cold compile seconds at 12, 24 and 57 blocks
 
 Everything is measured in one process, in alternation; medians, and the spread between quartiles. Leave the machine alone.
@@ -14,6 +15,7 @@ import torch
 from bench.record.recording import write_result
 from bench.record.render import table
 from bench.scale.compile_costs import CONTENDERS, first_call, measure_compilation
+from bench.scale.continuity_costs import measure_continuity
 from bench.scale.part_costs import measure_parts
 from bench.scale.step_costs import measure_steps
 
@@ -24,6 +26,8 @@ _NOTES = {
     "Speed-up and efficiency are made of the medians of steps.",
     "parts": "Median (quartiles). float32, batch 1, 64 text tokens. Parts are compiled and timed alone, ours as the "
     "runtime calls them from an image's third step on: without guards. The last three rows are differences of medians.",
+    "continuity": "Median (quartiles). float32, batch 1, 64 text tokens, 64 channels, compiled, without guards, as the runtime "
+    "calls a step from an image's third on. The difference is one of medians.",
     "compile": "Each first call in a process of its own, caches off. Blocks are regions too, but outside of a graph: a region "
     "inside a branch of torch.cond fails in inductor (tests/contract/test_compile_contract_regions.py); a branch inside every "
     "region would compile, and wait for the device at every block instead of once a step.",
@@ -31,9 +35,9 @@ _NOTES = {
 
 
 def main() -> None:
-    """Run one of the three benchmarks."""
+    """Run one of the benchmarks."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("task", choices=["steps", "parts", "compile", "first-call"])
+    parser.add_argument("task", choices=["steps", "parts", "continuity", "compile", "first-call"])
     parser.add_argument("--tokens", type=int, nargs="+", default=[256, 1024], help="image tokens; squares")
     parser.add_argument("--intervals", type=int, nargs="+", default=[2, 4, 8], help="steps between refreshes")
     parser.add_argument("--rounds", type=int, default=5, help="images per contender")
@@ -52,6 +56,10 @@ def main() -> None:
         title = "Where the time goes, hidden 512, 4 + 8 blocks, random weights"
         with torch.no_grad():
             rows = [row for tokens in arguments.tokens for row in measure_parts(tokens, 20 * arguments.rounds)]
+    elif arguments.task == "continuity":
+        title = "What it costs a cached step to look where it begins, hidden 512, 4 + 8 blocks, random weights"
+        with torch.no_grad():
+            rows = [row for tokens in arguments.tokens for row in measure_continuity(tokens, 100 * arguments.rounds)]
     else:
         title = "Cold compile: seconds of the first call, hidden 128, 64 image tokens"
         pairs = list(zip(arguments.blocks[::2], arguments.blocks[1::2], strict=True))

@@ -1,7 +1,10 @@
 """What a cached step costs: every kind of step is timed, and its refreshes are the forced ones."""
 
 import pytest
+import torch
 
+from afcache.runtime.compiled import CompileOptions
+from bench.scale import continuity_costs
 from bench.scale.step_costs import KINDS, STEPS, measure_steps
 
 pytestmark = pytest.mark.host
@@ -15,3 +18,11 @@ def test_every_kind_of_step_is_measured_at_every_interval():
     # Two steps of warmup, and then every fourth or eighth of 28.
     assert [row["promised"] for row in rows] == pytest.approx([STEPS / 8, STEPS / 5] * len(KINDS))
     assert all(0 < row["cached / refresh (%)"] < 100 for row in rows)
+
+
+def test_the_look_at_the_latents_is_measured_for_both_kinds_of_step(monkeypatch):
+    monkeypatch.setattr(continuity_costs, "CompileOptions", lambda: CompileOptions(backend="aot_eager"))
+    with torch.no_grad():
+        rows = continuity_costs.measure_continuity(64, 2)
+    assert [row["forecast"] for row in rows] == ["noise", "residual"]
+    assert all(float(row["cached step, ms"].split()[0]) > 0 for row in rows)

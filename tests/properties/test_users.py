@@ -9,22 +9,34 @@ from hypothesis.stateful import run_state_machine_as_test
 
 from tests.support.users import RAN, Users
 
-# The long run has 300 (`python -m bench.user_sequences`).
 _CHECKS: Any = list(HealthCheck)
+# The long run has 300 (`python -m bench.user_sequences`).
 SEQUENCES = int(os.environ.get("AFCACHE_SEQUENCES", "20"))
+STEPS = 20
 
 
-@pytest.mark.host
-def test_no_sequence_of_actions_draws_a_wrong_image_in_silence():
+def search() -> BaseException | None:
+    """What went wrong in the first sequence, made as short as it can be, in which something did."""
     how = settings(
         max_examples=SEQUENCES,
-        stateful_step_count=20,
+        stateful_step_count=STEPS,
         derandomize=True,
         deadline=None,
         database=None,
         suppress_health_check=_CHECKS,
     )
     RAN.clear()
-    run_state_machine_as_test(Users, settings=how)
+    try:
+        run_state_machine_as_test(Users, settings=how)
+    except Exception as error:
+        return error
+    return None
+
+
+@pytest.mark.host
+def test_no_sequence_of_actions_draws_a_wrong_image_in_silence():
+    failure = search()
+    if failure is not None:
+        raise failure
     assert RAN["sequences"] >= SEQUENCES
     assert RAN["images"] > RAN["sequences"]

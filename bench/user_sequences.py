@@ -1,0 +1,50 @@
+"""Random sequences of what users do to a pipeline, searched for images that are wrong without a word.
+
+    python -m bench.user_sequences --sequences 300
+
+The state machine of `tests/properties/test_users.py`, which CI runs on 20 sequences: draws in whose callbacks latents are
+replaced, scaled, exchanged or given noise, prompts, adapters, noise levels and settings change, images are drawn inside of images,
+aborted or interrupted; direct calls, other schedulers, dtypes, attention kernels, copies, offload. An uncached pipeline goes
+through the same; every image of the cached one is within the bound, or there was an error. The status is 1 if a sequence was found
+where neither is so.
+"""
+
+import argparse
+import os
+import sys
+import time
+
+from bench.record.recording import write_result
+from bench.record.render import table
+
+
+def main() -> int:
+    """Run and write bench/results."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sequences", type=int, default=300, help="of 20 actions each (default 300)")
+    arguments = parser.parse_args()
+    os.environ["AFCACHE_SEQUENCES"] = str(arguments.sequences)
+    from tests.properties.test_users import STEPS, search
+    from tests.support.users import BOUND, RAN
+
+    began = time.perf_counter()
+    failure = search()
+    minutes = (time.perf_counter() - began) / 60
+    rows = [{"what": what, "times": RAN[what]} for what in sorted(RAN)]
+    rows.append({"what": "wrong without a word", "times": 0 if failure is None else 1})
+    notes = [
+        f"{arguments.sequences} sequences of {STEPS} actions, the same in every run of one version of hypothesis; {minutes:.0f} "
+        "minutes, one process. mini-FLUX with two of its blocks, eager.",
+        f"Every image has at least {BOUND:g} dB, relative to the uncached pipeline's latents that went through the same (drawn from "
+        "a foreign history under 20 dB), or the cached pipeline raised an error (refused), or the uncached one did, or a callback "
+        "aborted both.",
+    ]
+    if failure is not None:
+        print(failure)
+    print(table(rows))
+    print(write_result("user_sequences", "Random sequences of users' actions", rows, notes=notes))
+    return int(failure is not None)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
