@@ -3,10 +3,10 @@
     python -m bench.user_sequences --sequences 300
 
 The state machine of `tests/properties/test_users.py`, which CI runs on 20 sequences: draws in whose callbacks latents are
-replaced, scaled, exchanged or given noise, prompts, adapters, noise levels and settings change, images are drawn inside of images,
-aborted or interrupted; direct calls, other schedulers, dtypes, attention kernels, copies, offload. An uncached pipeline goes
-through the same; every image of the cached one is within the bound, or there was an error. The status is 1 if a sequence was found
-where neither is so.
+replaced, scaled, exchanged or given noise, prompts, adapters, noise levels and settings change, images are drawn inside of
+images, aborted or interrupted; direct calls, other schedulers, dtypes, attention kernels, copies, offload. An uncached pipeline
+goes through the same; every image of the cached one is within the bound, or there was an error. The status is 1 if a sequence
+was found where neither is so.
 """
 
 import argparse
@@ -33,11 +33,11 @@ def main() -> int:
     rows = [{"what": what, "times": RAN[what]} for what in sorted(RAN)]
     rows.append({"what": "wrong without a word", "times": 0 if failure is None else 1})
     notes = [
-        f"{arguments.sequences} sequences of {STEPS} actions, the same in every run of one version of hypothesis; {minutes:.0f} "
-        "minutes, one process. mini-FLUX with two of its blocks, eager.",
-        f"Every image has at least {BOUND:g} dB, relative to the uncached pipeline's latents that went through the same (drawn from "
-        "a foreign history under 20 dB), or the cached pipeline raised an error (refused), or the uncached one did, or a callback "
-        "aborted both.",
+        f"{arguments.sequences} sequences of {STEPS} actions, the same in every run of one version of hypothesis; "
+        f"{minutes:.0f} minutes, one process. mini-FLUX with two of its blocks, eager.",
+        f"Every image has at least {BOUND:g} dB, relative to the uncached pipeline's latents that went through the same (drawn "
+        "from a foreign history under 20 dB), or the cached pipeline raised an error (refused), or the uncached one did, or a "
+        "callback aborted both.",
     ]
     if failure is not None:
         print(failure)
