@@ -143,6 +143,14 @@ class Together(Trajectory):
             assert self.bound.parallel is not None
             self.guidance_scale = adopt_first(self.bound.parallel, self.guidance_scale)
 
+    def _known_scale(self, place: int, branch: BranchCalls) -> Tensor:
+        """The guidance scale per sample; branches of ranks that share them out stay a pair."""
+        parallel = self.bound.parallel
+        assert parallel is not None
+        if parallel.splits_guidance and self.guidance_scale is not None:
+            return self.guidance_scale
+        return super()._known_scale(place, branch)
+
     def _conditioning_of(self, call: Call) -> dict[str, Any]:
         return {name: getattr(call.inputs, name) for name in self.bound.family.calls.of_branches}
 
