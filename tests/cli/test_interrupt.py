@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,16 @@ class Interrupt:
 
 sys.meta_path.insert(0, Interrupt())
 """
+
+
+@pytest.fixture(autouse=True)
+def heeds_interrupts() -> Iterator[None]:
+    """What runs in the background ignores them, and so would its processes."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 COMMANDS = {"module": ["-m", "afcache"], "script": ["-c", "import sys; from afcache.cli.main import main; sys.exit(main())"]}
 GENERATE = ["generate", "--no-compile", "--steps", "8"]
 

@@ -45,7 +45,7 @@ def test_ranks_that_would_divide_the_work_otherwise_are_told(ranks_of: RanksOf):
 def test_votes_that_differ_name_the_step_and_the_ranks(ranks_of: RanksOf):
     for rank in ranks_of("ulysses"):
         error = rank.stories["disagree"]["error"]
-        assert error.startswith("ranks decided differently at step 2: rank 0 of the replica chose [1")
+        assert error.startswith("ranks decided differently at step 3: rank 0 of the replica chose [1")
         assert "rank 1 [0" in error
 
 
