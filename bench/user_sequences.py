@@ -13,6 +13,7 @@ import argparse
 import os
 import sys
 import time
+import traceback
 
 from bench.record.recording import write_result
 from bench.record.render import table
@@ -40,7 +41,7 @@ def main() -> int:
         "callback aborted both.",
     ]
     if failure is not None:
-        print(failure)
+        traceback.print_exception(failure)
     print(table(rows))
     print(write_result("user_sequences", "Random sequences of users' actions", rows, notes=notes))
     return int(failure is not None)

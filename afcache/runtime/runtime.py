@@ -169,7 +169,6 @@ class Runtime:
         # One for each image always: a number for all would be another graph.
         settings = for_each(config if self.in_use is None else self.in_use, latents.shape[0])
         schedule = schedule_steps(sigmas[step.index :], config, noise_floor=floor, each=settings)
-        self._tell_if_all_are_forced(len(schedule))
         kind = Trajectory if parallel is None else Together
         trajectory = kind(
             bound=self._bound,
@@ -186,6 +185,8 @@ class Runtime:
             foresight=Foresight(config, schedule) if self.decides_ahead else None,
         )
         self.trajectories.begin(scheduler, trajectory)
+        if step.index == (scheduler.begin_index or 0):
+            self._tell_if_all_are_forced(len(schedule))
         return trajectory
 
     def _alone(self, latents: Tensor) -> Coupling:

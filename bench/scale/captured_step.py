@@ -81,7 +81,8 @@ def capture(size: Size, config: CacheConfig) -> Captured:
         transformer = make_flux1(size, dtype=torch.bfloat16)
         inputs = make_inputs(size, transformer)
         dim = transformer.config.in_channels if config.forecasts_output else size.dim
-        state = init_state(1, size.tokens, dim, config=config, dtype=torch.bfloat16)
+        channels = transformer.config.in_channels
+        state = init_state(1, size.tokens, dim, config=config, channels=channels, dtype=torch.bfloat16)
         arguments = (inputs, state, type(schedule)(*map(mode.from_tensor, schedule)), uncoupled(1))
 
         def trace() -> None:

@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import dataclasses
 import math
 from collections import Counter
 from collections.abc import Callable
@@ -25,7 +26,7 @@ from tests.support.sampling import sample, shorten
 # Relative to the latents, in dB: an image drawn from a foreign history scores under 20.
 BOUND = 26.0
 RAN: Counter[str] = Counter()
-_FLOW: dict[str, Any] = {"use_flow_sigmas": True, "prediction_type": "flow_prediction", "flow_shift": 1.5}
+_FLOW: dict[str, Any] = {"use_flow_sigmas": True, "prediction_type": "flow_prediction", "use_dynamic_shifting": True}
 SCHEDULERS: dict[str, Callable[[Any], Any]] = {
     "euler": lambda pipe: FlowMatchEulerDiscreteScheduler.from_config(pipe.scheduler.config),
     "dpm": lambda _: DPMSolverMultistepScheduler(**_FLOW),
@@ -38,7 +39,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "residual": {"config": afcache.policy("residual")},
     "velocity": {"config": afcache.CacheConfig(target="velocity", tolerance=0.01)},
     "taylorseer": {"config": afcache.policy("taylorseer", interval=3)},
-    "layerwise": {"config": afcache.policy("layerwise")},
+    "layerwise": {"config": dataclasses.replace(afcache.policy("layerwise"), layerwise=afcache.Layerwise(groups=2))},
     "teacache": {"config": afcache.policy("teacache", threshold=0.05)},
 }
 
