@@ -275,14 +275,14 @@ def test_reports_tell_what_ran(pipes, how):
     nodes = report.config["order"] + 1
     is_residual = report.config["target"] == "residual"
     width = pipe.transformer.inner_dim if is_residual else pipe.transformer.config.in_channels
-    history = 4 * nodes * tokens * width
-    per_sample = nodes * 2 * 4 + 2 * 8 + 4 * 4
+    history = 4 * tokens * (nodes * width + pipe.transformer.config.in_channels)
+    per_sample = nodes * 2 * 4 + 2 * 8 + 6 * 4
     assert report.state_bytes == branches * (history + per_sample * how["batch"])
     for step in report.steps:
         assert step.is_computed == any(step.refreshed)
         assert step.evaluations == (2 if step.is_computed else 0)
         assert all(math.isnan(error) for error, own in zip(step.measured_error, step.refreshed, strict=True) if not own)
-        assert all(error < report.config["tolerance"] for error in step.estimated_error) or how["which"] == 1
+        assert max(step.estimated_error) < report.config["tolerance"] * report.tolerance_scale or how["which"] == 1
         assert step.refreshed == next(other.refreshed for other in report.steps if other.step == step.step)
     assert json.loads(json.dumps(report.to_dict(), allow_nan=False))["pattern"] == report.pattern()
 
