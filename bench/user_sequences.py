@@ -36,7 +36,7 @@ def main() -> int:
     notes = [
         f"{arguments.sequences} sequences of {STEPS} actions, the same in every run of one version of hypothesis; "
         f"{minutes:.0f} minutes, one process. mini-FLUX with two of its blocks, eager.",
-        f"Every image has at least {BOUND:g} dB ({LOOSE_BOUND:g} under policies that measure no error), relative to the uncached "
+        f"Every image has at least {BOUND:g} dB ({LOOSE_BOUND:g} where no error is measured), relative to the uncached "
         "pipeline's latents that went through the same, or the cached pipeline raised an error (refused), or the uncached one "
         "did, or a callback aborted both.",
     ]
