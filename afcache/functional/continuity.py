@@ -53,7 +53,13 @@ def strays(latents: Latents, states: tuple[CacheState, ...], schedule: StepSched
 
 @typed
 def is_elsewhere(latents: Latents, trails: tuple[Trail, ...], sigma: Scalar) -> Flags:
-    """Which samples are not where a step led.
+    """Which samples are not where a step led: bool `[batch]`; true where anything is not finite. Arguments as of `miss`."""
+    return ~(miss(latents, trails, sigma) <= 1)
+
+
+@typed
+def miss(latents: Latents, trails: tuple[Trail, ...], sigma: Scalar) -> PerSample:
+    """How far samples are from where a step led: the square of the distance, relative to that of what is allowed.
 
     Args:
         latents: x.
@@ -62,7 +68,7 @@ def is_elsewhere(latents: Latents, trails: tuple[Trail, ...], sigma: Scalar) -> 
         sigma: noise level of x; 0-d.
 
     Returns:
-        bool `[batch]`; false before the first step, true where anything is not finite.
+        float32; 0 before the first step, infinite at another noise level, NaN where anything is not finite.
 
     """
     x, (first, *others) = latents.to(torch.float32), trails
@@ -76,8 +82,10 @@ def is_elsewhere(latents: Latents, trails: tuple[Trail, ...], sigma: Scalar) -> 
         length = torch.where(is_called, torch.maximum(length, other.length), length)
     rounding = _ROUNDING * torch.finfo(latents.dtype).eps
     limit = _REACH * length + rounding * _inner(x, x).sqrt()
-    is_there = (square <= limit.square()) & ((first.sigma - sigma).abs() <= _SAME_SIGMA)
-    return torch.isfinite(first.sigma) & ~is_there
+    ratio = square / limit.square().clamp(min=torch.finfo(torch.float32).tiny)
+    is_at_level = (first.sigma - sigma).abs() <= _SAME_SIGMA
+    ratio = torch.where(is_at_level, ratio, torch.full_like(ratio, float("inf")))
+    return torch.where(torch.isfinite(first.sigma), ratio, torch.zeros_like(ratio))
 
 
 @typed

@@ -68,8 +68,10 @@ def _read_restarts(trajectory: Trajectory) -> tuple[RestartReport, ...]:
     found: dict[tuple[int, str], list[bool]] = {}
     batch = trajectory.shape[0]
     noted = list(trajectory.restarts)
-    for call in trajectory.calls:
-        if call.record is not None and call.record.restarted is not None:
+    for call, branch in _in_order(trajectory.calls):
+        # What strangers to the image do is no restart of it.
+        is_own = branch == 0 or call.role != "joins"
+        if is_own and call.record is not None and call.record.restarted is not None:
             noted.append(Restart(call.step, "latents", call.record.restarted))
     noted += [Restart(call.step, "conditioning") for call, branch in _in_order(trajectory.calls) if _is_other(call, branch)]
     for step, reason, flags in noted:

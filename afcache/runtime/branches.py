@@ -27,7 +27,7 @@ class BranchCalls:
         calls: how many there were of each kind: computed, cached, or None where one step is both.
         unguarded: the compiled step of each kind without guards, once they have been checked often enough.
         steering: what steered its last call.
-        is_constant: whether its last two calls were given the very same tensors to be steered by.
+        is_constant: whether its last two calls were given the very same tensors to be steered by; presumed before two.
         has_history: whether it certainly has one.
         last_step: the step of its last call.
 
@@ -38,7 +38,7 @@ class BranchCalls:
     calls: dict[bool | None, int] = field(default_factory=dict)
     unguarded: dict[bool | None, Callable[..., Any]] = field(default_factory=dict)
     steering: Steering | None = None
-    is_constant: bool = False
+    is_constant: bool = True
     has_history: bool = False
     last_step: int = -1
 

@@ -45,7 +45,7 @@ class Together(Trajectory):
         if self.paths:
             astray = is_elsewhere(call.latents, self.trails, self.schedule[self._position].sigma)
             self.restarts.append(Restart(index, "latents", astray))
-            for branch in self.branches:
+            for branch in self._known_branches():
                 branch.state = restart(branch.state, astray)
         self.paths = []
 
@@ -54,7 +54,7 @@ class Together(Trajectory):
         parallel = self.bound.parallel
         assert parallel is not None
         velocity, record, role = self._take_together(call, parallel)
-        if self._holds_shares and (self.velocities is None or role == "leads"):
+        if self._holds_shares and role != "joins" and (self.velocities is None or role == "leads"):
             velocities = [velocity] if self.velocities is None else self.velocities.unbind()
             schedule = self.schedule[self._position]
             self.paths += [trail_of(call.latents, each, schedule) for each in velocities]

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from afcache.functional.continuity import is_elsewhere
+from afcache.functional.continuity import miss
 from afcache.models.family import Call
 from afcache.runtime.notes import Restart
 from afcache.runtime.scheduler import ScheduledStep
@@ -74,7 +74,7 @@ class Trajectories:
 
         """
         known = [Place(*place, trajectory) for place in places for trajectory in self._waiting(*place)]
-        known = [place for place in known if place.trajectory is not None and place.trajectory.shape == call.latents.shape]
+        known = [place for place in known if place.trajectory is not None and _is_alike(place.trajectory, call)]
         unseen = [Place(*place) for place in places if not self._is_walked(*place)]
         found = _find_by_tensor(call, known)
         if found is None:
@@ -144,8 +144,10 @@ def _find_alone(known: list[Place]) -> Place | None:
 
 
 def _find_by_latents(call: Call, known: list[Place]) -> Place | None:
-    """The trajectory whose latents these are, of this thread's first."""
-    return next((place for place in sorted(known, key=_is_mine, reverse=True) if _goes_on(place, call)), None)
+    """The trajectory whose latents these are: of those within reach the nearest, of this thread's first."""
+    missed = [(_miss(place, call), not _is_mine(place), order) for order, place in enumerate(known)]
+    nearest = min((each for each in missed if each[0] <= 1), default=None)
+    return None if nearest is None else known[nearest[2]]
 
 
 def _find_next(known: list[Place]) -> Place | None:
@@ -161,16 +163,25 @@ def _is_next(place: Place) -> bool:
     return place.trajectory is not None and place.step.index == place.trajectory.index + 1
 
 
-def _goes_on(place: Place, call: Call) -> bool:
-    """Whether any sample of a call is where a trajectory is, or leads; waits for the device."""
-    trajectory = place.trajectory
+def _miss(place: Place, call: Call) -> float:
+    """How far a call's nearest sample is from where a trajectory is, or leads; at most 1 is near. Waits for the device."""
+    trajectory, latents = place.trajectory, call.latents
     assert trajectory is not None
     if not _is_next(place):
-        return trajectory.latents is not None and torch.equal(_comparable(call.latents), _comparable(trajectory.latents))
+        is_there = trajectory.latents is not None and torch.equal(_comparable(latents), _comparable(trajectory.latents))
+        return 0.0 if is_there else float("inf")
     trails = trajectory.trails
     if not trails:
-        return True
-    return not bool(is_elsewhere(call.latents, trails, trajectory.sigmas[place.step.index]).all())
+        return 0.0
+    found = miss(latents, trails, trajectory.sigmas[place.step.index])
+    return float(torch.nan_to_num(found, nan=float("inf"), posinf=float("inf")).min())
+
+
+def _is_alike(trajectory: Trajectory, call: Call) -> bool:
+    """Whether latents are of the shape, dtype and device of a trajectory's."""
+    kind = trajectory.latents
+    is_same_kind = kind is None or (kind.dtype, kind.device) == (call.latents.dtype, call.latents.device)
+    return trajectory.shape == call.latents.shape and is_same_kind
 
 
 def _comparable(latents: Tensor) -> Tensor:

@@ -182,7 +182,9 @@ class Trajectory:
         """What becomes of the branches of a step: the leader and its followers, and others. Where none led, the first will."""
         if self.called:
             return self.called, self.strange
-        return (self.strange, []) if self.strange else (self.branches, self.strangers)
+        old = [branch for branch in self.strange if branch in self.strangers]
+        new = [branch for branch in self.strange if branch not in old]
+        return (new + old, []) if self.strange else (self.branches, self.strangers)
 
     def _couple(self, branch: BranchCalls, role: Role, latents: Tensor) -> Coupling:
         """What a branch needs to decide, or to do what was decided."""
@@ -191,7 +193,7 @@ class Trajectory:
             return self._lead(branch, [other for other in self.branches if other is not branch])
         coupling = self.coupling
         if coupling is None:
-            return self.alone if self.foresight is None else self.foresight.for_stranger(self.alone)
+            return self.alone if self.foresight is None else self.foresight.for_stranger(self.alone, branch)
         if coupling.lead is not None:
             coupling = coupling._replace(guidance_scale=self._known_scale(1, branch))
         if self.foresight is None:

@@ -102,9 +102,9 @@ MUTANTS = (
     ),
     Mutant(
         "every call is a new image",
-        "runtime/trajectory.py",
-        "step.index < self.index",
-        "step.index <= self.index",
+        "runtime/trajectories.py",
+        "step.index in (each.index, each.index + 1)",
+        "step.index in (each.index + 2, each.index + 1)",
         "pipelines/test_guidance.py",
         "decide_together",
     ),
