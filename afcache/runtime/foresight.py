@@ -14,7 +14,6 @@ from afcache._typing import unchecked
 from afcache.functional.decision import foresee
 from afcache.functional.plans import forced_steps
 from afcache.functional.state import CacheState, Coupling, StepSchedule
-from afcache.functional.update import restart
 from afcache.runtime.branches import BranchCalls
 from afcache.settings.config import CacheConfig
 
@@ -64,9 +63,8 @@ class Foresight:
         adopted = coupling._replace(is_follower=torch.ones_like(coupling.is_follower), leader_refresh=refresh)
         return self._foretell(adopted, is_computed=is_computed)
 
-    def for_stranger(self, coupling: Coupling, branch: BranchCalls) -> Coupling:
+    def for_stranger(self, coupling: Coupling) -> Coupling:
         """The coupling of a branch that calls before the leader: it computes, and what is foreseen of the others stays."""
-        branch.state = restart(branch.state, torch.ones_like(coupling.is_follower))
         return coupling._replace(known=torch.tensor(True, device="cpu"))
 
     def for_follower(self, coupling: Coupling, *, has_history: bool) -> Coupling:

@@ -178,14 +178,12 @@ def _miss(place: Place, call: Call) -> float:
 
 
 def _is_alike(trajectory: Trajectory, call: Call) -> bool:
-    """Whether latents are of the shape, dtype and device of a trajectory's."""
-    kind = trajectory.latents
-    is_same_kind = kind is None or (kind.dtype, kind.device) == (call.latents.dtype, call.latents.device)
-    return trajectory.shape == call.latents.shape and is_same_kind
+    """Whether latents are of the shape and on the device of a trajectory's; autocast may change their dtype on the way."""
+    return trajectory.shape == call.latents.shape and trajectory.sigmas.device == call.latents.device
 
 
 def _comparable(latents: Tensor) -> Tensor:
-    return torch.nan_to_num(latents)
+    return torch.nan_to_num(latents.to(torch.float32))
 
 
 def _resume(trajectory: Trajectory, before: Trajectory | None) -> None:

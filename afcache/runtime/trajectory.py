@@ -41,7 +41,7 @@ class Trajectory:
         sigmas: noise levels on the model's device; float32.
         schedule: the steps from the first on; settings: of each image, which it holds.
         alone: the leading branch's coupling where there are no others.
-        shape: of the latents; corrects: whether the catch-up correction is on; messages: what ranks exchange; None alone.
+        shape: of the latents; corrects: whether the correction is on; messages: what ranks exchange; None alone.
         kernel_name: attention backend that it started with; adapted: what adapters did to the model at the last step.
         foresight: the decisions that the host knows beforehand; None where each step's is read.
         thread: that makes its calls.
@@ -173,7 +173,7 @@ class Trajectory:
         return branch.velocity, record, role
 
     def _role(self, branch: BranchCalls) -> Role:
-        """What a branch does for the decision of its step: until the leader of the step before calls, each decides alone."""
+        """What a branch does for the decision of its step: until the leader of the step before calls, all compute."""
         if self.coupling is not None:
             return "follows"
         return "leads" if not self.branches or branch is self.branches[0] else "joins"
@@ -182,9 +182,8 @@ class Trajectory:
         """What becomes of the branches of a step: the leader and its followers, and others. Where none led, the first will."""
         if self.called:
             return self.called, self.strange
-        old = [branch for branch in self.strange if branch in self.strangers]
-        new = [branch for branch in self.strange if branch not in old]
-        return (new + old, []) if self.strange else (self.branches, self.strangers)
+        newest_first = sorted(self.strange, key=self.strangers.__contains__)
+        return (newest_first, []) if self.strange else (self.branches, self.strangers)
 
     def _couple(self, branch: BranchCalls, role: Role, latents: Tensor) -> Coupling:
         """What a branch needs to decide, or to do what was decided."""
@@ -193,7 +192,8 @@ class Trajectory:
             return self._lead(branch, [other for other in self.branches if other is not branch])
         coupling = self.coupling
         if coupling is None:
-            return self.alone if self.foresight is None else self.foresight.for_stranger(self.alone, branch)
+            branch.state = restart(branch.state, torch.ones_like(self.alone.is_follower))
+            return self.alone if self.foresight is None else self.foresight.for_stranger(self.alone)
         if coupling.lead is not None:
             coupling = coupling._replace(guidance_scale=self._known_scale(1, branch))
         if self.foresight is None:

@@ -167,7 +167,7 @@ def test_records_tell_which_blocks_ran(inputs, sigmas, config, scale):
         batch, img_seq, channels = inputs.hidden_states.shape
         dim = channels if config.forecasts_output else 16
         sizes = {"batch": batch, "img_seq": img_seq, "txt_seq": inputs.txt_ids.shape[0], "dim": dim, "num_blocks": 3}
-        afcache.check_state(state, config=config, **sizes)
+        afcache.check_state(state, config=config, channels=channels, **sizes)
         tensors = [tensor for tensor in pytree.tree_leaves(state) if isinstance(tensor, Tensor)]
         assert state_bytes(state) == sum(tensor.nbytes for tensor in tensors)
 
