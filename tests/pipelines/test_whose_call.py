@@ -172,8 +172,8 @@ def test_a_preview_in_a_callback_does_not_lead(own, cfg: float, same_prompt: boo
         image = sample(own, 1, cfg=cfg, prompt=PROMPTS[0], **watched)
     assert psnr(image[0], plain[0]) > psnr(expected[0], plain[0]) - 1
     report = afcache.report(own)
-    # A stranger with the leader's own prompt may be a third branch of guidance: the step after its first call is computed.
-    assert report.pattern().count("F") <= pattern.count("F") + (6 if same_prompt else 0)
+    # A stranger with the prompt of the leader may be a third branch of guidance: two steps more may be computed.
+    assert report.pattern().count("F") <= pattern.count("F") + (10 if same_prompt else 0)
     assert report.num_steps == STEPS
 
 
