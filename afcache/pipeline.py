@@ -60,7 +60,8 @@ def compile_pipeline(
             itself and updates the history in place; so does None where ranks share a sequence.
         parallel: how to share the work among the processes that torchrun started; on all of them the pipeline is called with
             the same arguments and returns the same images. Every process holds all weights.
-        decide_ahead: wait for the device once a refresh, which decides all steps up to the next one, instead of at every step.
+        decide_ahead: read decisions once a refresh, for all steps up to the next one; a step then reads one flag before it is
+            launched, whether its latents are where the last one led, and its branch waits for nothing.
             Images are the same. Not together with `parallel`, gates ("teacache", "dbcache") or groups.
 
     Returns:

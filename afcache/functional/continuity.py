@@ -5,8 +5,8 @@ x: the latents that a step is given, e_b: where branch b's own velocity had led,
     m = x - e_1,  d = e_1 - e_2,  ||m - d <m, d> / <d, d>|| <= 2 max_b ||(sigma_next - sigma) v_b||
 
 Guidance moves x along d, whatever its scale. What else parts x from e_1 stays within two lengths of the step: solvers of higher
-order, guidance that rescales its velocity, and the blending of inpainting. A forecast bears a jump of that size
-(`tests/pipelines/test_continuity.py`), and other latents of the same noise level are many steps away.
+order, guidance that rescales its velocity, and the blending of inpainting. A forecast bears a jump of that size, and other
+latents of the same noise level are farther away (`python -m bench.jumps`).
 """
 
 import torch
@@ -44,11 +44,9 @@ def strays(latents: Latents, states: tuple[CacheState, ...], schedule: StepSched
     if coupling.trails is None or not own:
         return None
     is_astray = is_elsewhere(latents, (*own, *coupling.trails), schedule.sigma)
-    return (
-        is_astray
-        if coupling.leader_restarted is None
-        else torch.where(coupling.is_follower, coupling.leader_restarted, is_astray)
-    )
+    if coupling.leader_restarted is None:
+        return is_astray
+    return torch.where(coupling.is_follower, coupling.leader_restarted, is_astray)
 
 
 @typed
@@ -90,7 +88,7 @@ def miss(latents: Latents, trails: tuple[Trail, ...], sigma: Scalar) -> PerSampl
 
 @typed
 def stay(branch: Branch, is_astray: Flags | None) -> Branch:
-    """The branch, whose samples that are elsewhere begin anew."""
+    """The branch before its step, whose samples that are elsewhere, bool `[batch]`, begin anew; None leaves it as it is."""
     return branch if is_astray is None else branch._replace(state=restart(branch.state, is_astray))
 
 
@@ -113,7 +111,7 @@ def leave_trail(taken: Taken, latents: Latents, restarted: Flags | None, schedul
 
 @typed
 def trail_of(latents: Latents, velocity: Latents, schedule: StepSchedule) -> Trail:
-    """Where a velocity leads."""
+    """Where a velocity leads: from latents x `[batch, *latent]`, in Euler's way, to the schedule's next noise level."""
     step = (schedule.sigma_next - schedule.sigma) * velocity.to(torch.float32)
     length = _inner(step, step).sqrt()
     return Trail(latents.to(torch.float32) + step, length, torch.zeros_like(length) + schedule.sigma_next)

@@ -1,4 +1,4 @@
-"""Decisions that the host knows before their step is launched: it waits for the device once a refresh, not once a step.
+"""Decisions that the host knows before their step is launched: it reads them once a refresh, not once a step.
 
 `torch.cond` takes its predicate from the host's memory as well. What is forced is known from the start. What error control
 decides is known once a refresh has measured its error, for all steps up to the next refresh: one table of flags is made on the

@@ -3,7 +3,7 @@
 Generators stay on the CPU, so that a seed is the same noise wherever the pipeline is.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -44,11 +44,13 @@ def draw(
     cfg: float = 1.0,
     output_type: str = "np",
     recipe: Recipe = MINI_FLUX,
+    callback: Callable[..., dict[str, Any]] | None = None,
 ) -> np.ndarray:
-    """One image `[height, width, 3]` in [0, 1], or its latents."""
+    """One image `[height, width, 3]` in [0, 1], or its latents; `callback` may change them after a step."""
     options: dict[str, Any] = {"true_cfg_scale": cfg, "negative_prompt": ""} if cfg > 1 else {}
     generator = torch.Generator().manual_seed(seed)
     options.update(settings_of(recipe), num_inference_steps=steps, generator=generator, output_type=output_type)
+    options["callback_on_step_end"] = callback
     image = pipe(recipe.prompt_of(seed), **options).images[0]
     return image.cpu().numpy() if isinstance(image, torch.Tensor) else image
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 import afcache
 from afcache.calibration.metrics import psnr
+from bench.jumps import jump
 from tests.support.leaps import PROMPTS, STEPS, Loop, at_step, embedded, fresh_like, latents_quality, prepared
 from tests.support.sampling import ADAPTIVE, sample
 
@@ -68,15 +69,19 @@ def test_one_image_of_a_batch_begins_anew_alone(own):
     assert psnr(plain[1], cached[1]) > 40
 
 
-@pytest.mark.parametrize("cfg", [1.0, 3.0])
-def test_a_nudge_no_larger_than_a_step_is_no_leap(own, cfg: float):
-    def nudge(latents: Tensor) -> Tensor:
-        noise = fresh_like(latents)
-        return latents + noise / noise.norm() * 0.03 * latents.norm()
+@pytest.mark.parametrize(("lengths", "restarts"), [(1.9, []), (2.1, [11])])
+def test_two_lengths_of_the_step_are_what_a_forecast_bears(own, lengths: float, restarts: list[int]):
+    four = {"seed": [1, 2, 3, 4], "prompt": [PROMPTS[0]] * 4}
+    calm = quality(*drawn_both_ways(own, lambda pipe: sample(pipe, **four)))
+    afcache.restore_pipeline(own)
 
-    plain, cached = drawn_both_ways(own, lambda pipe: sample(pipe, 1, cfg=cfg, prompt=PROMPTS[0], **at_step(10, nudge)))
-    assert afcache.report(own).restarts == ()
-    assert psnr(plain[0], cached[0]) > 44
+    def draw(pipe: Any) -> np.ndarray:
+        move = jump(lengths, 0)
+        return sample(pipe, **four, callback_on_step_end=move, callback_on_step_end_tensor_inputs=["latents"])
+
+    images = drawn_both_ways(own, draw)
+    assert [each.step for each in afcache.report(own).restarts] == restarts
+    assert quality(*images) > calm - 1
 
 
 def test_a_loop_by_hand_that_leaves_out_steps_begins_anew(own):
