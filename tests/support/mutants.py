@@ -26,6 +26,7 @@ class Mutant(NamedTuple):
 
 ERROR_CONTROL, STEP, RANKS = "functional/error_control.py", "functional/step.py", "functional/ranks/step.py"
 ERROR_TESTS, STEP_TESTS = "functional/test_error_control.py", "functional/test_step.py"
+CONTINUITY, CONTINUITY_TESTS = "functional/continuity.py", "functional/test_continuity.py"
 PARALLEL_TESTS, GROUP_TESTS = "parallel/test_parallel.py", "functional/groups/test_layerwise.py"
 MUTANTS = (
     # Signs.
@@ -267,5 +268,17 @@ MUTANTS = (
         "(ring.rank + 0 * hop) % ring.size",
         PARALLEL_TESTS,
         "what_one_process and ulysses and ring",
+    ),
+    # Where a step begins.
+    Mutant("a forecast bears any jump", CONTINUITY, "_REACH = 2.0", "_REACH = 1e9", CONTINUITY_TESTS),
+    Mutant("guidance is a leap", CONTINUITY, "square - along.square() / size", "square + 0 * along", CONTINUITY_TESTS),
+    Mutant("another noise level is the same", CONTINUITY, "_SAME_SIGMA = 1e-5", "_SAME_SIGMA = 9.0", CONTINUITY_TESTS),
+    Mutant(
+        "a sample that is elsewhere keeps its history",
+        CONTINUITY,
+        "restart(branch.state, is_astray)",
+        "restart(branch.state, is_astray & False)",
+        "pipelines/test_continuity.py",
+        "change_places or begins_anew_alone",
     ),
 )

@@ -25,6 +25,8 @@ from tests.support.sampling import sample, shorten
 
 # Relative to the latents, in dB; policies that measure no error are not held to theirs. From a foreign history it is less.
 BOUND, LOOSE_BOUND = 26.0, 20.0
+# What an image may lose, in dB, where settings leave less than that to one to which nothing is done.
+LOSS, UNDISTURBED_SEEDS = 3.0, range(3)
 RAN: Counter[str] = Counter()
 _FLOW: dict[str, Any] = {"use_flow_sigmas": True, "prediction_type": "flow_prediction", "use_dynamic_shifting": True}
 SCHEDULERS: dict[str, Callable[[Any], Any]] = {
@@ -100,7 +102,20 @@ class Users(RuleBasedStateMachine):
             found = quality(ours, right)
             RAN["images"] += 1
             bound = BOUND if report.config["policy"] == "adaptive" else LOOSE_BOUND
-            assert found > bound, f"{what}: {found:.1f} dB; {report}"
+            assert found > bound or found > self._undisturbed() - LOSS, f"{what}: {found:.1f} dB; {report}"
+
+    def _undisturbed(self) -> float:
+        """dB of the worst image to which nothing is done, by new pipelines: weights and solver may be hard to forecast."""
+        RAN["settings are hard"] += 1
+        fresh = copy.deepcopy(self.plain)
+        expected = [self._draw_undisturbed(fresh, seed) for seed in UNDISTURBED_SEEDS]
+        afcache.compile_pipeline(fresh, compile=False, **self.settings)
+        got = [self._draw_undisturbed(fresh, seed) for seed in UNDISTURBED_SEEDS]
+        return min(quality(ours, right) for ours, right in zip(got, expected, strict=True))
+
+    def _draw_undisturbed(self, pipe: Any, seed: int) -> Tensor:
+        with self.context():
+            return torch.from_numpy(sample(pipe, seed, steps=12, output_type="latent", prompt=PROMPTS[0]))
 
     @rule(
         event=st.sampled_from(sorted(EVENTS)),
