@@ -1,0 +1,70 @@
+"""What only image pipelines need: embeddings of prompts, masks, autoencoders, a scheduler that several families share."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler
+from PIL import Image
+
+from tests.support.zoo.parts import build, noise
+
+
+def embeddings(prompt: int, tokens: int, width: int) -> torch.Tensor:
+    """A prompt's: the same tensor object each time."""
+    return noise(1, tokens, width, seed=100 + prompt)
+
+
+def pooled(prompt: int, width: int) -> torch.Tensor:
+    """What is summed up of a prompt."""
+    return noise(1, width, seed=200 + prompt)
+
+
+def mask(size: int) -> Image.Image:
+    """The right half is to be drawn."""
+    return Image.fromarray(np.repeat(np.arange(size)[None] >= size // 2, size, axis=0).astype(np.uint8) * 255)
+
+
+def flux_scheduler(**changes: Any) -> FlowMatchEulerDiscreteScheduler:
+    """As FLUX.1-dev's, whose shift grows with the image; many families took it over."""
+    shifting = {"base_image_seq_len": 256, "max_image_seq_len": 4096, "base_shift": 0.5, "max_shift": 1.15}
+    return FlowMatchEulerDiscreteScheduler(**{"shift": 3.0, "use_dynamic_shifting": True, **shifting, **changes})
+
+
+class Certain:
+    """An autoencoder without doubt: some pipelines sample what they encode, and from the global generator."""
+
+    def encode(self, x: torch.Tensor, return_dict: bool = True) -> Any:
+        encoded = super().encode(x)  # pyright: ignore[reportAttributeAccessIssue]
+        encoded.latent_dist.std = torch.zeros_like(encoded.latent_dist.std)
+        return encoded if return_dict else (encoded.latent_dist,)
+
+
+class CertainKL(Certain, AutoencoderKL):
+    """Of Stable Diffusion's sort."""
+
+
+def levels(count: int) -> dict[str, Any]:
+    """The sizes of a picture's autoencoder, of as many levels: each but the first halves the picture."""
+    return {
+        "down_block_types": ("DownEncoderBlock2D",) * count,
+        "up_block_types": ("UpDecoderBlock2D",) * count,
+        "block_out_channels": (4,) * count,
+        "layers_per_block": 1,
+        "norm_num_groups": 2,
+        "mid_block_add_attention": False,
+    }
+
+
+def autoencoder(channels: int = 4, count: int = 2, model: type[AutoencoderKL] = AutoencoderKL, **changes: Any) -> Any:
+    """Of Stable Diffusion's sort."""
+    return build(model, 9, **{**levels(count), "latent_channels": channels, **changes})
+
+
+@torch.no_grad()
+def amplify(model: Any, factor: float, *endings: str) -> Any:
+    """The model, with the weights multiplied of every layer whose name ends so: what a prompt says would hardly matter else."""
+    for name, layer in model.named_modules():
+        if name.endswith(endings):
+            layer.weight.mul_(factor)
+    return model
