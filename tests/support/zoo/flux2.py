@@ -64,7 +64,7 @@ def klein(variant: str, name: str = "Flux2KleinPipeline", *, is_distilled: bool 
     )
 
 
-PART: dict[str, Any] = {"image": picture(SIZE, SIZE), "mask_image": mask(SIZE), "strength": 0.9}
+PART: dict[str, Any] = {"image": picture(SIZE, SIZE), "mask_image": mask(SIZE), "strength": 0.7}
 
 KINDS = [
     dev(""),

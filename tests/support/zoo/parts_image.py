@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler
 from PIL import Image
+from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
 from tests.support.zoo.parts import build, noise
 
@@ -67,4 +68,30 @@ def amplify(model: Any, factor: float, *endings: str) -> Any:
     for name, layer in model.named_modules():
         if name.endswith(endings):
             layer.weight.mul_(factor)
+    return model
+
+
+def square(size: int) -> dict[str, Any]:
+    """How large a picture is to be."""
+    return {"height": size, "width": size}
+
+
+def words_and_pictures(width: int, vocabulary: int = 64) -> Any:
+    """Qwen2.5-VL, which several families encode their prompts with."""
+    size = {"hidden_size": width, "intermediate_size": 16, "num_attention_heads": 2}
+    rope = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [1, 1, width // 4 - 2]}
+    text = {**size, "vocab_size": vocabulary, "num_hidden_layers": 1, "num_key_value_heads": 1, "rope_parameters": rope}
+    vision = {"depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2, "out_hidden_size": width}
+    return build(Qwen2_5_VLForConditionalGeneration, 8, config=Qwen2_5_VLConfig(text_config=text, vision_config=vision))
+
+
+@torch.no_grad()
+def echo(model: Any, last: torch.nn.Linear) -> Any:
+    """The model, so that it answers about what it is given, as one must that predicts the noise of what is nearly noise."""
+    embed = model.pos_embed.proj.weight
+    columns = torch.linalg.qr(embed.flatten(1))[0]
+    embed.copy_(columns.reshape(embed.shape))
+    last.weight.mul_(0.1)
+    rows = last.weight.unflatten(0, (*embed.shape[2:], -1))
+    rows[..., : embed.shape[1], :] += 0.7 * embed.permute(2, 3, 1, 0)
     return model

@@ -13,11 +13,10 @@ from diffusers import (
     QwenImageControlNetModel,
     QwenImageTransformer2DModel,
 )
-from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
 from tests.support.zoo.kind import Kind
 from tests.support.zoo.parts import build, ones, picture
-from tests.support.zoo.parts_image import Certain, amplify, embeddings, mask
+from tests.support.zoo.parts_image import Certain, amplify, embeddings, mask, words_and_pictures
 
 TEXT = 24
 SIZE = 512
@@ -51,15 +50,6 @@ def autoencoder(model: type[AutoencoderKLQwenImage] = AutoencoderKLQwenImage) ->
     sizes |= {"dim_mult": [1] * 7, "temperal_downsample": [False] * 6}
     sizes |= {"latents_mean": [0.1, -0.2, 0.3, 0.0], "latents_std": [0.5, 0.6, 0.7, 0.8]}
     return build(model, 9, **sizes)
-
-
-def text_encoder() -> Any:
-    """For a pipeline that asks for its dtype."""
-    size = {"hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 2}
-    rope = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [1, 1, 2]}
-    text = {**size, "vocab_size": 32, "num_hidden_layers": 1, "num_key_value_heads": 1, "rope_parameters": rope}
-    vision = {"depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2, "out_hidden_size": 16}
-    return build(Qwen2_5_VLForConditionalGeneration, 8, config=Qwen2_5_VLConfig(text_config=text, vision_config=vision))
 
 
 def controlnet(extra: int) -> Any:
@@ -96,7 +86,7 @@ def one(seed: int = 0) -> dict[str, Any]:
     return {"image": picture(SIZE, SIZE, seed)}
 
 
-def part(*, strength: float = 0.9) -> dict[str, Any]:
+def part(*, strength: float = 0.7) -> dict[str, Any]:
     return {**one(), "mask_image": mask(SIZE), "strength": strength}
 
 
@@ -112,7 +102,7 @@ def layers(pipe: Any, prompt: int) -> dict[str, Any]:
 
 KINDS = [
     kind("QwenImagePipeline", lambda: SQUARE),
-    kind("QwenImageImg2ImgPipeline", lambda: {**one(), "strength": 0.9, **SQUARE}),
+    kind("QwenImageImg2ImgPipeline", lambda: {**one(), "strength": 0.7, **SQUARE}),
     kind("QwenImageInpaintPipeline", lambda: {**part(), **SQUARE}),
     kind("QwenImageEditPipeline", lambda: {**one(), **SQUARE}),
     kind("QwenImageEditInpaintPipeline", part),
@@ -129,7 +119,7 @@ KINDS = [
         lambda: {**condition(), "control_mask": mask(SIZE)},
         parts=lambda: {"controlnet": controlnet(4), "vae": autoencoder(CertainQwenImage)},
     ),
-    kind("QwenImageLayeredPipeline", dict, parts=lambda: {"text_encoder": text_encoder()}, **LAYERED)._replace(
+    kind("QwenImageLayeredPipeline", dict, parts=lambda: {"text_encoder": words_and_pictures(16)}, **LAYERED)._replace(
         arguments=layers
     ),
 ]

@@ -73,8 +73,8 @@ KINDS = [
     kind("", lambda: SQUARE),
     kind("", lambda: SQUARE, " [3.5 medium]", **MEDIUM),
     kind("", lambda: {**SQUARE, **SKIPPING}, " [3.5 medium, skipped layers]", **MEDIUM),
-    kind("Img2Img", lambda: {"image": picture(SIZE, SIZE), "strength": 0.9, **SQUARE}),
-    kind("Inpaint", lambda: {"image": picture(SIZE, SIZE), "mask_image": mask(SIZE), "strength": 0.9, **SQUARE}),
+    kind("Img2Img", lambda: {"image": picture(SIZE, SIZE), "strength": 0.7, **SQUARE}),
+    kind("Inpaint", lambda: {"image": picture(SIZE, SIZE), "mask_image": mask(SIZE), "strength": 0.7, **SQUARE}),
     kind("ControlNet", condition, parts=lambda: {"controlnet": controlnet()}),
     kind(
         "ControlNet",

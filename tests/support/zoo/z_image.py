@@ -102,8 +102,8 @@ KINDS = [
     kind("ZImagePipeline"),
     kind("ZImagePipeline", lambda: {"cfg_normalization": True, "cfg_truncation": 0.4}, " [truncated guidance]"),
     kind("ZImagePipeline", variant=" [Turbo]", turbo=True),
-    kind("ZImageImg2ImgPipeline", lambda: {"image": picture(SIZE, SIZE), "strength": 0.9}),
-    kind("ZImageInpaintPipeline", lambda: {**PART, "strength": 0.9}),
+    kind("ZImageImg2ImgPipeline", lambda: {"image": picture(SIZE, SIZE), "strength": 0.7}),
+    kind("ZImageInpaintPipeline", lambda: {**PART, "strength": 0.7}),
     kind("ZImageControlNetPipeline", condition, turbo=True, parts=lambda: {"controlnet": controlnet(16)}),
     kind(
         "ZImageControlNetPipeline",
