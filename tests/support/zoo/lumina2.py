@@ -6,7 +6,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler, Lumina2Pipeline, Lumina2T
 
 from tests.support.zoo.kind import Kind
 from tests.support.zoo.parts import build, ones
-from tests.support.zoo.parts_image import autoencoder, embeddings, square
+from tests.support.zoo.parts_image import amplify, autoencoder, embeddings, square
 
 TEXT = 24
 MODEL: dict[str, Any] = {
@@ -26,7 +26,7 @@ MODEL: dict[str, Any] = {
 
 def make() -> Any:
     return Lumina2Pipeline(
-        transformer=build(Lumina2Transformer2DModel, **MODEL),
+        transformer=amplify(build(Lumina2Transformer2DModel, **MODEL), 8, "timestep_embedder.linear_1"),
         scheduler=FlowMatchEulerDiscreteScheduler(shift=6.0),
         vae=autoencoder(4, 4, shift_factor=0.12, scaling_factor=0.36),
         text_encoder=None,  # pyright: ignore[reportArgumentType]

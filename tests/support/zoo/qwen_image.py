@@ -4,9 +4,11 @@ A token is 128 pixels wide, as editing pipelines scale what they edit to about a
 """
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import diffusers
+import torch
 from diffusers import (
     AutoencoderKLQwenImage,
     FlowMatchEulerDiscreteScheduler,
@@ -71,6 +73,18 @@ def arguments(prompt: int) -> dict[str, Any]:
     return {**text, "output_type": "latent"}
 
 
+@cache
+def padded(prompt: int) -> dict[str, Any]:
+    """Of two pictures, the second with a shorter prompt."""
+    counts = ones(2, 7).clone()
+    counts[1, 5:] = 0
+    both = torch.cat([embeddings(3 * prompt, 7, TEXT), embeddings(3 * prompt + 1, 7, TEXT)])
+    return {"prompt_embeds": both, "prompt_embeds_mask": counts}
+
+
+TWICE: dict[str, Any] = {name: torch.cat([value] * 2) for name, value in GUIDED.items()}
+
+
 def kind(name: str, given: Callable[[], dict[str, Any]], variant: str = "", **options: Any) -> Kind:
     return Kind(
         f"{name}{variant}",
@@ -102,6 +116,9 @@ def layers(pipe: Any, prompt: int) -> dict[str, Any]:
 
 KINDS = [
     kind("QwenImagePipeline", lambda: SQUARE),
+    kind("QwenImagePipeline", lambda: SQUARE, " [two prompts]")._replace(
+        arguments=lambda pipe, prompt: {**padded(prompt), **SQUARE, "output_type": "latent"}, guided=TWICE
+    ),
     kind("QwenImageImg2ImgPipeline", lambda: {**one(), "strength": 0.7, **SQUARE}),
     kind("QwenImageInpaintPipeline", lambda: {**part(), **SQUARE}),
     kind("QwenImageEditPipeline", lambda: {**one(), **SQUARE}),

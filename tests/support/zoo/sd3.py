@@ -73,6 +73,9 @@ KINDS = [
     kind("", lambda: SQUARE),
     kind("", lambda: SQUARE, " [3.5 medium]", **MEDIUM),
     kind("", lambda: {**SQUARE, **SKIPPING}, " [3.5 medium, skipped layers]", **MEDIUM),
+    kind("PAG", lambda: {**SQUARE, "pag_scale": 0.7}, parts=lambda: {"pag_applied_layers": ["blocks.0"]})._replace(
+        unguided={"guidance_scale": 1.0, "pag_scale": 0.0}
+    ),
     kind("Img2Img", lambda: {"image": picture(SIZE, SIZE), "strength": 0.7, **SQUARE}),
     kind("Inpaint", lambda: {"image": picture(SIZE, SIZE), "mask_image": mask(SIZE), "strength": 0.7, **SQUARE}),
     kind("ControlNet", condition, parts=lambda: {"controlnet": controlnet()}),

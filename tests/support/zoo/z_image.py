@@ -79,6 +79,13 @@ def kind(
     )
 
 
+def two(pipe: Any, prompt: int) -> dict[str, Any]:
+    """Of different lengths."""
+    del pipe
+    texts = {"prompt_embeds": [words(prompt), words(3 + prompt, 40)], "negative_prompt_embeds": [words(2, 5)] * 2}
+    return {**texts, "output_type": "latent", **SQUARE}
+
+
 def condition() -> dict[str, Any]:
     return {"control_image": picture(SIZE, SIZE, 1)}
 
@@ -102,6 +109,7 @@ KINDS = [
     kind("ZImagePipeline"),
     kind("ZImagePipeline", lambda: {"cfg_normalization": True, "cfg_truncation": 0.4}, " [truncated guidance]"),
     kind("ZImagePipeline", variant=" [Turbo]", turbo=True),
+    kind("ZImagePipeline", variant=" [two prompts]")._replace(arguments=two),
     kind("ZImageImg2ImgPipeline", lambda: {"image": picture(SIZE, SIZE), "strength": 0.7}),
     kind("ZImageInpaintPipeline", lambda: {**PART, "strength": 0.7}),
     kind("ZImageControlNetPipeline", condition, turbo=True, parts=lambda: {"controlnet": controlnet(16)}),
