@@ -17,7 +17,8 @@ from diffusers import (
 from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModel
 
 from tests.support.zoo.kind import Kind
-from tests.support.zoo.parts import build, noise, picture
+from tests.support.zoo.parts import build, picture
+from tests.support.zoo.parts_video import clip, embeddings, of_config
 
 CHANNELS, TEXT, IMAGE = 4, 16, 16
 WIDTH, HEIGHT, FRAMES = 64, 32, 9
@@ -34,7 +35,7 @@ def _transformer(cls: Any = WanTransformer3DModel, seed: int = 0, **changes: Any
 def _vae(channels: int = CHANNELS, **changes: Any) -> Any:
     sizes: dict[str, Any] = {"base_dim": 4, "z_dim": channels, "dim_mult": [1, 1, 1, 1], "num_res_blocks": 1}
     statistics = {"latents_mean": [0.1] * channels, "latents_std": [1.5] * channels}
-    return build(AutoencoderKLWan, 1, 1.0, **{**sizes, **statistics, **changes})
+    return build(AutoencoderKLWan, 1, **{**sizes, **statistics, **changes})
 
 
 def _scheduler(shift: float) -> Any:
@@ -48,7 +49,7 @@ def _parts(transformer: Any, shift: float = 3.0, **more: Any) -> dict[str, Any]:
 
 def _image_encoder() -> dict[str, Any]:
     sizes: dict[str, Any] = {"hidden_size": IMAGE, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
-    encoder = build(lambda: CLIPVisionModel(CLIPVisionConfig(image_size=16, patch_size=8, **sizes)), 2)
+    encoder = build(of_config(CLIPVisionModel, CLIPVisionConfig), 2, image_size=16, patch_size=8, **sizes)
     size = {"height": 16, "width": 16}
     return {"image_encoder": encoder, "image_processor": CLIPImageProcessor(size={"shortest_edge": 16}, crop_size=size)}
 
@@ -106,7 +107,7 @@ def make_animate() -> Any:
 
 
 def _text(pipe: Any, prompt: int) -> dict[str, Any]:
-    embeds = {"prompt_embeds": noise(1, 8, TEXT, seed=prompt), "negative_prompt_embeds": noise(1, 8, TEXT, seed=2)}
+    embeds = {"prompt_embeds": embeddings(prompt, 8, TEXT), "negative_prompt_embeds": embeddings(2, 8, TEXT)}
     return {**embeds, **VIDEO, "output_type": "latent"}
 
 
@@ -126,23 +127,19 @@ def _first_last(pipe: Any, prompt: int) -> dict[str, Any]:
     return {**_image(pipe, prompt), "last_image": picture(WIDTH, HEIGHT, 1)}
 
 
-def _frames(seed: int = 0, width: int = WIDTH, height: int = HEIGHT) -> list[Any]:
-    return [picture(width, height, seed + frame // 4) for frame in range(FRAMES)]
-
-
 def _control(pipe: Any, prompt: int) -> dict[str, Any]:
-    masks = [picture(WIDTH, HEIGHT, 7).convert("L")] * FRAMES
-    return {**_text(pipe, prompt), "video": _frames(), "mask": masks, "reference_images": [picture(WIDTH, HEIGHT, 5)]}
+    masks = [picture(WIDTH, HEIGHT, 7, "L")] * FRAMES
+    return {**_text(pipe, prompt), "video": clip(WIDTH, HEIGHT, FRAMES), "mask": masks, "reference_images": [picture(WIDTH, HEIGHT, 5)]}
 
 
 def _video(pipe: Any, prompt: int) -> dict[str, Any]:
-    arguments = {**_text(pipe, prompt), "video": _frames(), "strength": 0.8}
+    arguments = {**_text(pipe, prompt), "video": clip(WIDTH, HEIGHT, FRAMES), "strength": 0.8}
     del arguments["num_frames"]
     return arguments
 
 
 def _animate(pipe: Any, prompt: int) -> dict[str, Any]:
-    arguments = {**_image(pipe, prompt), "pose_video": _frames(), "face_video": _frames(3, 16, 16)}
+    arguments = {**_image(pipe, prompt), "pose_video": clip(WIDTH, HEIGHT, FRAMES), "face_video": clip(16, 16, FRAMES, 3)}
     del arguments["num_frames"]
     return {**arguments, "segment_frame_length": FRAMES, "prev_segment_conditioning_frames": 1}
 

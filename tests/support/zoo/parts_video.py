@@ -1,0 +1,25 @@
+"""What only pipelines of video and audio need: embeddings of prompts, clips, models of transformers."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from PIL import Image
+
+from tests.support.zoo.parts import noise, picture
+
+
+def embeddings(prompt: int, tokens: int, width: int) -> torch.Tensor:
+    """A prompt's: the same tensor object each time."""
+    return noise(1, tokens, width, seed=100 + prompt)
+
+
+def of_config(model: Callable[[Any], Any], config: Callable[..., Any]) -> Callable[..., Any]:
+    """A transformers model as `build` makes one: called with what its configuration is called with."""
+    return lambda **sizes: model(config(**sizes))
+
+
+def clip(width: int, height: int, frames: int, seed: int = 0) -> list[Image.Image]:
+    """One picture that fades into another."""
+    first, last = picture(width, height, seed), picture(width, height, seed + 1)
+    return [Image.blend(first, last, frame / max(frames - 1, 1)) for frame in range(frames)]
