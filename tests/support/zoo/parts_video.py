@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from PIL import Image
 
+from tests.support.zoo.kind import flat
 from tests.support.zoo.parts import noise, picture
 
 
@@ -23,3 +24,13 @@ def clip(width: int, height: int, frames: int, seed: int = 0) -> list[Image.Imag
     """One picture that fades into another."""
     first, last = picture(width, height, seed), picture(width, height, seed + 1)
     return [Image.blend(first, last, frame / max(frames - 1, 1)) for frame in range(frames)]
+
+
+def parts_of(result: Any) -> torch.Tensor:
+    """All that a pipeline gives, video and audio, in one row."""
+    return flat(list(result.values()))
+
+
+def first_of(result: Any) -> torch.Tensor:
+    """What a pipeline gives under a name that few others use."""
+    return next(iter(result.values()))

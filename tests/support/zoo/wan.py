@@ -42,12 +42,12 @@ def _scheduler(shift: float) -> Any:
     return UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=shift)
 
 
-def _parts(transformer: Any, shift: float = 3.0, **more: Any) -> dict[str, Any]:
+def parts(transformer: Any, shift: float = 3.0, **more: Any) -> dict[str, Any]:
     parts = {"tokenizer": None, "text_encoder": None, "vae": _vae(), "scheduler": _scheduler(shift)}
     return {**parts, "transformer": transformer, **more}
 
 
-def _image_encoder() -> dict[str, Any]:
+def image_encoder() -> dict[str, Any]:
     sizes: dict[str, Any] = {"hidden_size": IMAGE, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
     encoder = build(of_config(CLIPVisionModel, CLIPVisionConfig), 2, image_size=16, patch_size=8, **sizes)
     size = {"height": 16, "width": 16}
@@ -55,32 +55,32 @@ def _image_encoder() -> dict[str, Any]:
 
 
 def make_text() -> Any:
-    return WanPipeline(**_parts(_transformer()))
+    return WanPipeline(**parts(_transformer()))
 
 
 def make_experts() -> Any:
-    return WanPipeline(**_parts(_transformer(), transformer_2=_transformer(seed=5), boundary_ratio=0.875))
+    return WanPipeline(**parts(_transformer(), transformer_2=_transformer(seed=5), boundary_ratio=0.875))
 
 
 def make_text_image() -> Any:
     vae = _vae(8, in_channels=12, out_channels=12, patch_size=2, scale_factor_spatial=16, is_residual=True)
     transformer = _transformer(in_channels=8, out_channels=8)
-    return WanPipeline(**_parts(transformer, 5.0, vae=vae, expand_timesteps=True))
+    return WanPipeline(**parts(transformer, 5.0, vae=vae, expand_timesteps=True))
 
 
 def make_image() -> Any:
     transformer = _transformer(in_channels=2 * CHANNELS + 4, image_dim=IMAGE, added_kv_proj_dim=24)
-    return WanImageToVideoPipeline(**_parts(transformer, **_image_encoder()))
+    return WanImageToVideoPipeline(**parts(transformer, **image_encoder()))
 
 
 def make_first_last() -> Any:
     transformer = _transformer(in_channels=2 * CHANNELS + 4, image_dim=IMAGE, added_kv_proj_dim=24, pos_embed_seq_len=10)
-    return WanImageToVideoPipeline(**_parts(transformer, 5.0, **_image_encoder()))
+    return WanImageToVideoPipeline(**parts(transformer, 5.0, **image_encoder()))
 
 
 def make_image_experts() -> Any:
     experts = [_transformer(in_channels=2 * CHANNELS + 4, seed=seed) for seed in (0, 5)]
-    return WanImageToVideoPipeline(**_parts(experts[0], transformer_2=experts[1], boundary_ratio=0.9))
+    return WanImageToVideoPipeline(**parts(experts[0], transformer_2=experts[1], boundary_ratio=0.9))
 
 
 def make_image_expanded() -> Any:
@@ -91,11 +91,11 @@ def make_image_expanded() -> Any:
 
 def make_control() -> Any:
     control = {"vace_layers": [0, 1], "vace_in_channels": 2 * CHANNELS + 64}
-    return WanVACEPipeline(**_parts(_transformer(WanVACETransformer3DModel, **control)))
+    return WanVACEPipeline(**parts(_transformer(WanVACETransformer3DModel, **control)))
 
 
 def make_video() -> Any:
-    return WanVideoToVideoPipeline(**_parts(_transformer()))
+    return WanVideoToVideoPipeline(**parts(_transformer()))
 
 
 def make_animate() -> Any:
@@ -103,20 +103,20 @@ def make_animate() -> Any:
     face |= {"motion_encoder_channel_sizes": {"4": 8, "8": 8, "16": 8}, "face_encoder_hidden_dim": 8}
     face |= {"face_encoder_num_heads": 2, "inject_face_latents_blocks": 2}
     sizes = {"in_channels": 2 * CHANNELS + 4, "latent_channels": CHANNELS, "image_dim": IMAGE, "added_kv_proj_dim": 24}
-    return WanAnimatePipeline(**_parts(_transformer(WanAnimateTransformer3DModel, **sizes, **face), 5.0, **_image_encoder()))
+    return WanAnimatePipeline(**parts(_transformer(WanAnimateTransformer3DModel, **sizes, **face), 5.0, **image_encoder()))
 
 
-def _text(pipe: Any, prompt: int) -> dict[str, Any]:
+def text(pipe: Any, prompt: int) -> dict[str, Any]:
     embeds = {"prompt_embeds": embeddings(prompt, 8, TEXT), "negative_prompt_embeds": embeddings(2, 8, TEXT)}
     return {**embeds, **VIDEO, "output_type": "latent"}
 
 
 def _text_image(pipe: Any, prompt: int) -> dict[str, Any]:
-    return {**_text(pipe, prompt), "width": 2 * WIDTH, "height": 2 * HEIGHT}
+    return {**text(pipe, prompt), "width": 2 * WIDTH, "height": 2 * HEIGHT}
 
 
-def _image(pipe: Any, prompt: int) -> dict[str, Any]:
-    return {**_text(pipe, prompt), "image": picture(WIDTH, HEIGHT)}
+def image(pipe: Any, prompt: int) -> dict[str, Any]:
+    return {**text(pipe, prompt), "image": picture(WIDTH, HEIGHT)}
 
 
 def _image_expanded(pipe: Any, prompt: int) -> dict[str, Any]:
@@ -124,33 +124,38 @@ def _image_expanded(pipe: Any, prompt: int) -> dict[str, Any]:
 
 
 def _first_last(pipe: Any, prompt: int) -> dict[str, Any]:
-    return {**_image(pipe, prompt), "last_image": picture(WIDTH, HEIGHT, 1)}
+    return {**image(pipe, prompt), "last_image": picture(WIDTH, HEIGHT, 1)}
 
 
 def _control(pipe: Any, prompt: int) -> dict[str, Any]:
     masks = [picture(WIDTH, HEIGHT, 7, "L")] * FRAMES
-    return {**_text(pipe, prompt), "video": clip(WIDTH, HEIGHT, FRAMES), "mask": masks, "reference_images": [picture(WIDTH, HEIGHT, 5)]}
+    return {
+        **text(pipe, prompt),
+        "video": clip(WIDTH, HEIGHT, FRAMES),
+        "mask": masks,
+        "reference_images": [picture(WIDTH, HEIGHT, 5)],
+    }
 
 
 def _video(pipe: Any, prompt: int) -> dict[str, Any]:
-    arguments = {**_text(pipe, prompt), "video": clip(WIDTH, HEIGHT, FRAMES), "strength": 0.8}
+    arguments = {**text(pipe, prompt), "video": clip(WIDTH, HEIGHT, FRAMES), "strength": 0.8}
     del arguments["num_frames"]
     return arguments
 
 
 def _animate(pipe: Any, prompt: int) -> dict[str, Any]:
-    arguments = {**_image(pipe, prompt), "pose_video": clip(WIDTH, HEIGHT, FRAMES), "face_video": clip(16, 16, FRAMES, 3)}
+    arguments = {**image(pipe, prompt), "pose_video": clip(WIDTH, HEIGHT, FRAMES), "face_video": clip(16, 16, FRAMES, 3)}
     del arguments["num_frames"]
     return {**arguments, "segment_frame_length": FRAMES, "prev_segment_conditioning_frames": 1}
 
 
 KINDS = [
-    Kind("WanPipeline", "Wan 2.1", make_text, _text, ON, OFF),
-    Kind("WanPipeline [two experts]", "Wan 2.2", make_experts, _text, {**ON, "guidance_scale_2": 3.0}, OFF),
+    Kind("WanPipeline", "Wan 2.1", make_text, text, ON, OFF),
+    Kind("WanPipeline [two experts]", "Wan 2.2", make_experts, text, {**ON, "guidance_scale_2": 3.0}, OFF),
     Kind("WanPipeline [expanded timesteps]", "Wan 2.2", make_text_image, _text_image, ON, OFF),
-    Kind("WanImageToVideoPipeline", "Wan 2.1", make_image, _image, ON, OFF),
+    Kind("WanImageToVideoPipeline", "Wan 2.1", make_image, image, ON, OFF),
     Kind("WanImageToVideoPipeline [first and last]", "Wan 2.1", make_first_last, _first_last, ON, OFF),
-    Kind("WanImageToVideoPipeline [two experts]", "Wan 2.2", make_image_experts, _image, ON, OFF),
+    Kind("WanImageToVideoPipeline [two experts]", "Wan 2.2", make_image_experts, image, ON, OFF),
     Kind("WanImageToVideoPipeline [expanded timesteps]", "Wan 2.2", make_image_expanded, _image_expanded, ON, OFF),
     Kind("WanVACEPipeline", "Wan 2.1", make_control, _control, ON, OFF),
     Kind("WanVideoToVideoPipeline", "Wan 2.1", make_video, _video, ON, OFF),
