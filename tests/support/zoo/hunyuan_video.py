@@ -42,9 +42,9 @@ def _transformer(**changes: Any) -> Any:
 def _make(pipeline: Any, shift: float = 7.0, **changes: Any) -> Any:
     blocks: dict[str, Any] = {"block_out_channels": (4, 4, 4, 4), "layers_per_block": 1, "norm_num_groups": 2}
     vae = build(AutoencoderKLHunyuanVideo, 1, latent_channels=CHANNELS, **blocks)
-    processor = {"image_processor": None} if pipeline is HunyuanVideoImageToVideoPipeline else {}
+    processor = ["image_processor"] if pipeline is HunyuanVideoImageToVideoPipeline else []
     parts = {"transformer": _transformer(**changes), "vae": vae, "scheduler": FlowMatchEulerDiscreteScheduler(shift=shift)}
-    return pipeline(**dict.fromkeys(NAMES), **parts, **processor)
+    return pipeline(**dict.fromkeys([*NAMES, *processor]), **parts)
 
 
 def make_text() -> Any:
@@ -106,7 +106,7 @@ def _image(pipe: Any, prompt: int) -> dict[str, Any]:
     return {**_text(pipe, prompt), "image": picture(WIDTH, HEIGHT)}
 
 
-def _text_15(pipe: Any, prompt: int) -> dict[str, Any]:
+def text_15(pipe: Any, prompt: int) -> dict[str, Any]:
     arguments: dict[str, Any] = {"width": 2 * WIDTH, "height": 2 * HEIGHT, "num_frames": FRAMES, "output_type": "latent"}
     for prefix, index in (("", prompt), ("negative_", 2)):
         arguments[prefix + "prompt_embeds"] = embeddings(index, TOKENS, TEXT)
@@ -117,7 +117,7 @@ def _text_15(pipe: Any, prompt: int) -> dict[str, Any]:
 
 
 def _image_15(pipe: Any, prompt: int) -> dict[str, Any]:
-    arguments = {**_text_15(pipe, prompt), "image": picture(2 * WIDTH, 2 * HEIGHT)}
+    arguments = {**text_15(pipe, prompt), "image": picture(2 * WIDTH, 2 * HEIGHT)}
     return {name: value for name, value in arguments.items() if name not in ("width", "height")}
 
 
@@ -125,8 +125,8 @@ KINDS = [
     Kind("HunyuanVideoPipeline", "HunyuanVideo", make_text, _text, TRUE_CFG, {}),
     Kind("HunyuanVideoImageToVideoPipeline", "HunyuanVideo", make_image, _image, TRUE_CFG, {}),
     Kind("HunyuanVideoImageToVideoPipeline [token replace]", "HunyuanVideo", make_image_replaced, _image, TRUE_CFG, {}),
-    Kind("HunyuanVideo15Pipeline", "HunyuanVideo 1.5", make_text_15, _text_15, {}),
-    Kind("HunyuanVideo15Pipeline [unguided]", "HunyuanVideo 1.5", lambda: make_text_15(False), _text_15, None, {}),
+    Kind("HunyuanVideo15Pipeline", "HunyuanVideo 1.5", make_text_15, text_15, {}),
+    Kind("HunyuanVideo15Pipeline [unguided]", "HunyuanVideo 1.5", lambda: make_text_15(False), text_15, None, {}),
     Kind("HunyuanVideo15ImageToVideoPipeline", "HunyuanVideo 1.5", make_image_15, _image_15, {}),
     Kind("HunyuanVideo15ImageToVideoPipeline [mean flow]", "HunyuanVideo 1.5", make_image_15_meanflow, _image_15, None, {}),
 ]

@@ -21,7 +21,7 @@ WIDTH, HEIGHT, FRAMES = 128, 64, 17
 ON, OFF = {"guidance_scale": 3.0}, {"guidance_scale": 1.0}
 
 
-def _make(pipeline: Any) -> Any:
+def make(pipeline: Any = None) -> Any:
     sizes: dict[str, Any] = {"num_attention_heads": 2, "attention_head_dim": 12, "cross_attention_dim": 24, "num_layers": 2}
     sizes |= {"in_channels": CHANNELS, "out_channels": CHANNELS, "caption_channels": TEXT}
     blocks: dict[str, Any] = {"block_out_channels": (4, 4, 4, 4), "decoder_block_out_channels": (4, 4, 4, 4)}
@@ -29,16 +29,16 @@ def _make(pipeline: Any) -> Any:
     shifts = {"base_shift": 0.95, "max_shift": 2.05, "base_image_seq_len": 1024}
     if pipeline is not LTXConditionPipeline:
         shifts |= {"use_dynamic_shifting": True, "shift_terminal": 0.1}
-    return pipeline(
+    absent: dict[str, Any] = {"text_encoder": None, "tokenizer": None}
+    return (pipeline or LTXPipeline)(
         scheduler=FlowMatchEulerDiscreteScheduler(**shifts),
         vae=build(AutoencoderKLLTXVideo, 1, **blocks),
-        text_encoder=None,
-        tokenizer=None,
+        **absent,
         transformer=build(LTXVideoTransformer3DModel, **sizes),
     )
 
 
-def _text(pipe: Any, prompt: int) -> dict[str, Any]:
+def text(pipe: Any, prompt: int) -> dict[str, Any]:
     embeds = {"prompt_embeds": embeddings(prompt, TOKENS, TEXT), "negative_prompt_embeds": embeddings(2, TOKENS, TEXT)}
     masks = {"prompt_attention_mask": ones(1, TOKENS), "negative_prompt_attention_mask": ones(1, TOKENS)}
     size = {"width": WIDTH, "height": HEIGHT, "num_frames": FRAMES}
@@ -46,25 +46,25 @@ def _text(pipe: Any, prompt: int) -> dict[str, Any]:
 
 
 def _image(pipe: Any, prompt: int) -> dict[str, Any]:
-    return {**_text(pipe, prompt), "image": picture(WIDTH, HEIGHT)}
+    return {**text(pipe, prompt), "image": picture(WIDTH, HEIGHT)}
 
 
 def _conditions(pipe: Any, prompt: int) -> dict[str, Any]:
     first = LTXVideoCondition(image=picture(WIDTH, HEIGHT), frame_index=0)
     later = LTXVideoCondition(video=clip(WIDTH, HEIGHT, 9), frame_index=8, strength=0.8)
-    return {**_text(pipe, prompt), "conditions": [first, later]}
+    return {**text(pipe, prompt), "conditions": [first, later]}
 
 
 def _video(pipe: Any, prompt: int) -> dict[str, Any]:
     latents = noise(1, CHANNELS, 3, HEIGHT // 32, WIDTH // 32, seed=3)
-    return {**_text(pipe, prompt), "latents": latents, "denoise_strength": 0.7}
+    return {**text(pipe, prompt), "latents": latents, "denoise_strength": 0.7}
 
 
 KINDS = [
-    Kind("LTXPipeline", "LTX-Video", lambda: _make(LTXPipeline), _text, ON, OFF),
-    Kind("LTXPipeline [rescaled]", "LTX-Video", lambda: _make(LTXPipeline), _text, {**ON, "guidance_rescale": 0.7}, OFF),
-    Kind("LTXImageToVideoPipeline", "LTX-Video", lambda: _make(LTXImageToVideoPipeline), _image, ON, OFF),
-    Kind("LTXConditionPipeline", "LTX-Video", lambda: _make(LTXConditionPipeline), _text, ON, OFF),
-    Kind("LTXConditionPipeline [conditions]", "LTX-Video", lambda: _make(LTXConditionPipeline), _conditions, ON, OFF),
-    Kind("LTXConditionPipeline [video to video]", "LTX-Video", lambda: _make(LTXConditionPipeline), _video, ON, OFF),
+    Kind("LTXPipeline", "LTX-Video", make, text, ON, OFF),
+    Kind("LTXPipeline [rescaled]", "LTX-Video", make, text, {**ON, "guidance_rescale": 0.7}, OFF),
+    Kind("LTXImageToVideoPipeline", "LTX-Video", lambda: make(LTXImageToVideoPipeline), _image, ON, OFF),
+    Kind("LTXConditionPipeline", "LTX-Video", lambda: make(LTXConditionPipeline), text, ON, OFF),
+    Kind("LTXConditionPipeline [conditions]", "LTX-Video", lambda: make(LTXConditionPipeline), _conditions, ON, OFF),
+    Kind("LTXConditionPipeline [video to video]", "LTX-Video", lambda: make(LTXConditionPipeline), _video, ON, OFF),
 ]

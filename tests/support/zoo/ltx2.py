@@ -43,7 +43,7 @@ def _connectors() -> Any:
     return build(LTX2TextConnectors, 3, **sizes)
 
 
-def _parts(**changes: Any) -> dict[str, Any]:
+def parts(**changes: Any) -> dict[str, Any]:
     blocks: dict[str, Any] = {"block_out_channels": (8, 8, 8, 8), "decoder_block_out_channels": (8, 8, 8)}
     blocks |= {"layers_per_block": (1,) * 5, "decoder_layers_per_block": (1,) * 4, "latent_channels": CHANNELS}
     blocks |= {"spatial_compression_ratio": 32, "temporal_compression_ratio": 8}
@@ -68,24 +68,24 @@ def _parts(**changes: Any) -> dict[str, Any]:
 
 
 def make_text() -> Any:
-    return LTX2Pipeline(**_parts())
+    return LTX2Pipeline(**parts())
 
 
 def make_text_perturbed() -> Any:
     """As LTX-2.3, whose blocks can leave attention out, and modulate what they read of the prompt."""
     gates = dict.fromkeys(("gated_attn", "audio_gated_attn", "cross_attn_mod", "audio_cross_attn_mod", "perturbed_attn"), True)
-    return LTX2Pipeline(**_parts(**gates))
+    return LTX2Pipeline(**parts(**gates))
 
 
 def make_image() -> Any:
-    return LTX2ImageToVideoPipeline(**_parts())
+    return LTX2ImageToVideoPipeline(**parts())
 
 
 def make_conditions() -> Any:
-    return LTX2ConditionPipeline(**_parts())
+    return LTX2ConditionPipeline(**parts())
 
 
-def _text(pipe: Any, prompt: int) -> dict[str, Any]:
+def text(pipe: Any, prompt: int) -> dict[str, Any]:
     embeds = {"prompt_embeds": embeddings(prompt, TOKENS, 2 * TEXT), "negative_prompt_embeds": embeddings(2, TOKENS, 2 * TEXT)}
     masks = {"prompt_attention_mask": ones(1, TOKENS), "negative_prompt_attention_mask": ones(1, TOKENS)}
     size = {"width": WIDTH, "height": HEIGHT, "num_frames": FRAMES}
@@ -93,21 +93,21 @@ def _text(pipe: Any, prompt: int) -> dict[str, Any]:
 
 
 def _perturbed(pipe: Any, prompt: int) -> dict[str, Any]:
-    arguments = {name: value for name, value in _text(pipe, prompt).items() if name not in PLAIN}
+    arguments = {name: value for name, value in text(pipe, prompt).items() if name not in PLAIN}
     return {**arguments, "spatio_temporal_guidance_blocks": [1]}
 
 
 def _image(pipe: Any, prompt: int) -> dict[str, Any]:
-    return {**_text(pipe, prompt), "image": picture(WIDTH, HEIGHT), "image_crf": 0}
+    return {**text(pipe, prompt), "image": picture(WIDTH, HEIGHT), "image_crf": 0}
 
 
 def _conditions(pipe: Any, prompt: int) -> dict[str, Any]:
     last = LTX2VideoCondition(frames=picture(WIDTH, HEIGHT), index=-1, strength=0.8, crf=0)
-    return {**_text(pipe, prompt), "conditions": [last]}
+    return {**text(pipe, prompt), "conditions": [last]}
 
 
 KINDS = [
-    Kind("LTX2Pipeline", "LTX-2", make_text, _text, ON, OFF, latents=parts_of),
+    Kind("LTX2Pipeline", "LTX-2", make_text, text, ON, OFF, latents=parts_of),
     Kind("LTX2Pipeline [perturbed]", "LTX-2", make_text_perturbed, _perturbed, ON, {**OFF, **PLAIN}, latents=parts_of),
     Kind("LTX2ImageToVideoPipeline", "LTX-2", make_image, _image, ON, OFF, latents=parts_of),
     Kind("LTX2ConditionPipeline", "LTX-2", make_conditions, _conditions, ON, OFF, latents=parts_of),

@@ -15,13 +15,9 @@ TEXT, TOKENS = 16, 6
 def make() -> Any:
     sizes: dict[str, Any] = {"num_attention_heads": 2, "attention_head_dim": 12, "num_layers": 3, "in_channels": 4}
     sizes |= {"pooled_projection_dim": 16, "text_embed_dim": TEXT, "time_embed_dim": 16}
-    return MochiPipeline(
-        scheduler=FlowMatchEulerDiscreteScheduler(invert_sigmas=True),
-        vae=None,
-        text_encoder=None,
-        tokenizer=None,
-        transformer=build(MochiTransformer3DModel, **sizes),
-    )
+    absent: dict[str, Any] = dict.fromkeys(("vae", "text_encoder", "tokenizer"))
+    scheduler = FlowMatchEulerDiscreteScheduler(invert_sigmas=True)
+    return MochiPipeline(scheduler=scheduler, transformer=build(MochiTransformer3DModel, **sizes), **absent)
 
 
 def _text(pipe: Any, prompt: int) -> dict[str, Any]:

@@ -54,12 +54,13 @@ def image_encoder() -> dict[str, Any]:
     return {"image_encoder": encoder, "image_processor": CLIPImageProcessor(size={"shortest_edge": 16}, crop_size=size)}
 
 
-def make_text() -> Any:
-    return WanPipeline(**parts(_transformer()))
+def make_text(channels: int = CHANNELS) -> Any:
+    return WanPipeline(**parts(_transformer(in_channels=channels, out_channels=channels)))
 
 
-def make_experts() -> Any:
-    return WanPipeline(**parts(_transformer(), transformer_2=_transformer(seed=5), boundary_ratio=0.875))
+def make_experts(channels: int = CHANNELS) -> Any:
+    experts = [_transformer(seed=seed, in_channels=channels, out_channels=channels) for seed in (0, 5)]
+    return WanPipeline(**parts(experts[0], transformer_2=experts[1], boundary_ratio=0.875))
 
 
 def make_text_image() -> Any:
