@@ -93,7 +93,7 @@ def make_image_15_meanflow() -> Any:
     return make_image_15(False, use_meanflow=True)
 
 
-def _text(pipe: Any, prompt: int) -> dict[str, Any]:
+def text(pipe: Any, prompt: int) -> dict[str, Any]:
     arguments: dict[str, Any] = {"width": WIDTH, "height": HEIGHT, "num_frames": FRAMES, "output_type": "latent"}
     for prefix, index in (("", prompt), ("negative_", 2)):
         arguments[prefix + "prompt_embeds"] = embeddings(index, TOKENS, TEXT)
@@ -103,7 +103,7 @@ def _text(pipe: Any, prompt: int) -> dict[str, Any]:
 
 
 def _image(pipe: Any, prompt: int) -> dict[str, Any]:
-    return {**_text(pipe, prompt), "image": picture(WIDTH, HEIGHT)}
+    return {**text(pipe, prompt), "image": picture(WIDTH, HEIGHT)}
 
 
 def text_15(pipe: Any, prompt: int) -> dict[str, Any]:
@@ -122,7 +122,7 @@ def _image_15(pipe: Any, prompt: int) -> dict[str, Any]:
 
 
 KINDS = [
-    Kind("HunyuanVideoPipeline", "HunyuanVideo", make_text, _text, TRUE_CFG, {}),
+    Kind("HunyuanVideoPipeline", "HunyuanVideo", make_text, text, TRUE_CFG, {}),
     Kind("HunyuanVideoImageToVideoPipeline", "HunyuanVideo", make_image, _image, TRUE_CFG, {}),
     Kind("HunyuanVideoImageToVideoPipeline [token replace]", "HunyuanVideo", make_image_replaced, _image, TRUE_CFG, {}),
     Kind("HunyuanVideo15Pipeline", "HunyuanVideo 1.5", make_text_15, text_15, {}),

@@ -27,11 +27,11 @@ LEVELS |= {"down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("
 LEVELS |= {"mid_block_add_attention": False}
 
 
-def _guider(scale: float | None) -> Any:
+def guider(scale: float | None) -> Any:
     return ClassifierFreeGuidance(guidance_scale=scale or 1.0, enabled=scale is not None)
 
 
-def make_qwen(guider: Any = None) -> Any:
+def make_qwen(chosen: Any = None) -> Any:
     sizes: dict[str, Any] = {"num_attention_heads": 2, "attention_head_dim": 12, "num_layers": 2, "in_channels": 16}
     sizes |= {"out_channels": 4, "joint_attention_dim": TEXT, "axes_dims_rope": (4, 4, 4)}
     shifts = {"base_image_seq_len": 256, "max_image_seq_len": 8192, "base_shift": 0.5, "max_shift": 0.9, "shift_terminal": 0.02}
@@ -42,12 +42,12 @@ def make_qwen(guider: Any = None) -> Any:
         transformer=build(QwenImageTransformer2DModel, gain=1.0, **sizes),
         scheduler=FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, **shifts),
         vae=build(AutoencoderKLQwenImage, 1, **levels),
-        guider=guider or _guider(4.0),
+        guider=chosen or guider(4.0),
     )
 
 
 def make_qwen_unguided() -> Any:
-    return make_qwen(_guider(None))
+    return make_qwen(guider(None))
 
 
 def make_z_image(scale: float | None = None) -> Any:
@@ -58,7 +58,7 @@ def make_z_image(scale: float | None = None) -> Any:
         transformer=build(ZImageTransformer2DModel, **sizes),
         scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
         vae=build(AutoencoderKL, 1, latent_channels=4, shift_factor=0.1, **LEVELS),
-        guider=_guider(scale),
+        guider=guider(scale),
     )
 
 
@@ -79,7 +79,7 @@ def make_flux2_klein() -> Any:
 
 
 def make_flux2_klein_base() -> Any:
-    return make_flux2(diffusers.Flux2KleinBaseAutoBlocks, False, guider=_guider(4.0))
+    return make_flux2(diffusers.Flux2KleinBaseAutoBlocks, False, guider=guider(4.0))
 
 
 def make_flux3(blocks: Any = diffusers.Flux3AutoBlocks, flow_map: bool = False, **guiders: Any) -> Any:
@@ -94,7 +94,7 @@ def make_flux3(blocks: Any = diffusers.Flux3AutoBlocks, flow_map: bool = False, 
 
 
 def make_flux3_unguided() -> Any:
-    return make_flux3(guider=_guider(None))
+    return make_flux3(guider=guider(None))
 
 
 def make_flux3_distilled() -> Any:

@@ -69,34 +69,34 @@ def make_minimax() -> Any:
     return assemble(diffusers.MiniMaxH3Blocks, transformer=transformer, **schedulers)
 
 
-def _modular(arguments: dict[str, Any], **more: Any) -> dict[str, Any]:
+def modular(arguments: dict[str, Any], **more: Any) -> dict[str, Any]:
     return {**{name: value for name, value in arguments.items() if name != "output_type"}, "output": "latents", **more}
 
 
 def wan_text(pipe: Any, prompt: int) -> dict[str, Any]:
-    return _modular(wan.text(pipe, prompt))
+    return modular(wan.text(pipe, prompt))
 
 
 def _wan_image(pipe: Any, prompt: int) -> dict[str, Any]:
-    return _modular(wan.text(pipe, prompt), image=picture(wan.WIDTH, wan.HEIGHT))
+    return modular(wan.text(pipe, prompt), image=picture(wan.WIDTH, wan.HEIGHT))
 
 
 def _ltx(pipe: Any, prompt: int) -> dict[str, Any]:
-    return _modular(ltx.text(pipe, prompt))
+    return modular(ltx.text(pipe, prompt))
 
 
 def _ltx_image(pipe: Any, prompt: int) -> dict[str, Any]:
-    return _modular(ltx.text(pipe, prompt), image=picture(ltx.WIDTH, ltx.HEIGHT))
+    return modular(ltx.text(pipe, prompt), image=picture(ltx.WIDTH, ltx.HEIGHT))
 
 
 def _ltx2(pipe: Any, prompt: int) -> dict[str, Any]:
     arguments = {name: value for name, value in ltx2.text(pipe, prompt).items() if name not in ltx2.PLAIN}
-    return _modular(arguments, batch_size=1, dtype=torch.float32, output=["latents", "audio_latents"])
+    return modular(arguments, batch_size=1, dtype=torch.float32, output=["latents", "audio_latents"])
 
 
 def _hunyuan(pipe: Any, prompt: int) -> dict[str, Any]:
     arguments = hunyuan_video.text_15(pipe, prompt)
-    return _modular(arguments, batch_size=1)
+    return modular(arguments, batch_size=1)
 
 
 def _hunyuan_image(pipe: Any, prompt: int) -> dict[str, Any]:

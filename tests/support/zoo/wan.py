@@ -90,9 +90,9 @@ def make_image_expanded() -> Any:
     return WanImageToVideoPipeline(**{name: getattr(pipe, name) for name in names}, expand_timesteps=True)
 
 
-def make_control() -> Any:
+def make_control(seed: int = 0) -> Any:
     control = {"vace_layers": [0, 1], "vace_in_channels": 2 * CHANNELS + 64}
-    return WanVACEPipeline(**parts(_transformer(WanVACETransformer3DModel, **control)))
+    return WanVACEPipeline(**parts(_transformer(WanVACETransformer3DModel, seed, **control)))
 
 
 def make_video() -> Any:
