@@ -24,7 +24,7 @@ from transformers import Qwen3Config, Qwen3Model, UMT5Config, UMT5EncoderModel
 
 from tests.support.zoo.kind import Kind
 from tests.support.zoo.parts import PROMPTS, build, noise, ones, tokenizer
-from tests.support.zoo.parts_video import embeddings, first_of, of_config
+from tests.support.zoo.parts_video import embeddings, first_of, of_config, old_norms
 
 CHANNELS, TEXT, TOKENS = 8, 16, 6
 STABLE, ACE, LONGCAT = "Stable Audio 3", "ACE-Step", "LongCat-AudioDiT"
@@ -38,7 +38,7 @@ def make_stable(pipeline: Any, stochastic: bool = False) -> Any:
     levels: dict[str, Any] = {"patch_size": 4, "encoder_channels": 8, "encoder_c_mults": [2], "encoder_strides": [2]}
     levels |= {"encoder_transformer_depths": [1], "latent_dim": CHANNELS, "dim_heads": 8, "sampling_rate": 80}
     return pipeline(
-        vae=build(AutoencoderSAME, 1, **levels),
+        vae=build(old_norms(AutoencoderSAME), 1, **levels),
         text_encoder=None,
         tokenizer=None,
         duration_embedder=build(StableAudio3DurationEmbedder, 2, output_dim=TEXT, fourier_dim=16),
@@ -63,7 +63,7 @@ def make_ace(is_turbo: bool = False) -> Any:
     levels = {"encoder_hidden_size": 4, "decoder_channels": 4, "channel_multiples": [1, 2], "downsampling_ratios": [2, 4]}
     model = {"audio_acoustic_hidden_dim": width, "in_channels": 3 * width, "is_turbo": is_turbo, "num_hidden_layers": 2}
     return AceStepPipeline(
-        vae=build(AutoencoderOobleck, 1, decoder_input_channels=width, sampling_rate=40, **levels),
+        vae=build(old_norms(AutoencoderOobleck), 1, decoder_input_channels=width, sampling_rate=40, **levels),
         text_encoder=_qwen(**text),
         tokenizer=tokenizer(),
         transformer=build(AceStepTransformer1DModel, **model, **sizes),
@@ -77,7 +77,7 @@ def make_longcat() -> Any:
     levels: dict[str, Any] = {"channels": 4, "c_mults": [1, 2], "strides": [2, 4], "encoder_latent_dim": 2 * CHANNELS}
     sizes: dict[str, Any] = {"dit_dim": 32, "dit_depth": 2, "dit_heads": 2, "dit_text_dim": TEXT}
     return LongCatAudioDiTPipeline(
-        vae=build(LongCatAudioDiTVae, 1, latent_dim=CHANNELS, downsampling_ratio=8, sample_rate=80, **levels),
+        vae=build(old_norms(LongCatAudioDiTVae), 1, latent_dim=CHANNELS, downsampling_ratio=8, sample_rate=80, **levels),
         text_encoder=build(of_config(UMT5EncoderModel, UMT5Config), 3, **text),
         tokenizer=tokenizer(),
         transformer=build(LongCatAudioDiTTransformer, latent_dim=CHANNELS, **sizes),

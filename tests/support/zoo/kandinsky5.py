@@ -79,3 +79,4 @@ KINDS = [
     Kind("Kandinsky5T2IPipeline", FAMILY, lambda: _image(Kandinsky5T2IPipeline, False), _square, ON, OFF, latents=first_of),
     Kind("Kandinsky5I2IPipeline", FAMILY, make_edit, _edited, ON, OFF, latents=first_of),
 ]
+SKIPPED = {"attention_type='nabla'": "takes flex attention, and blocks of 8 by 8 patches"}

@@ -54,7 +54,7 @@ def make_sd3(scale: float | None = 7.0) -> Any:
 
 
 def make_edit(blocks: Any = diffusers.QwenImageEditAutoBlocks) -> Any:
-    levels: dict[str, Any] = {"base_dim": 1, "z_dim": 4, "dim_mult": [1] * 7, "num_res_blocks": 1}
+    levels: dict[str, Any] = {"base_dim": 2, "z_dim": 4, "dim_mult": [1] * 7, "num_res_blocks": 0}
     levels |= {"temperal_downsample": [False] * 6, "latents_mean": [0.1] * 4, "latents_std": [1.5] * 4}
     plain = make_qwen()
     pipe = assemble(blocks, **take(plain, "transformer", "scheduler", "guider"), vae=build(AutoencoderKLQwenImage, 1, **levels))

@@ -1,5 +1,6 @@
 """What only pipelines of video and audio need: embeddings of prompts, clips, models of transformers."""
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -9,10 +10,24 @@ from PIL import Image
 from tests.support.zoo.kind import flat
 from tests.support.zoo.parts import noise, picture
 
+# What Mochi's and Helios's pipelines warn of, for pytest.mark.filterwarnings.
+HARMLESS = ("ignore:In CPU autocast:UserWarning", "ignore:__array_wrap__ must accept:DeprecationWarning")
+
 
 def embeddings(prompt: int, tokens: int, width: int) -> torch.Tensor:
     """A prompt's: the same tensor object each time."""
     return noise(1, tokens, width, seed=100 + prompt)
+
+
+def old_norms(model: Callable[..., Any]) -> Callable[..., Any]:
+    """A model as `build` makes one, whose class still takes a function that torch wants replaced."""
+
+    def make(**sizes: Any) -> Any:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            return model(**sizes)
+
+    return make
 
 
 def of_config(model: Callable[[Any], Any], config: Callable[..., Any]) -> Callable[..., Any]:

@@ -121,3 +121,7 @@ KINDS = [
     Kind("LucyEditPipeline", "Lucy Edit", make_lucy, _lucy, ON, OFF),
     Kind("MotifVideoPipeline", "Motif-Video", make_motif, _motif, {}),
 ]
+SKIPPED = {
+    "CosmosTransformer3DModel": "NameError: name 'transforms' is not defined, as torchvision is not installed",
+    "all Cosmos pipelines": "ImportError: `cosmos_guardrail` is not installed. Please install it to use the safety checker",
+}

@@ -150,6 +150,12 @@ def _animate(pipe: Any, prompt: int) -> dict[str, Any]:
     return {**arguments, "segment_frame_length": FRAMES, "prev_segment_conditioning_frames": 1}
 
 
+def _animate_on(pipe: Any, prompt: int) -> dict[str, Any]:
+    """Two segments, the second from the first's last frame; the latents are the second's."""
+    frames = 2 * FRAMES - 1
+    return {**_animate(pipe, prompt), "pose_video": clip(WIDTH, HEIGHT, frames), "face_video": clip(16, 16, frames, 3)}
+
+
 KINDS = [
     Kind("WanPipeline", "Wan 2.1", make_text, text, ON, OFF),
     Kind("WanPipeline [two experts]", "Wan 2.2", make_experts, text, {**ON, "guidance_scale_2": 3.0}, OFF),
@@ -161,4 +167,5 @@ KINDS = [
     Kind("WanVACEPipeline", "Wan 2.1", make_control, _control, ON, OFF),
     Kind("WanVideoToVideoPipeline", "Wan 2.1", make_video, _video, ON, OFF),
     Kind("WanAnimatePipeline", "Wan 2.2", make_animate, _animate, ON, OFF),
+    Kind("WanAnimatePipeline [two segments]", "Wan 2.2", make_animate, _animate_on, ON, OFF),
 ]
