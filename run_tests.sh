@@ -2,13 +2,16 @@
 # Lint, types and tests on a fresh clone. Arguments are passed on to pytest, e.g. ./run_tests.sh -k forecast
 # ./run_tests.sh --contract also runs the tests of what torch itself does (tests/contract); without it they run where
 # constraints.txt has changed since they last passed, which tests/contract/passed_with records.
+# ./run_tests.sh --slow also compiles a step of every family of models, some with inductor: half an hour more.
 # TEST_PROCESSES (2) tests run at once, each on one thread: more of them only wait for each other on models this small.
 set -euo pipefail
 cd "$(dirname "$0")"
 source environment.sh
-arguments=() contract=""
+arguments=() contract="" chosen="not contract and not slow"
 for argument in "$@"; do
-    if [ "$argument" = "--contract" ]; then contract=1; else arguments+=("$argument"); fi
+    if [ "$argument" = "--contract" ]; then contract=1
+    elif [ "$argument" = "--slow" ]; then chosen="not contract"
+    else arguments+=("$argument"); fi
 done
 make_environment "[test,bench]"
 .venv/bin/ruff check .
@@ -22,4 +25,4 @@ if [ -n "$contract" ] || [ "$constraints" != "$(cat tests/contract/passed_with 2
     "${pytest[@]}" -m contract
     echo "$constraints" > tests/contract/passed_with
 fi
-exec "${pytest[@]}" -m "not contract" ${arguments[@]+"${arguments[@]}"}
+exec "${pytest[@]}" -m "$chosen" ${arguments[@]+"${arguments[@]}"}

@@ -6,12 +6,13 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal, TypeVar
 
 import torch
+from diffusers.utils import logging
 
-from afcache.models.families import check_pipeline, family_of
+from afcache.models.families import check_pipeline, family_of, transformers_of
 from afcache.models.family import Family
 from afcache.parallel.config import ParallelConfig
 from afcache.parallel.groups import ParallelContext, check_device, check_heads, connect
-from afcache.runtime.binding import bind, bound_runtime, release, require_runtime, set_aside
+from afcache.runtime.binding import bind, bound_runtime, check_bindable, release, require_runtimes, set_aside
 from afcache.runtime.compiled import CompileOptions
 from afcache.runtime.controls import unwatch
 from afcache.runtime.runtime import Runtime, check_model
@@ -20,6 +21,9 @@ from afcache.settings.changes import change
 from afcache.settings.config import CacheConfig
 from afcache.settings.presets import resolve_config
 
+logger = logging.get_logger(__name__)
+# Modular pipelines' guiders that skip layers or perturb attention at some of their calls.
+_HOOKING_GUIDERS = ("SkipLayerGuidance", "PerturbedAttentionGuidance", "AutoGuidance", "SmoothedEnergyGuidance")
 _MODES = (None, "default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
 PipelineT = TypeVar("PipelineT")
 
@@ -57,7 +61,7 @@ def compile_pipeline(
         backend: torch.compile's backend.
         mode: torch.compile's mode.
         dynamic: torch.compile's dynamic shapes; None lets a second shape make them dynamic, False compiles each shape by
-            itself and updates the history in place; so does None where ranks share a sequence.
+            itself and updates the history in place; so does None where ranks share a sequence, and of families beside FLUX.1.
         parallel: how to share the work among the processes that torchrun started; on all of them the pipeline is called with
             the same arguments and returns the same images. Every process holds all weights.
         decide_ahead: read decisions once a refresh, for all steps up to the next one; a step then reads one flag before it is
@@ -81,24 +85,35 @@ def compile_pipeline(
         raise TypeError(f"parallel must be an afcache.ParallelConfig or None, got {parallel!r}.")
     settings = resolve_config(config, tolerance=tolerance, preset=preset)
     _check_compile(compile, settings, parallel)
-    transformer = _transformer(pipe)
-    family = family_of(transformer)
+    check_pipeline(pipe)
     options = CompileOptions(enabled=bool(compile), backend=backend, mode=mode, dynamic=dynamic, keeps_host=compile == "blocks")
-    with set_aside(transformer):
-        check_model(transformer, family, options)
-        family.checks.config(transformer, settings)
-        check_scheduler(pipe.scheduler, forecasts=settings.rule.is_cached)  # pyright: ignore[reportAttributeAccessIssue]
-        # Shares of a sequence have sizes that torch.cond cannot take as symbols (torch 2.13).
-        if dynamic is None and parallel is not None and parallel.shares_sequence:
-            options = dataclasses.replace(options, dynamic=False)
-        _check_foresight(decide_ahead, settings, parallel)
-        _check_options(options)
-        context = None if parallel is None else _connect(parallel, transformer, family)
-        runtime = Runtime(transformer, settings, options, torch.compile, context, decides_ahead=decide_ahead)
-        previous = bound_runtime(transformer)
-        for served in [*(previous.pipelines.alive() if previous is not None else []), pipe]:
-            runtime.pipelines.add(served)
-        bind(transformer, runtime)
+    # Shares of a sequence have sizes that torch.cond cannot take as symbols (torch 2.13).
+    if dynamic is None and parallel is not None and parallel.shares_sequence:
+        options = dataclasses.replace(options, dynamic=False)
+    with contextlib.ExitStack() as stack:
+        bound: list[tuple[Any, Runtime]] = []
+        for transformer in transformers_of(pipe):
+            stack.enter_context(set_aside(transformer))
+            family = family_of(transformer)
+            if config is None and family.target is not None:
+                settings = dataclasses.replace(settings, target=family.target)
+            mine = _traceable(options, transformer, family, pipe, asked=compile)
+            if mine.dynamic is None and not mine.keeps_host:
+                mine = dataclasses.replace(mine, dynamic=family.dynamic)
+            check_model(transformer, family, mine)
+            family.checks.config(transformer, settings)
+            check_scheduler(pipe.scheduler, forecasts=settings.rule.is_cached)  # pyright: ignore[reportAttributeAccessIssue]
+            _check_foresight(decide_ahead, settings, parallel)
+            _check_options(mine)
+            context = None if parallel is None else _connect(parallel, transformer, family)
+            runtime = Runtime(transformer, settings, mine, torch.compile, context, decides_ahead=decide_ahead)
+            check_bindable(transformer, runtime)
+            previous = bound_runtime(transformer)
+            for served in [*(previous.pipelines.alive() if previous is not None else []), pipe]:
+                runtime.pipelines.add(served)
+            bound.append((transformer, runtime))
+        for transformer, runtime in bound:
+            bind(transformer, runtime)
     return pipe
 
 
@@ -109,9 +124,11 @@ def restore_pipeline(pipe: PipelineT) -> PipelineT:
         ValueError: the pipeline was not compiled by `compile_pipeline`.
 
     """
-    runtime = require_runtime(pipe)
-    unwatch(runtime.pipelines.alive())
-    release(pipe.transformer)  # pyright: ignore[reportAttributeAccessIssue]
+    for runtime in require_runtimes(pipe):
+        unwatch(runtime.pipelines.alive())
+    for transformer in transformers_of(pipe):
+        if bound_runtime(transformer) is not None:
+            release(transformer)
     return pipe
 
 
@@ -125,12 +142,15 @@ def uncached(pipe: Any) -> Iterator[None]:
         ValueError: the pipeline was not compiled by `compile_pipeline`.
 
     """
-    runtime = require_runtime(pipe)
-    before, runtime.is_bypassed = runtime.is_bypassed, True
+    runtimes = require_runtimes(pipe)
+    before = [runtime.is_bypassed for runtime in runtimes]
     try:
+        for runtime in runtimes:
+            runtime.is_bypassed = True
         yield
     finally:
-        runtime.is_bypassed = before
+        for runtime, its in zip(runtimes, before, strict=True):
+            runtime.is_bypassed = its
 
 
 @contextlib.contextmanager
@@ -168,20 +188,57 @@ def using(
         none: they are inputs of every step anyway. Like the pipeline, for one thread at a time.
 
     """
-    runtime = require_runtime(pipe)
-    before, runtime.in_use = runtime.in_use, change(runtime.config, config, tolerance=tolerance, preset=preset)
+    runtimes = require_runtimes(pipe)
+    changed = [change(runtime.config, config, tolerance=tolerance, preset=preset) for runtime in runtimes]
+    before = [runtime.in_use for runtime in runtimes]
     try:
+        for runtime, its in zip(runtimes, changed, strict=True):
+            runtime.in_use = its
         yield
     finally:
-        runtime.in_use = before
+        for runtime, its in zip(runtimes, before, strict=True):
+            runtime.in_use = its
 
 
-def _transformer(pipe: Any) -> Any:
-    check_pipeline(pipe)
-    return pipe.transformer
+def _traceable(options: CompileOptions, transformer: Any, family: Family, pipe: Any, *, asked: bool | str) -> CompileOptions:
+    """How a transformer is compiled: where its forward cannot be traced whole, computed steps are called.
+
+    Args:
+        options: as they were asked for.
+        transformer: the host's.
+        family: its family.
+        pipe: which may have a guider that changes the model's layers between calls.
+        asked: what `compile` was.
+
+    Raises:
+        NotImplementedError: one graph was asked for by name.
+
+    """
+    if family.calls.confirm is not None:
+        # What nobody described is looked at when it is called.
+        return dataclasses.replace(options, keeps_host=True)
+    guider = type(getattr(pipe, "guider", None)).__name__
+    is_traceable = family.traces(transformer) and guider not in _HOOKING_GUIDERS
+    if not options.enabled or options.keeps_host or is_traceable:
+        return options
+    kind = type(transformer).__name__ if guider not in _HOOKING_GUIDERS else f"{type(transformer).__name__} under {guider}"
+    if asked == "step":
+        raise NotImplementedError(
+            f"compile='step' cannot take a {kind}: torch.compile cannot trace its forward whole. Leave compile out, or pass "
+            "compile='blocks', which runs the model's own forward at computed steps."
+        )
+    logger.warning(
+        f"{kind} cannot be traced whole, so computed steps are its own forward (compile='blocks'). Images are the same."
+    )
+    return dataclasses.replace(options, keeps_host=True)
 
 
 def _connect(parallel: ParallelConfig, transformer: Any, family: Family) -> ParallelContext:
+    if family.calls.of_ranks is None:
+        raise NotImplementedError(
+            f"parallel={parallel!r} is not supported with {family.name}: ranks share out a forward that we know. Use "
+            "diffusers' context parallelism (transformer.enable_parallelism) with compile='blocks', or leave parallel out."
+        )
     check_heads(parallel, family.architecture.sizes(transformer).heads)
     check_device(transformer.device)
     if parallel.ring_degree > 1 and family.attention_backend(transformer) is not None:

@@ -49,7 +49,7 @@ def calibrate_magnitudes(pipe: Any, prompts: Sequence[str], **options: Any) -> t
         del timestep
         trajectory = require_runtime(pipe).last_trajectory(pipe)
         assert trajectory is not None
-        newest, before = trajectory.present[0].state.history.to(torch.float32)
+        newest, before = trajectory.present[0].states[0].history.to(torch.float32)
         ratio = newest.norm(dim=-1) / before.norm(dim=-1)
         runs[-1].append(1.0 if step == 0 else float(ratio.mean()))
         return tensors

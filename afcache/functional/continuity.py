@@ -4,15 +4,17 @@ x: the latents that a step is given, e_b: where branch b's own velocity had led,
 
     m = x - e_1,  d = e_1 - e_2,  ||m - d <m, d> / <d, d>|| <= 2 max_b ||(sigma_next - sigma) v_b||
 
-Guidance moves x along d, whatever its scale. What else parts x from e_1 stays within two lengths of the step: solvers of higher
-order, guidance that rescales its velocity, and the blending of inpainting. A forecast bears a jump of that size, and other
-latents of the same noise level are farther away (`python -m bench.jumps`).
+Guidance moves x along d, whatever its scale; with more branches within the plane of all d, by orthogonal projection. What else
+parts x from e_1 stays within two lengths of the step: solvers of higher order, guidance that rescales its velocity, and the
+blending of inpainting. A forecast bears a jump of that size, and other latents of the same noise level are farther away
+(`python -m bench.jumps`).
 """
 
 import torch
 from torch import Tensor
 
 from afcache._typing import Flags, Latents, PerSample, Scalar, typed
+from afcache.functional.shapes import per_sample
 from afcache.functional.state import CacheState, Coupling, StepSchedule, Trail
 from afcache.functional.update import Branch, Taken, restart
 
@@ -61,8 +63,8 @@ def miss(latents: Latents, trails: tuple[Trail, ...], sigma: Scalar) -> PerSampl
 
     Args:
         latents: x.
-        trails: of one or two guidance branches, the leader's first; a second one that leads to another noise level was not
-            called at the last step. Of more branches nobody knows how they were joined: a length that is infinite says so.
+        trails: of the guidance branches, the leader's first; another one that leads to another noise level was not called at
+            the last step.
         sigma: noise level of x; 0-d.
 
     Returns:
@@ -72,12 +74,16 @@ def miss(latents: Latents, trails: tuple[Trail, ...], sigma: Scalar) -> PerSampl
     x, (first, *others) = latents.to(torch.float32), trails
     missed, length = x - first.latents, first.length
     square = _inner(missed, missed)
+    directions: list[tuple[Tensor, PerSample]] = []
     for other in others:
         is_called = (other.sigma - sigma).abs() <= _SAME_SIGMA
         direction = first.latents - other.latents
+        for before, size in directions:
+            direction = direction - per_sample(_ratio(_inner(direction, before), size), before) * before
         along, size = _inner(missed, direction), _inner(direction, direction)
-        square = torch.where(is_called & (size > 0), square - along.square() / size, square)
+        square = torch.where(is_called, square - _ratio(along.square(), size), square)
         length = torch.where(is_called, torch.maximum(length, other.length), length)
+        directions.append((direction, torch.where(is_called, size, torch.zeros_like(size))))
     rounding = _ROUNDING * torch.finfo(latents.dtype).eps
     limit = _REACH * length + rounding * _inner(x, x).sqrt()
     ratio = square / limit.square().clamp(min=torch.finfo(torch.float32).tiny)
@@ -115,6 +121,11 @@ def trail_of(latents: Latents, velocity: Latents, schedule: StepSchedule) -> Tra
     step = (schedule.sigma_next - schedule.sigma) * velocity.to(torch.float32)
     length = _inner(step, step).sqrt()
     return Trail(latents.to(torch.float32) + step, length, torch.zeros_like(length) + schedule.sigma_next)
+
+
+def _ratio(part: PerSample, whole: PerSample) -> PerSample:
+    """0 where there is no whole."""
+    return torch.where(whole > 0, part / whole, torch.zeros_like(part))
 
 
 def _inner(x: Tensor, y: Tensor) -> PerSample:

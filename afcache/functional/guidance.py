@@ -19,6 +19,9 @@ from afcache.functional.state import CacheState, Coupling, GroupRecord, Lead, St
 from afcache.functional.update import Computed, Prepared
 from afcache.settings.config import CacheConfig
 
+# How far the step that was taken may be from what a guidance scale makes of both branches: as it is, or rescaled.
+_EXACT, _RESCALED = 0.02, 0.25
+
 
 @typed
 def lead(states: tuple[CacheState, ...], schedule: StepSchedule, guidance_scale: PerSample, *, config: CacheConfig) -> Coupling:
@@ -113,6 +116,8 @@ def infer_guidance(step: Velocity, first: Velocity, second: Velocity, *, roundin
     """The guidance scale s that turned two branch velocities into the step that was taken.
 
     step = second + s (first - second), solved by least squares: s = <step - second, first - second> / ||first - second||^2.
+    Where the guided velocity is rescaled, to the prompt's norm or by a cap: step = r (second + s (first - second)), r > 0, of
+    which r does not matter to a relative error. Norms of single tokens make that an approximation.
 
     Args:
         step: (x_{i+1} - x_i) / (sigma_{i+1} - sigma_i), the velocity that the scheduler integrated.
@@ -121,16 +126,33 @@ def infer_guidance(step: Velocity, first: Velocity, second: Velocity, *, roundin
         rounding: norm that the rounding of the latents may add to `step`.
 
     Returns:
-        float32; NaN where no scale explains the step: the fit is off by more than 2 % and rounding (the scheduler added noise,
-        or a callback changed the latents), or the branches do not differ.
+        float32; NaN where no scale explains the step: the fit is off by more than 2 % and rounding, and by more than 25 % if
+        it is rescaled (the scheduler added noise, or a callback changed the latents), or the branches do not differ.
 
     """
     step, second = step.to(torch.float32), second.to(torch.float32)
     direction = first.to(torch.float32) - second
     scale = _inner(step - second, direction) / _inner(direction, direction)
-    misfit = second + per_sample(scale, step) * direction - step
-    allowed = (0.02**2) * _inner(step, step) + rounding.square()
-    return torch.where(_inner(misfit, misfit) <= allowed, scale, torch.full_like(scale, float("nan")))
+    size, unknown = _inner(step, step), torch.full_like(scale, float("nan"))
+    is_explained = _misfit(step, second, direction, torch.ones_like(scale), scale) <= _EXACT**2 * size + rounding.square()
+    factor, moved = _fit(step, second, direction)
+    is_rescaled = (factor > 0) & (_misfit(step, second, direction, factor, moved) <= _RESCALED**2 * size)
+    return torch.where(is_explained, scale, torch.where(is_rescaled, moved / factor, unknown))
+
+
+def _fit(step: Tensor, second: Tensor, direction: Tensor) -> tuple[PerSample, PerSample]:
+    """The numbers r and q of the least ||step - r second - q direction||."""
+    along_second, along_direction = _inner(step, second), _inner(step, direction)
+    of_second, of_direction, of_both = _inner(second, second), _inner(direction, direction), _inner(second, direction)
+    determinant = of_second * of_direction - of_both.square()
+    factor = (along_second * of_direction - along_direction * of_both) / determinant
+    return factor, (along_direction * of_second - along_second * of_both) / determinant
+
+
+def _misfit(step: Tensor, second: Tensor, direction: Tensor, factor: PerSample, moved: PerSample) -> PerSample:
+    """||step - factor second - moved direction||^2."""
+    left = step - per_sample(factor, step) * second - per_sample(moved, step) * direction
+    return _inner(left, left)
 
 
 def _inner(x: Tensor, y: Tensor) -> Tensor:

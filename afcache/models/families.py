@@ -3,10 +3,23 @@
 from typing import Any
 
 from afcache.functional.model import Architecture
-from afcache.models.family import Family
+from afcache.models.family import Family, Known
 from afcache.models.flux1.family import FLUX1
+from afcache.models.flux1.family import KNOWN as KNOWN_FLUX1
+from afcache.models.hosted.table import HOSTED
+from afcache.models.hosted.unseen import is_candidate, unseen_family
 
-FAMILIES: tuple[Family, ...] = (FLUX1,)
+KNOWN: tuple[Known, ...] = (KNOWN_FLUX1, *HOSTED)
+
+
+# Where pipelines keep transformers: of some, experts for high and for low noise, or one for the prompt and one without.
+_PLACES = ("transformer", "transformer_2", "unconditional_transformer")
+
+
+def transformers_of(pipe: Any) -> list[Any]:
+    """All transformers of a pipeline that draw."""
+    found = (getattr(pipe, name, None) for name in _PLACES)
+    return [transformer for transformer in found if transformer is not None]
 
 
 def family_of(transformer: Any) -> Family:
@@ -16,32 +29,61 @@ def family_of(transformer: Any) -> Family:
         NotImplementedError: none knows it; the message names those that are known.
 
     """
-    for family in FAMILIES:
-        if isinstance(transformer, family.transformer):
-            return family
-    known = ", ".join(f"{family.transformer.__name__} ({family.name})" for family in FAMILIES)
-    raise NotImplementedError(
-        f"transformer is a {type(transformer).__name__}; only diffusers' {known} is supported. "
-        "If torch.compile wrapped it, take it out, because compile_pipeline compiles it: pipe.transformer = "
-        "pipe.transformer._orig_mod."
-    )
+    known = _find(transformer)
+    if known is None and is_candidate(transformer):
+        return unseen_family(type(transformer))
+    return _known(transformer).family(type(transformer))
 
 
 def family_with(architecture: Architecture) -> Family | None:
-    """The family whose architecture this is, or None."""
-    return next((family for family in FAMILIES if family.architecture is architecture), None)
+    """The family whose architecture this is, of those whose inside is known; or None."""
+    return FLUX1 if architecture is FLUX1.architecture else None
 
 
 def check_pipeline(pipe: Any) -> None:
-    """Raise unless a pipeline is of a kind that is cached.
+    """Raise unless a pipeline is of a kind that is cached: known, modular around a known transformer, or never seen.
 
     Raises:
         NotImplementedError: the message lists those that are.
 
     """
-    known = [kind for family in FAMILIES for kind in family.pipelines]
-    if not isinstance(pipe, tuple(known)):
+    names, transformers = _names(pipe), transformers_of(pipe)
+    # Two of which nobody knows how they are joined are refused below.
+    is_unseen = len(transformers) == 1 and _find(transformers[0]) is None and is_candidate(transformers[0])
+    is_modular = "ModularPipeline" in names and bool(transformers) and all(map(_find, transformers))
+    if is_unseen or is_modular:
+        return
+    if not any(names & set(known.pipelines) for known in KNOWN):
+        of_transformer = names_of_pipelines(next(iter(transformers), None)) or ("modular ones around its transformer",)
         raise NotImplementedError(
-            f"pipe is a {type(pipe).__name__}; supported pipelines are {', '.join(kind.__name__ for kind in known)}. Run this "
-            "one without afcache."
+            f"pipe is a {type(pipe).__name__}; supported pipelines are {', '.join(of_transformer)}. Run this one without "
+            "afcache."
         )
+
+
+def names_of_pipelines(transformer: Any) -> tuple[str, ...]:
+    """Classes of pipelines that are cached with a transformer; with any, where it is of no known family."""
+    mine = [known for known in KNOWN if _names(transformer) & set(known.transformers)]
+    return tuple(name for known in mine or KNOWN for name in known.pipelines)
+
+
+def _find(transformer: Any) -> Known | None:
+    names = _names(transformer)
+    return next((known for known in KNOWN if names & set(known.transformers)), None)
+
+
+def _known(transformer: Any) -> Known:
+    known = _find(transformer)
+    if known is not None:
+        return known
+    families = ", ".join(f"{'/'.join(known.transformers)} ({known.name})" for known in KNOWN)
+    raise NotImplementedError(
+        f"transformer is a {type(transformer).__name__}; only diffusers' {families} is supported. "
+        "If torch.compile wrapped it, take it out, because compile_pipeline compiles it: pipe.transformer = "
+        "pipe.transformer._orig_mod."
+    )
+
+
+def _names(thing: Any) -> set[str]:
+    """Of a thing's class and of those that it is derived from: diffusers' own are imported by nobody but their users."""
+    return {kind.__name__ for kind in type(thing).__mro__}

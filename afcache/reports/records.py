@@ -1,5 +1,8 @@
 """Reading a runtime's records, once, after a run."""
 
+import collections
+import dataclasses
+import functools
 import itertools
 import math
 from collections.abc import Iterator
@@ -17,8 +20,10 @@ from afcache.functional.ranks.step import Layout
 from afcache.functional.ranks.traffic import Traffic, step_traffic
 from afcache.functional.state import GroupRecord, StepRecord
 from afcache.reports.summary import GroupReport, Report, RestartReport, StepReport
-from afcache.runtime.binding import require_runtime
+from afcache.runtime.binding import require_runtimes
+from afcache.runtime.branches import states_of
 from afcache.runtime.notes import Restart, Role, TimedCall
+from afcache.runtime.runtime import Runtime
 from afcache.runtime.trajectory import Trajectory
 from afcache.settings.changes import summarize
 from afcache.settings.config import CacheConfig
@@ -33,11 +38,35 @@ def report(pipe: Any) -> Report:
         waits for the device and copies the step records to the host.
 
     """
-    runtime = require_runtime(pipe)
-    trajectory = runtime.last_trajectory(pipe)
-    if trajectory is None:
-        return Report(runtime.config.to_dict(), (), 0, 0, 0, ())
-    scale = trajectory.guidance_scale
+    runtimes = require_runtimes(pipe)
+    found = [(runtime, runtime.last_trajectory(pipe)) for runtime in runtimes]
+    drawn = [(runtime, trajectory) for runtime, trajectory in found if trajectory is not None]
+    if not drawn:
+        return Report(runtimes[0].config.to_dict(), (), 0, 0, 0, ())
+    # Several transformers share a schedule; what one of them drew before belongs to another image.
+    schedule = pipe.scheduler.timesteps
+    present = [each for each in drawn if each[1].scheduled.timesteps is schedule] or drawn[-1:]
+    return functools.reduce(_join, (_read(*each) for each in present))
+
+
+def _join(first: Report, second: Report) -> Report:
+    """The report of an image that two transformers drew, one after the other or at once."""
+    branches: collections.Counter[int] = collections.Counter(step.step for step in first.steps)
+    moved = (dataclasses.replace(step, branch=step.branch + branches[step.step]) for step in second.steps)
+    steps = sorted((*first.steps, *moved), key=lambda step: (step.step, step.branch))
+    return dataclasses.replace(
+        first,
+        steps=tuple(steps),
+        num_steps=len({step.step for step in steps}),
+        state_bytes=first.state_bytes + second.state_bytes,
+        guidance_scale=first.guidance_scale or second.guidance_scale,
+        restarts=tuple(sorted({*first.restarts, *second.restarts}, key=lambda restart: (restart.step, restart.reason))),
+        branches=max(first.branches, second.branches, 1 + max(step.branch for step in steps)),
+    )
+
+
+def _read(runtime: Runtime, trajectory: Trajectory) -> Report:
+    scale = _guidance_scale(runtime, trajectory)
     layout = None if runtime.parallel is None else runtime.parallel.layout
     walked = trajectory.sigmas[trajectory.first_index :]
     return Report(
@@ -47,9 +76,17 @@ def report(pipe: Any) -> Report:
         num_blocks=runtime.steps.sizes.num_blocks,
         state_bytes=trajectory.bytes,
         guidance_scale=() if scale is None else _floats(scale),
+        branches=max(1, len(states_of(trajectory.present))),
         restarts=_read_restarts(trajectory),
         tolerance_scale=float(tolerance_scale(walked)) if runtime.config.rule.is_error_controlled else 1.0,
     )
+
+
+def _guidance_scale(runtime: Runtime, trajectory: Trajectory) -> Tensor | None:
+    """Of the prompt's branch, whose place in a shared call the family knows."""
+    scale, pair = trajectory.guidance.scale, trajectory.guidance.pair
+    is_turned = len(pair) == 1 and not runtime.family.calls.prompt_first
+    return 1 - scale if scale is not None and is_turned else scale
 
 
 # The leading branch is the first of its step, one that nobody knew before the last.
@@ -143,7 +180,7 @@ def _refused_error(call: TimedCall, trajectory: Trajectory, config: CacheConfig)
     own, *others = (records[call.step, branch] for branch in branches)
     error = own.predicted_error
     if others:
-        scale = unknown if trajectory.guidance_scale is None else trajectory.guidance_scale
+        scale = unknown if trajectory.guidance.scale is None else trajectory.guidance.scale
         weight, others_weight = weigh(scale, config=config)
         error = weight * error + others_weight * sum(other.predicted_error for other in others)
     sigma, sigma_next = trajectory.sigmas[call.step], trajectory.sigmas[call.step + 1]

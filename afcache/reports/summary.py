@@ -115,6 +115,7 @@ class Report:
         guidance_scale: true CFG scale per sample as inferred from the run, NaN where the first step does not tell; empty
             without guidance branches.
         restarts: what began anew on the way.
+        branches: how many guidance branches decided together at the last step.
         tolerance_scale: how many times the tolerance the estimate was kept below; above 1 with fewer than 16 steps
             (`afcache.functional.plans.tolerance_scale`).
 
@@ -127,6 +128,7 @@ class Report:
     state_bytes: int
     guidance_scale: tuple[float, ...]
     restarts: tuple[RestartReport, ...] = ()
+    branches: int = 1
     tolerance_scale: float = 1.0
 
     @property

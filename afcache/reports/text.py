@@ -101,5 +101,5 @@ def _guidance_lines(report: "Report") -> list[str]:
         return []
     scale = report.guidance_scale[0]
     found = f"true CFG scale {scale:.2f}" if math.isfinite(scale) else "true CFG scale unknown"
-    branches = 1 + max(step.branch for step in report.steps)
+    branches = max(report.branches, 1 + max(step.branch for step in report.steps))
     return [f"  guidance   {found}, {branches} branches decide together"]

@@ -1,12 +1,14 @@
 """Our forward on a transformer instance: put in place of the host's, found again, taken away. No class is changed."""
 
 import contextlib
+import functools
 import types
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 
+from afcache.models.families import transformers_of
 from afcache.runtime.host import ORIGINAL, original_forward
 from afcache.runtime.runtime import Runtime
 
@@ -21,13 +23,23 @@ def bind(transformer: Any, runtime: Runtime) -> None:
 
     """
     previous = bound_runtime(transformer)
-    if runtime.host is None:
-        _check_forward(transformer)
-    else:
+    check_bindable(transformer, runtime)
+    if runtime.host is not None:
         runtime.host.attach()
     if previous is None:
         _put_in_place(transformer)
     setattr(transformer, _ATTRIBUTE, runtime)
+
+
+def check_bindable(transformer: Any, runtime: Runtime) -> None:
+    """Raise where `bind` would.
+
+    Raises:
+        NotImplementedError: something else has replaced the forward.
+
+    """
+    if runtime.host is None:
+        _check_forward(transformer)
 
 
 @contextlib.contextmanager
@@ -65,20 +77,25 @@ def bound_runtime(transformer: Any) -> Runtime | None:
 
 
 def require_runtime(pipe: Any) -> Runtime:
-    """The runtime of a pipeline that was compiled.
+    """The runtime of the first transformer of a pipeline that was compiled; raises as `require_runtimes` does."""
+    return require_runtimes(pipe)[0]
+
+
+def require_runtimes(pipe: Any) -> list[Runtime]:
+    """The runtimes of all transformers of a pipeline that was compiled.
 
     Raises:
         ValueError: it was not, or it was restored already.
 
     """
-    transformer = getattr(pipe, "transformer", None)
-    runtime = bound_runtime(transformer) if isinstance(transformer, torch.nn.Module) else None
-    if runtime is None:
+    transformers = [each for each in transformers_of(pipe) if isinstance(each, torch.nn.Module)]
+    runtimes = [runtime for runtime in map(bound_runtime, transformers) if runtime is not None]
+    if not runtimes:
         raise ValueError(
             f"pipe was not passed to afcache.compile_pipeline, or it was restored already (got a {type(pipe).__name__}). Call "
             "afcache.compile_pipeline(pipe) first."
         )
-    return runtime
+    return runtimes
 
 
 def _unwrapped(transformer: Any) -> Any:
@@ -99,10 +116,14 @@ def _check_forward(transformer: Any) -> None:
     is_own = getattr(forward, "__func__", None) is type(transformer).forward
     if forward is not None and not is_own and not hasattr(transformer, "_hf_hook"):
         raise NotImplementedError(
-            f"transformer.forward was replaced by {forward!r} (by a diffusers hook, such as group offload with streams, or by "
-            "hand), which a cached forward would bypass. Remove that first, or let it run: "
+            f"transformer.forward was replaced by {_name(forward)} (by a diffusers hook, such as group offload, or by hand), "
+            "which a cached forward would bypass. Remove that first, or let it run: "
             "compile_pipeline(pipe, compile='blocks')."
         )
+
+
+def _name(function: Any) -> str:
+    return getattr(getattr(function, "func", function), "__qualname__", type(function).__name__)
 
 
 def _put_in_place(transformer: Any) -> None:
@@ -113,7 +134,7 @@ def _put_in_place(transformer: Any) -> None:
     """
     name = "_old_forward" if hasattr(transformer, "_hf_hook") else "forward"
     transformer.__dict__[ORIGINAL] = transformer.__dict__.get(name)
-    transformer.__dict__[name] = types.MethodType(_forward, transformer)
+    transformer.__dict__[name] = types.MethodType(_forward_of(type(transformer)), transformer)
 
 
 def _put_back(transformer: Any, name: str) -> None:
@@ -126,17 +147,32 @@ def _put_back(transformer: Any, name: str) -> None:
 
 
 def _is_ours(method: object) -> bool:
-    return isinstance(method, types.MethodType) and method.__func__ is _forward
+    return isinstance(method, types.MethodType) and getattr(method.__func__, _ATTRIBUTE, False)
 
 
-# Where torch.compile is put around the transformer it leaves this call alone: tracing what is around the step would take dozens
-# of graphs for nothing, and the step inside has its own.
-@torch.compiler.disable(reason="afcache compiles the step itself. Leave fullgraph=True out, or leave it unwrapped.")
-def _forward(self: Any, *args: Any, **kwargs: Any) -> Any:
-    """The bound method: cached, or the host's own inside `uncached` and where a wrapper outlived `restore_pipeline`."""
+@functools.cache
+def _forward_of(kind: type) -> Callable[..., Any]:
+    """The function that is bound, with the signature of the class's forward: modular pipelines pass what that names."""
+
+    # Where torch.compile is put around the transformer it leaves this call alone: tracing what is around the step would take
+    # dozens of graphs for nothing, and the step inside has its own.
+    @torch.compiler.disable(reason="afcache compiles the step itself. Leave fullgraph=True out, or leave it unwrapped.")
+    @functools.wraps(kind.forward)  # pyright: ignore[reportAttributeAccessIssue]
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return _answer(self, *args, **kwargs)
+
+    setattr(forward, _ATTRIBUTE, True)
+    return forward
+
+
+def _answer(self: Any, *args: Any, **kwargs: Any) -> Any:
+    """A call: cached, or the host's own inside `uncached` and where a wrapper outlived `restore_pipeline`."""
     runtime = bound_runtime(self)
     if runtime is None or runtime.is_bypassed:
         return original_forward(self)(*args, **kwargs)
     if runtime.host is not None:
         runtime.host.check()
-    return runtime.family.calls.answer(self, runtime.reader, runtime.forward, *args, **kwargs)
+    calls = runtime.family.calls
+    if calls.passes is not None and calls.passes(runtime.reader, args, kwargs):
+        return original_forward(self)(*args, **kwargs)
+    return calls.answer(self, runtime.reader, runtime.forward, *args, **kwargs)

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from afcache.functional.continuity import is_elsewhere
-from afcache.functional.guidance import infer_guidance
 from afcache.functional.state import CacheState, Trail
 from afcache.functional.update import restart
 from afcache.runtime.switches import Steering, is_switched, is_unchanged
@@ -19,11 +18,11 @@ BRANCHES = "numbers of guidance branches (true_cfg_scale, negative prompts)"
 
 @dataclass(eq=False)
 class BranchCalls:
-    """What one guidance branch holds.
+    """What one guidance branch holds, or all of those that share a call.
 
     Attributes:
-        state: the present value.
-        velocity: what its last call returned.
+        states: the present value of each.
+        velocities: what their last call returned.
         calls: how many there were of each kind: computed, cached, or None where one step is both.
         unguarded: the compiled step of each kind without guards, once they have been checked often enough.
         steering: what steered its last call.
@@ -33,8 +32,8 @@ class BranchCalls:
 
     """
 
-    state: CacheState
-    velocity: Tensor | None = None
+    states: tuple[CacheState, ...]
+    velocities: tuple[Tensor, ...] = ()
     calls: dict[bool | None, int] = field(default_factory=dict)
     unguarded: dict[bool | None, Callable[..., Any]] = field(default_factory=dict)
     steering: Steering | None = None
@@ -42,9 +41,13 @@ class BranchCalls:
     has_history: bool = False
     last_step: int = -1
 
-    def forget(self, state: CacheState) -> None:
-        """Start again with another state, whose next calls check all guards."""
-        self.state, self.calls, self.unguarded, self.has_history = state, {}, {}, False
+    def forget(self, states: tuple[CacheState, ...]) -> None:
+        """Start again with other states, whose next calls check all guards."""
+        self.states, self.calls, self.unguarded, self.has_history = states, {}, {}, False
+
+    def restart(self, is_restarted: Tensor) -> None:
+        """Let samples, bool `[batch]` or 0-d, begin anew."""
+        self.states = tuple(restart(state, is_restarted) for state in self.states)
 
     def steer(self, steering: Steering, *, is_foreseen: bool) -> Tensor | None:
         """Start again where the branch is steered otherwise than at its last call: its history is another field's.
@@ -66,11 +69,17 @@ class BranchCalls:
         switched = is_switched(before, steering)
         if switched is None or (is_foreseen and not bool(switched)):
             return None
-        self.state, self.has_history = restart(self.state, switched), False
+        self.restart(switched)
+        self.has_history = False
         return switched
 
 
-def find_branch(branches: list[BranchCalls], steering: Steering, *, step: int) -> BranchCalls | None:
+def states_of(branches: list[BranchCalls]) -> list[CacheState]:
+    """The states of all guidance branches, in order."""
+    return [state for branch in branches for state in branch.states]
+
+
+def find_branch(branches: list[BranchCalls], steering: Steering, *, step: int, count: int = 1) -> BranchCalls | None:
     """The branch that calls: one that is steered by the very same tensors, else the next in order.
 
     Pipelines hand the same tensors over from step to step. Where a branch did so far, a call with others is by somebody else (a
@@ -80,6 +89,7 @@ def find_branch(branches: list[BranchCalls], steering: Steering, *, step: int) -
         branches: of the last step, in order of their calls there.
         steering: of the call.
         step: that is being taken.
+        count: how many of the guidance branches share the call.
 
     Returns:
         None if the call is none of theirs.
@@ -87,7 +97,8 @@ def find_branch(branches: list[BranchCalls], steering: Steering, *, step: int) -
         waits for the device where a branch that was always given the same tensors may have been given others.
 
     """
-    open_branches = [branch for branch in branches if branch.last_step != step and branch.steering is not None]
+    waiting = [branch for branch in branches if branch.last_step != step and len(branch.states) == count]
+    open_branches = [branch for branch in waiting if branch.steering is not None]
     for branch in open_branches:
         assert branch.steering is not None
         if is_unchanged(branch.steering, steering):
@@ -105,14 +116,7 @@ def find_branch(branches: list[BranchCalls], steering: Steering, *, step: int) -
 
 def trails_of(branches: list[BranchCalls]) -> tuple[Trail, ...]:
     """Where the branches of a step lead."""
-    return joined([branch.state.trail for branch in branches if branch.state.trail is not None])
-
-
-def joined(trails: list[Trail]) -> tuple[Trail, ...]:
-    """The trails of a step's branches, two at most; of more nobody knows how they were joined, so they lead anywhere."""
-    if len(trails) <= 2:
-        return tuple(trails)
-    return tuple(trail._replace(length=torch.full_like(trail.length, float("inf"))) for trail in trails[:2])
+    return tuple(state.trail for state in states_of(branches) if state.trail is not None)
 
 
 def find_strays(branches: list[BranchCalls], latents: Tensor, sigma: Tensor) -> Tensor | None:
@@ -126,21 +130,6 @@ def find_strays(branches: list[BranchCalls], latents: Tensor, sigma: Tensor) -> 
     """
     trails = trails_of(branches)
     return is_elsewhere(latents, trails, sigma) if trails and branches[0].has_history else None
-
-
-def guidance_of_step(before: Tensor, after: Tensor, length: Tensor, *, velocities: tuple[Tensor, Tensor]) -> Tensor:
-    """The guidance scale of the step that a scheduler took, per sample; NaN where none explains it.
-
-    Args:
-        before, after: latents on either side of the step.
-        length: of the step in sigma; negative, 0-d.
-        velocities: of both branches.
-
-    """
-    start = before.to(torch.float32)
-    step = (after.to(torch.float32) - start) / length
-    rounding = torch.finfo(after.dtype).eps * start.flatten(1).norm(dim=1) / length.abs()
-    return infer_guidance(step, *velocities, rounding=rounding)
 
 
 def check_conditioning(now: dict[str, Any], at_first: list[dict[str, Any]], branch: int, step: int) -> None:

@@ -17,11 +17,11 @@ from torch.utils import _pytree as pytree
 
 from afcache._typing import unchecked
 from afcache.functional.given import given_model
-from afcache.functional.model import Model, Sizes
+from afcache.functional.model import Model, Sizes, split_inputs
 from afcache.functional.outputs import full_forward
 from afcache.functional.ranks.step import Layout, forward_together, gather, share, share_forward
 from afcache.functional.step import HistoryWriter, take
-from afcache.functional.update import Branch
+from afcache.functional.update import Branch, Taken
 from afcache.runtime.subclasses import opening
 from afcache.settings.config import CacheConfig
 
@@ -122,7 +122,8 @@ class CompiledStep:
         cells = zip(self._function.__code__.co_freevars, self._function.__closure__ or (), strict=True)
         scope = {**dict(zip(names, args, strict=True)), **{name: cell.cell_contents for name, cell in cells}}
         for entry in _debug_get_cache_entry_list(self._function.__code__):
-            if entry.guard_manager.check(scope):
+            # None: Dynamo ran this one uncompiled.
+            if entry.code is not None and entry.guard_manager.check(scope):
                 return self._settled(_with_code(self._function, entry.code))
         return self
 
@@ -169,42 +170,53 @@ def _with_code(function: types.FunctionType, code: types.CodeType) -> types.Func
 
 
 def cached_step(model: Model, layout: Layout | None, config: CacheConfig, writer: HistoryWriter | None) -> Any:
-    """One guidance branch's step as a function of tensors; on several ranks velocities are of all branches.
+    """One call's step as a function of tensors; on several ranks velocities are of all branches.
 
-    Where ranks forecast outputs and share out guidance branches, `state` is the pair of all branches' states, and `inputs` are
-    those of this rank's branch.
+    `states` are those of the guidance branches that share the call: mostly one. Where ranks forecast outputs and share out
+    guidance branches they are all branches', and `inputs` are those of this rank's.
     """
 
-    def alone(inputs: Any, state: Any, schedule: Any, coupling: Any) -> Any:
-        (taken,) = take(model, (Branch(inputs, state),), schedule, coupling, config=config, writer=writer)
-        return taken.velocity, taken.state, taken.record, taken.lead
+    def alone(inputs: Any, states: Any, schedule: Any, coupling: Any) -> Any:
+        shares = (inputs,) if len(states) == 1 else split_inputs(model, inputs, len(states))
+        return _of_call(take(model, tuple(map(Branch, shares, states)), schedule, coupling, config=config, writer=writer))
 
-    def share_tokens(inputs: Any, state: Any, schedule: Any, coupling: Any) -> Any:
+    def share_tokens(inputs: Any, states: Any, schedule: Any, coupling: Any) -> Any:
         assert layout is not None
+        (state,) = states
         local, mine = share(model, inputs, layout)
         (taken,) = take(local, (Branch(mine, state),), schedule, coupling, config=config, writer=writer)
-        return gather(taken.velocity, model, inputs, layout), taken.state, taken.record, None
+        return gather(taken.velocity, model, inputs, layout), (taken.state,), taken.record, None
 
-    def share_model(inputs: Any, state: Any, schedule: Any, coupling: Any) -> Any:
+    def share_model(inputs: Any, states: Any, schedule: Any, coupling: Any) -> Any:
         assert layout is not None
+        (state,) = states
         shared = share_forward(model, layout)
         (taken,) = take(shared, (Branch(inputs, state),), schedule, coupling, config=config, writer=writer)
-        return taken.velocity[None], taken.state, taken.record, taken.lead
+        return taken.velocity[None], (taken.state,), taken.record, taken.lead
 
     def share_branches(inputs: Any, states: Any, schedule: Any, coupling: Any) -> Any:
         assert layout is not None
         branches = tuple(Branch(inputs, state) for state in states)
         taken = take(share_forward(model, layout), branches, schedule, coupling, config=config, writer=writer)
-        velocities = torch.stack([each.velocity for each in taken])
-        # The guided velocity's error is the last branch's.
-        record = taken[0].record._replace(measured_error=taken[-1].record.measured_error)
-        return velocities, tuple(each.state for each in taken), record, None
+        _, states, record, _ = _of_call(taken)
+        return torch.stack([each.velocity for each in taken]), states, record, None
 
     if layout is None:
         return alone
     if not config.forecasts_output:
         return share_tokens
     return share_model if layout.cfg.size == 1 else share_branches
+
+
+def _of_call(taken: tuple[Taken, ...]) -> Any:
+    """Velocities of a call's branches one after the other in the batch, their states, the call's record, and its lead."""
+    first, states = taken[0], tuple(each.state for each in taken)
+    if len(taken) == 1:
+        return first.velocity, states, first.record, first.lead
+    # The guided velocity's error is the last branch's.
+    last = taken[-1].record
+    record = first.record._replace(predicted_error=last.predicted_error, measured_error=last.measured_error)
+    return torch.cat([each.velocity for each in taken]), states, record, None
 
 
 def given_step(sizes: Sizes, config: CacheConfig, writer: HistoryWriter | None, *, is_computed: bool) -> Any:
@@ -219,10 +231,10 @@ def given_step(sizes: Sizes, config: CacheConfig, writer: HistoryWriter | None, 
     """
     model = given_model(sizes)
 
-    def step(inputs: Any, state: Any, schedule: Any, coupling: Any) -> Any:
-        coupling = coupling._replace(known=is_computed)
-        (taken,) = take(model, (Branch(inputs, state),), schedule, coupling, config=config, writer=writer)
-        return taken.velocity, taken.state, taken.record, taken.lead
+    def step(inputs: Any, states: Any, schedule: Any, coupling: Any) -> Any:
+        branches = tuple(map(Branch, split_inputs(model, inputs, len(states)), states))
+        known = coupling._replace(known=is_computed)
+        return _of_call(take(model, branches, schedule, known, config=config, writer=writer))
 
     return step
 

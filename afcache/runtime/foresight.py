@@ -14,7 +14,7 @@ from afcache._typing import unchecked
 from afcache.functional.decision import foresee
 from afcache.functional.plans import forced_steps
 from afcache.functional.state import CacheState, Coupling, StepSchedule
-from afcache.runtime.branches import BranchCalls
+from afcache.runtime.branches import BranchCalls, states_of
 from afcache.settings.config import CacheConfig
 
 
@@ -58,7 +58,7 @@ class Foresight:
         # What was foreseen for other branches (guidance that comes or goes, another prompt) is another decision.
         if position not in self._rows or branches != self._branches:
             self._branches = branches
-            self._rows = self._foresee(position, [branch.state for branch in branches], weights)
+            self._rows = self._foresee(position, states_of(branches), weights)
         refresh, is_computed = self._rows[position]
         adopted = coupling._replace(is_follower=torch.ones_like(coupling.is_follower), leader_refresh=refresh)
         return self._foretell(adopted, is_computed=is_computed)

@@ -76,6 +76,8 @@ class Host:
 
     def _compile_blocks(self) -> None:
         """Compile the blocks that repeat, each kind once, unless something is compiled already."""
+        if not self._options.enabled:
+            return
         compiled = {id(module) for module in self._transformer.modules() if module._compiled_call_impl is not None}
         if compiled or self._compiled_call is not None or not getattr(self._transformer, "_repeated_blocks", None):
             return

@@ -30,6 +30,7 @@ def measure_noise_floor(transformer: Any, family: Family, *, dtype: torch.dtype,
         five evaluations with 80 tokens, eagerly.
 
     """
+    assert family.calls.probe is not None
     inputs = family.calls.probe(transformer, dtype=dtype, device=device)
     model = model_of(transformer, family.architecture, family.attention_kernel(transformer))
     direction = torch.randn(inputs.hidden_states.shape, generator=torch.Generator().manual_seed(1)).to(device, dtype)

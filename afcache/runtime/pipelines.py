@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from afcache.models.family import CLOCKS, Clock
 from afcache.runtime.controls import Controls, controls_of, watch
 from afcache.runtime.scheduler import ScheduledStep, check_scheduler, read_step
 
@@ -57,8 +58,24 @@ class Pipelines:
         """What their ControlNets were called with last."""
         return controls_of(self.alive())
 
+    def find_clocks(self, timestep: Tensor) -> list[Clock]:
+        """What a transformer may count of which nobody said it: one clock mostly; at a timestep of 0 several fit.
+
+        Args:
+            timestep: the transformer's argument.
+        Cost:
+            waits for the device.
+
+        """
+        schedulers = [served.scheduler for served in self._served]
+        return [
+            clock
+            for clock in CLOCKS
+            if any(read_step(scheduler, timestep, clock, verify=True) is not None for scheduler in schedulers)
+        ]
+
     def locate(
-        self, timestep: Tensor, *, expects: Callable[[Any, ScheduledStep], bool], forecasts: bool
+        self, timestep: Tensor, clock: Clock, *, expects: Callable[[Any, ScheduledStep], bool], forecasts: bool
     ) -> list[tuple[Any, ScheduledStep]]:
         """The schedulers that may be running, and the steps they are at: those whose present step fits the timestep.
 
@@ -66,6 +83,7 @@ class Pipelines:
 
         Args:
             timestep: the transformer's argument.
+            clock: what it counts.
             expects: whether a scheduler's step is the next one of what it runs.
             forecasts: whether any step is forecast.
 
@@ -84,11 +102,11 @@ class Pipelines:
             def is_doubtful(step: ScheduledStep, scheduler: Any = scheduler) -> bool:
                 return is_free or len(schedulers) > 1 or not expects(scheduler, step)
 
-            step = read_step(scheduler, timestep, verify=is_doubtful)
+            step = read_step(scheduler, timestep, clock, verify=is_doubtful)
             if step is not None:
                 found.append((scheduler, step))
         if not found:
-            value = float(timestep.flatten()[0]) * 1000
+            value = float(clock.read(timestep)[0])
             raise RuntimeError(
                 f"timestep {value:.4g} does not fit the present step of pipe.scheduler"
                 f" ({', '.join(type(s).__name__ for s in schedulers)}). If another pipeline with its own scheduler shares "

@@ -13,7 +13,7 @@ from afcache.functional.plans import forced_steps, schedule_steps
 from afcache.functional.ranks.traffic import Call as Messages
 from afcache.functional.state import Coupling
 from afcache.models.families import family_of
-from afcache.models.family import Call, Family
+from afcache.models.family import CLOCKS, Call, Clock, Family
 from afcache.parallel.agreement import is_lost_connection, lost_rank
 from afcache.parallel.groups import ParallelContext
 from afcache.runtime.clock import start_clock
@@ -87,6 +87,7 @@ class Runtime:
         self.in_use: CacheConfig | tuple[CacheConfig, ...] | None = None
         self.family = family_of(transformer)
         self.reader = self.family.calls.reader(transformer)
+        self._clock = self.family.calls.clock
         self.pipelines = Pipelines()
         self.trajectories = Trajectories()
         # Calls of several threads take turns.
@@ -140,11 +141,14 @@ class Runtime:
 
     def _forward(self, call: Call) -> Tensor:
         expects, forecasts = self.trajectories.expects, self.config.rule.is_cached
-        places = self.pipelines.locate(call.timestep, expects=expects, forecasts=forecasts)
+        places = self.pipelines.locate(call.timestep, self._clock_of(call), expects=expects, forecasts=forecasts)
         scheduler, step, trajectory = self.trajectories.find(call, places)
         if trajectory is None:
+            call = call if call.again is None else call.again()
             trajectory = self._start(scheduler, step, call)
         trajectory.begin_call(call, step.index)
+        if self.family.calls.confirm is not None:
+            self._confirm(trajectory, call)
         stop = start_clock(call.latents.device)
         try:
             velocity, record, role = trajectory.take(call)
@@ -155,6 +159,25 @@ class Runtime:
             raise
         trajectory.note(record, role, stop())
         return velocity
+
+    def _confirm(self, trajectory: Trajectory, call: Call) -> None:
+        """At the first call of a step: see that the last one was what outputs make of it; what was turned is forgotten."""
+        before, index = trajectory.latents_before, trajectory.index_before
+        velocities = [velocity for branch in trajectory.branches for velocity in branch.velocities]
+        if trajectory.calls_at_index or before is None or not velocities:
+            return
+        assert self.family.calls.confirm is not None
+        length = trajectory.sigmas[index + 1] - trajectory.sigmas[index]
+        if self.family.calls.confirm(self.reader, before, call.latents, length, velocities):
+            trajectory.forget(call)
+
+    def _clock_of(self, call: Call) -> Clock:
+        """What the timestep counts: said by the family, or found out by the first call that leaves no doubt."""
+        if self._clock is not None:
+            return self._clock
+        found = self.pipelines.find_clocks(call.timestep) or [CLOCKS[0]]
+        self._clock = found[0] if len(found) == 1 else None
+        return found[0]
 
     def _start(self, scheduler: Any, step: ScheduledStep, call: Call) -> Trajectory:
         latents, config, parallel = call.latents, self.config, self.parallel
@@ -232,7 +255,7 @@ class Runtime:
         """What rounding alone changes, measured once where the settings leave it open and weights are quantised."""
         asks = self.config.noise_floor is None and self.config.rule.is_error_controlled and self.parallel is None
         # Where the model keeps its own forward, ours may not be able to run it.
-        if not asks or not self._weights.is_quantised or self.host is not None:
+        if not asks or not self._weights.is_quantised or self.host is not None or self.family.calls.probe is None:
             return None
         if self._measured_floor is None:
             self._measured_floor = measure_noise_floor(self._transformer, self.family, dtype=dtype, device=device)

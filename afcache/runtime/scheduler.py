@@ -18,6 +18,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from afcache._typing import Sigmas
+from afcache.models.family import Clock
 from afcache.runtime.switches import version_of
 
 _MULTISTEP = (DPMSolverMultistepScheduler, UniPCMultistepScheduler)
@@ -101,12 +102,15 @@ def _has_step_of(scheduler: Any, kind: type) -> bool:
     return isinstance(scheduler, kind) and getattr(type(scheduler), "step", None) is kind.step  # pyright: ignore
 
 
-def read_step(scheduler: Any, timestep: Tensor, *, verify: bool | Callable[[ScheduledStep], bool]) -> ScheduledStep | None:
+def read_step(
+    scheduler: Any, timestep: Tensor, clock: Clock, *, verify: bool | Callable[[ScheduledStep], bool]
+) -> ScheduledStep | None:
     """Find the step that `timestep` belongs to.
 
     Args:
         scheduler: a supported scheduler.
-        timestep: the transformer's argument `[batch]`, in [0, 1].
+        timestep: the transformer's argument.
+        clock: what it counts.
         verify: compare it with the schedule, or whether to do so once the step is known; reads the device.
 
     Returns:
@@ -122,12 +126,12 @@ def read_step(scheduler: Any, timestep: Tensor, *, verify: bool | Callable[[Sche
     elif scheduler.begin_index is not None:
         index = scheduler.begin_index
     else:
-        index = int((timesteps.to(timestep.device) - timestep.flatten()[0].float() * 1000).abs().argmin())
+        index = int((timesteps.to(timestep.device) - clock.read(timestep)[0]).abs().argmin())
     if index >= len(timesteps) or index + 1 >= len(sigmas):
         return None
     step = ScheduledStep(timesteps, sigmas, index, version_of(sigmas))
     is_doubtful = verify if isinstance(verify, bool) else verify(step)
-    return None if is_doubtful and not _agrees(timestep, timesteps[index]) else step
+    return None if is_doubtful and not _agrees(timestep, clock, timesteps[index]) else step
 
 
 def check_sigmas(sigmas: Tensor) -> None:
@@ -161,8 +165,7 @@ def check_sigmas(sigmas: Tensor) -> None:
         )
 
 
-def _agrees(timestep: Tensor, expected: Tensor) -> bool:
+def _agrees(timestep: Tensor, clock: Clock, expected: Tensor) -> bool:
     """Whether every sample's timestep is the scheduled one, up to the rounding of its dtype."""
-    rounding = torch.finfo(timestep.dtype).eps if timestep.is_floating_point() else 0.0
-    difference = (timestep.to(torch.float32) * 1000 - expected.to(timestep.device, torch.float32)).abs().max()
-    return float(difference) <= 2 * rounding * float(expected) + 1e-2
+    difference = (clock.read(timestep) - expected.to(timestep.device, torch.float32)).abs().max()
+    return float(difference) <= clock.rounding(timestep) + 1e-2

@@ -5,11 +5,14 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from afcache.functional import forecast
+from afcache.functional.initial import empty_state, shape_of
 from afcache.functional.model import Sizes, model_of
 from afcache.functional.ranks.step import Layout
+from afcache.functional.state import CacheState
 from afcache.functional.step import HistoryWriter
 from afcache.models.family import Family
 from afcache.parallel.groups import ParallelContext
@@ -119,6 +122,25 @@ class Bound(NamedTuple):
     weights: Weights
     controls: Callable[[], Controls]
     host: Host | None = None
+
+
+def empty_states(
+    bound: Bound, latents: torch.Size, prefix_length: int, dtype: torch.dtype, *, device: torch.device, count: int
+) -> tuple[CacheState, ...]:
+    """Of guidance branches on this rank: of its share of the tokens, or, where outputs are forecast, of the whole.
+
+    Args:
+        bound: what all images share.
+        latents: shape of a call's.
+        prefix_length: tokens that the blocks see before the image's.
+        dtype, device: of the latents.
+        count: how many branches.
+
+    """
+    config, parallel = bound.config, bound.parallel
+    shards = 1 if parallel is None or config.forecasts_output else parallel.layout.sequence.whole.size
+    shape = shape_of(bound.steps.sizes, latents, prefix_length, config=config)._replace(shards=shards)
+    return tuple(empty_state(shape, config=config, dtype=dtype, device=device) for _ in range(count))
 
 
 def write_newest(history: Tensor, newest: Tensor, refresh: Tensor) -> None:

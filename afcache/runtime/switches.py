@@ -62,7 +62,7 @@ def is_unchanged(before: Steering, now: Steering) -> bool:
 
 def is_switched(before: Steering, now: Steering) -> Tensor | None:
     """Whether the second step is steered otherwise than the first; bool, 0-d, or None where it certainly is not."""
-    device = now.conditions[0].device
+    device = now.conditions[0].device if now.conditions else None
     if before.structure != now.structure or before.scales != now.scales or _is_edited(before, now):
         return torch.ones((), dtype=torch.bool, device=device)
     pairs = zip(before.conditions, now.conditions, strict=True)

@@ -9,11 +9,10 @@ from torch import Tensor
 from afcache.functional.continuity import is_elsewhere, trail_of
 from afcache.functional.guidance import weigh
 from afcache.functional.state import StepRecord, Trail
-from afcache.functional.update import restart
-from afcache.models.family import Call
+from afcache.models.family import Call, CallsOfRanks
 from afcache.parallel.agreement import adopt_first, check_same_task, check_votes
 from afcache.parallel.groups import ParallelContext
-from afcache.runtime.branches import BRANCHES, BranchCalls, check_conditioning, joined
+from afcache.runtime.branches import BRANCHES, BranchCalls, check_conditioning, states_of
 from afcache.runtime.notes import Restart, Role
 from afcache.runtime.trajectory import Trajectory
 
@@ -34,7 +33,7 @@ class Together(Trajectory):
     @property
     def trails(self) -> tuple[Trail, ...]:
         """Where the branches of the present step lead."""
-        return joined(self.paths) if self._holds_shares else super().trails
+        return tuple(self.paths) if self._holds_shares else super().trails
 
     def begin_call(self, call: Call, index: int) -> None:
         """Find at which step a call is, and begin anew what is not where the last step led."""
@@ -46,7 +45,7 @@ class Together(Trajectory):
             astray = is_elsewhere(call.latents, self.trails, self.schedule[self._position].sigma)
             self.restarts.append(Restart(index, "latents", astray))
             for branch in self._known_branches():
-                branch.state = restart(branch.state, astray)
+                branch.restart(astray)
         self.paths = []
 
     def take(self, call: Call) -> tuple[Tensor, StepRecord | None, Role]:
@@ -88,13 +87,13 @@ class Together(Trajectory):
 
     def _take_one_of_pair(self, call: Call) -> tuple[Tensor, StepRecord, Role]:
         """A branch's call at the first step, where every rank computes all, by the graph that takes both of them at once."""
-        branch = BranchCalls(self._empty_state(call))
+        branch = BranchCalls(self._empty_states(call, 1))
         self.branches.append(branch)
         self._steer(branch, self._steering(call))
-        pair = branch.state, self._empty_state(call)
+        pair = *branch.states, *self._empty_states(call, 1)
         coupling = self._lead(self.branches[0], [])
-        velocities, (branch.state, _), record, _ = self._step_from(pair, self.branches[0], call, coupling)
-        branch.velocity = velocities[0]
+        velocities, (state, _), record, _ = self._step_from(pair, self.branches[0], call, coupling)
+        branch.states, branch.velocities = (state,), (velocities[0],)
         return velocities[0], record, "leads" if len(self.branches) == 1 else "follows"
 
     def _take_split(self, call: Call, parallel: ParallelContext) -> tuple[Tensor, StepRecord | None, Role]:
@@ -109,7 +108,7 @@ class Together(Trajectory):
             return self.velocities[branch_index], None, "follows"
         rank = parallel.layout.cfg.rank
         # Latents, time and a ControlNet's residuals are the present ones; pipelines give both branches the same.
-        calls = [self.bound.family.calls.read(call.inputs._replace(**its)) for its in self.conditioning]
+        calls = [self._ranks.read(call.inputs._replace(**its)) for its in self.conditioning]
         mine = calls[rank]
         if not self.bound.config.rule.is_cached:
             with self.bound.steps.traceable():
@@ -118,11 +117,11 @@ class Together(Trajectory):
             self._learn_guidance(call.latents)
             for branch, its in zip(self.branches, calls, strict=True):
                 self._steer(branch, self._steering(its))
-            pair = tuple(branch.state for branch in self.branches)
+            pair = tuple(states_of(self.branches))
             coupling = self._lead(self.branches[0], self.branches[1:])
             velocities, pair, record, _ = self._step_from(pair, self.branches[0], mine, coupling)
             for branch, state in zip(self.branches, pair, strict=True):
-                branch.state = state
+                branch.states = (state,)
         else:
             self._learn_guidance(call.latents)
             branch = self.branches[rank if len(self.branches) > 1 else 0]
@@ -137,22 +136,27 @@ class Together(Trajectory):
 
     def _learn_guidance(self, latents: Tensor) -> None:
         """Once an image: the first rank's scale, which ranks that decide alike must know to the last bit."""
-        before = self.guidance_scale
+        before = self.guidance.scale
         super()._learn_guidance(latents)
-        if self.guidance_scale is not None and self.guidance_scale is not before:
+        if self.guidance.scale is not None and self.guidance.scale is not before:
             assert self.bound.parallel is not None
-            self.guidance_scale = adopt_first(self.bound.parallel, self.guidance_scale)
+            self.guidance.scale = adopt_first(self.bound.parallel, self.guidance.scale)
 
     def _known_scale(self, place: int, branch: BranchCalls) -> Tensor:
         """The guidance scale per sample; branches of ranks that share them out stay a pair."""
         parallel = self.bound.parallel
         assert parallel is not None
-        if parallel.splits_guidance and self.guidance_scale is not None:
-            return self.guidance_scale
+        if parallel.splits_guidance and self.guidance.scale is not None:
+            return self.guidance.scale
         return super()._known_scale(place, branch)
 
     def _conditioning_of(self, call: Call) -> dict[str, Any]:
-        return {name: getattr(call.inputs, name) for name in self.bound.family.calls.of_branches}
+        return {name: getattr(call.inputs, name) for name in self._ranks.of_branches}
+
+    @property
+    def _ranks(self) -> CallsOfRanks:
+        assert self.bound.family.calls.of_ranks is not None
+        return self.bound.family.calls.of_ranks
 
     def _describe(self, call: Call) -> dict[str, Any]:
         """What must be equal on all ranks that draw one image, by the names that a user knows.
@@ -161,7 +165,7 @@ class Together(Trajectory):
         """
         return {
             BRANCHES: 10 * self._position + self.calls_at_index,
-            **self.bound.family.calls.describe(call.inputs, is_later=self._position > 0),
+            **self._ranks.describe(call.inputs, is_later=self._position > 0),
             "step counts (scheduler.sigmas)": self.sigmas,
             "settings (CacheConfig)": zlib.crc32(repr(self.settings).encode()),
             "adapters (LoRA, their scales)": zlib.crc32(repr(self.adapted).encode()),

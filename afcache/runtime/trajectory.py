@@ -11,17 +11,17 @@ from torch import Tensor
 from afcache.functional.decision import predict_error
 from afcache.functional.given import Given
 from afcache.functional.guidance import follow, weigh
-from afcache.functional.initial import empty_state, shape_of, state_bytes
+from afcache.functional.initial import state_bytes
 from afcache.functional.ranks.traffic import Call as Messages
 from afcache.functional.state import CacheState, Coupling, Lead, StepRecord, StepSchedule, Trail
-from afcache.functional.update import restart
 from afcache.models.family import Call
-from afcache.runtime.branches import BranchCalls, find_branch, find_strays, guidance_of_step, trails_of
+from afcache.runtime.branches import BranchCalls, find_branch, find_strays, states_of, trails_of
 from afcache.runtime.compiled import CompiledStep
 from afcache.runtime.foresight import Foresight
+from afcache.runtime.guidance import Guidance
 from afcache.runtime.notes import Restart, Role, TimedCall
 from afcache.runtime.scheduler import ScheduledStep
-from afcache.runtime.steps import Bound
+from afcache.runtime.steps import Bound, empty_states
 from afcache.runtime.switches import Steering, steering_of, version_of
 from afcache.settings.config import CacheConfig
 
@@ -51,7 +51,7 @@ class Trajectory:
         strangers: others that were called there: a preview in a callback, or a prompt that was exchanged.
         called, strange: the same of this step.
         coupling: what the leader decided at this step, for those that follow.
-        guidance_scale: true CFG scale per sample of two branches, the pair; NaN where unknown; None without them.
+        guidance: what is known of the true CFG scale.
         velocities: of all branches at this step, where one call computed them for all.
         calls: every call, for the report; restarts: what began anew, as far as the host has a part in it.
 
@@ -81,8 +81,7 @@ class Trajectory:
     strange: list[BranchCalls] = field(default_factory=list)
     called: list[BranchCalls] = field(default_factory=list)
     coupling: Coupling | None = None
-    guidance_scale: Tensor | None = None
-    pair: list[BranchCalls] = field(default_factory=list)
+    guidance: Guidance = field(default_factory=Guidance)
     velocities: Tensor | None = None
     calls: list[TimedCall] = field(default_factory=list)
     restarts: list[Restart] = field(default_factory=list)
@@ -105,7 +104,7 @@ class Trajectory:
     @property
     def bytes(self) -> int:
         """Memory of all branches' states."""
-        return sum(state_bytes(branch.state) for branch in self._known_branches())
+        return sum(map(state_bytes, states_of(self._known_branches())))
 
     @property
     def trails(self) -> tuple[Trail, ...]:
@@ -156,21 +155,21 @@ class Trajectory:
             with self.bound.steps.traceable():
                 return self._own(self._step()(call.inputs)), None, role
         steering = self._steering(call)
-        branch = find_branch([*self.branches, *self.strangers], steering, step=self.index)
-        branch = BranchCalls(self._empty_state(call)) if branch is None else branch
+        branch = find_branch([*self.branches, *self.strangers], steering, step=self.index, count=call.branches)
+        branch = BranchCalls(self._empty_states(call, call.branches)) if branch is None else branch
         branch.last_step = self.index
         self._steer(branch, steering)
         role = self._role(branch)
         coupling = self._couple(branch, role, call.latents)
         (self.strange if role == "joins" else self.called).append(branch)
-        if len(self.called) == 3:
-            # One number says nothing of three branches.
-            self.guidance_scale, self.pair = None, []
+        if len(states_of(self.called)) > 2:
+            self.guidance.forget()
         velocity, record, lead = self._run(branch, call, coupling)
-        branch.velocity, branch.has_history = self._own(velocity), True
+        velocity = self._own(velocity)
+        branch.velocities, branch.has_history = velocity.chunk(call.branches), True
         if role == "leads":
             self.coupling = follow(coupling, record, lead)._replace(trails=self.alone.trails)
-        return branch.velocity, record, role
+        return velocity, record, role
 
     def _role(self, branch: BranchCalls) -> Role:
         """What a branch does for the decision of its step: until the leader of the step before calls, all compute."""
@@ -192,7 +191,7 @@ class Trajectory:
             return self._lead(branch, [other for other in self.branches if other is not branch])
         coupling = self.coupling
         if coupling is None:
-            branch.state = restart(branch.state, torch.ones_like(self.alone.is_follower))
+            branch.restart(torch.ones_like(self.alone.is_follower))
             return self.alone if self.foresight is None else self.foresight.for_stranger(self.alone)
         if coupling.lead is not None:
             coupling = coupling._replace(guidance_scale=self._known_scale(1, branch))
@@ -209,11 +208,11 @@ class Trajectory:
 
     def _run(self, branch: BranchCalls, call: Call, coupling: Coupling) -> tuple[Tensor, StepRecord, Lead | None]:
         """A branch's next call, after which its state is the next one."""
-        velocity, branch.state, record, lead = self._step_from(branch.state, branch, call, coupling)
+        velocity, branch.states, record, lead = self._step_from(branch.states, branch, call, coupling)
         return velocity, record, lead
 
-    def _step_from(self, state: Any, branch: BranchCalls, call: Call, coupling: Coupling) -> Any:
-        """Velocity, next state, record and lead of a step; the first two of a branch check guards, then a state is our own."""
+    def _step_from(self, states: Any, branch: BranchCalls, call: Call, coupling: Coupling) -> Any:
+        """Velocity, next states, record and lead of a step; the first two of a branch check guards, then states are our own."""
         if self.bound.host is None:
             kind, step, inputs = None, self._step(), call.inputs
         else:
@@ -222,7 +221,7 @@ class Trajectory:
             inputs = Given(call.latents, self.bound.host(call) if kind else call.latents)
             coupling = coupling._replace(known=None)
         branch.calls[kind] = branch.calls.get(kind, 0) + 1
-        arguments = (inputs, state, self.schedule[self._position], coupling)
+        arguments = (inputs, states, self.schedule[self._position], coupling)
         with self.bound.steps.traceable():
             if branch.calls[kind] > _GUARDED_CALLS and kind not in branch.unguarded:
                 branch.unguarded[kind] = step.without_guards(*arguments)
@@ -236,12 +235,9 @@ class Trajectory:
         if switched is not None:
             self.restarts.append(Restart(self.index, "conditioning", switched))
 
-    def _empty_state(self, call: Call) -> CacheState:
-        """Of a guidance branch, on this rank: of its share of the tokens, or, where outputs are forecast, of the whole."""
-        config, parallel = self.bound.config, self.bound.parallel
-        shards = 1 if parallel is None or config.forecasts_output else parallel.layout.sequence.whole.size
-        shape = shape_of(self.bound.steps.sizes, call.latents.shape, call.prefix_length, config=config)._replace(shards=shards)
-        return empty_state(shape, config=config, dtype=call.latents.dtype, device=call.latents.device)
+    def _empty_states(self, call: Call, count: int) -> tuple[CacheState, ...]:
+        latents = call.latents
+        return empty_states(self.bound, latents.shape, call.prefix_length, latents.dtype, device=latents.device, count=count)
 
     def _known_branches(self) -> list[BranchCalls]:
         return list(dict.fromkeys((*self.branches, *self.strangers, *self.called, *self.strange)))
@@ -251,35 +247,36 @@ class Trajectory:
         adapted, self.adapted = self.adapted, self.bound.weights.adapted()
         if adapted != self.adapted:
             self.restarts.append(Restart(self.index, "weights"))
-            for branch in self._known_branches():
-                branch.forget(self._empty_state(call))
+            self.forget(call)
+
+    def forget(self, call: Call) -> None:
+        """Let all branches begin anew."""
+        for branch in self._known_branches():
+            branch.forget(self._empty_states(call, len(branch.states)))
 
     def _learn_guidance(self, latents: Tensor) -> None:
-        """Infer the guidance scale from the first step of a pair of branches that the scheduler took."""
-        if len(self.branches) != 2 or self.branches == self.pair or self.latents_before is None:
-            return
-        first, second = (branch.velocity for branch in self.branches)
-        assert first is not None
-        assert second is not None
-        length = self.sigmas[self.index_before + 1] - self.sigmas[self.index_before]
-        self.guidance_scale = guidance_of_step(self.latents_before, latents, length, velocities=(first, second))
-        self.pair = list(self.branches)
+        if self.latents_before is not None:
+            length = self.sigmas[self.index_before + 1] - self.sigmas[self.index_before]
+            self.guidance.learn(self.branches, self.latents_before, latents, length)
 
     def _lead(self, leader: BranchCalls, followers: list[BranchCalls]) -> Coupling:
         """What the leading branch needs to decide for all."""
         config, scale, coupling = self.bound.config, self._known_scale(0, leader), self.alone
-        weights = weigh(scale, config=config) if followers else (coupling.weight, coupling.weight)
+        _, *states = states_of([leader, *followers])
+        weights = weigh(scale, config=config) if states else (coupling.weight, coupling.weight)
+        if len(leader.states) > 1:
+            coupling = coupling._replace(lead=None)
         if config.forecasts_output and coupling.lead is None:
             # Where branches are called one after the other, the scale is for those who follow.
             coupling = coupling._replace(guidance_scale=scale)
-        if followers:
+        if states:
             schedule = self.schedule[self._position]
-            others = sum(predict_error(branch.state, schedule, config=config) for branch in followers)
+            others = sum(predict_error(state, schedule, config=config) for state in states)
             weight, others_weight = weights
             coupling = coupling._replace(weight=weight, others_error=others_weight * others)
         if self.foresight is None:
             is_watched = bool(coupling.trails and followers)
-            return coupling._replace(trails=trails_of([leader, *followers])[1:]) if is_watched else coupling
+            return coupling._replace(trails=trails_of(followers)) if is_watched else coupling
         self._look_back([leader, *followers])
         return self.foresight.for_leader(self._position, coupling, [leader, *followers], weights)
 
@@ -290,11 +287,10 @@ class Trajectory:
         if astray is not None and bool(astray.any()):
             self.restarts.append(Restart(self.index, "latents", astray))
             for branch in branches:
-                branch.state, branch.has_history = restart(branch.state, astray), False
+                branch.restart(astray)
+                branch.has_history = False
 
     def _known_scale(self, place: int, branch: BranchCalls) -> Tensor:
         """The guidance scale per sample, for the first or second branch of the last step; NaN where it is unknown."""
-        is_of_pair = self.branches == self.pair and self.pair[place : place + 1] == [branch]
-        if self.guidance_scale is None or not is_of_pair:
-            return torch.full_like(self.alone.weight, float("nan"))
-        return self.guidance_scale
+        scale = self.guidance.known(self.branches, place, branch)
+        return torch.full_like(self.alone.weight, float("nan")) if scale is None else scale

@@ -69,12 +69,12 @@ def _call(transformer: Any, inputs: afcache.FluxInputs, config: CacheConfig, *, 
     state = state if looks else state._replace(trail=None)
     schedules = schedule_steps(torch.linspace(1, 0, 29), config)
     step = CompiledStep(cached_step(model, None, config, None), torch.compile, CompileOptions())
-    _, state, *_ = step(inputs, state, schedules[0], coupling)
+    _, (state,), *_ = step(inputs, (state,), schedules[0], coupling)
     if state.trail is not None:
         # The latents of the step that is timed are where the last one led.
         here = state.trail._replace(latents=latents.clone(), sigma=schedules[_STEP].sigma.reshape(1).clone())
         state = state._replace(trail=here)
-    arguments = inputs, state, schedules[_STEP], coupling
+    arguments = inputs, (state,), schedules[_STEP], coupling
     _, _, record, _ = step(*arguments)
     assert not bool(record.is_computed)
     settled = step.without_guards(*arguments)

@@ -89,9 +89,14 @@ def test_another_noise_level_is_elsewhere_and_before_the_first_step_nothing_is()
     assert not bool(is_elsewhere(drawn(9), (empty_trail(SHAPE),), step_at(6).sigma).any())
 
 
-def test_a_length_that_is_infinite_leads_anywhere():
-    anywhere = TRAIL._replace(length=torch.full((BATCH,), math.inf))
-    assert not bool(is_elsewhere(drawn(9), (anywhere, OTHER), step_at(6).sigma).any())
+@pytest.mark.parametrize(("first", "second"), [(0.0, 0.0), (3.0, -2.0), (5.0, 40.0)])
+def test_three_branches_lead_into_their_plane(first: float, second: float):
+    third = trail_of(X, drawn(4), step_at())
+    there = TRAIL.latents + first * (TRAIL.latents - OTHER.latents) + second * (TRAIL.latents - third.latents)
+    sigma, trails = step_at(6).sigma, (TRAIL, OTHER, third)
+    assert not bool(is_elsewhere(there, trails, sigma).any())
+    length = torch.stack([trail.length for trail in trails]).amax(0)[:, None, None]
+    assert bool(is_elsewhere(there + 4 * length * unit(5), trails, sigma).all())
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])

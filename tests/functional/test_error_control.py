@@ -174,10 +174,30 @@ def test_infer_guidance_survives_bfloat16_latents():
 def test_infer_guidance_is_unknown_where_no_scale_explains_the_step():
     first, second = torch.randn(2, 8, 4), torch.randn(2, 8, 4)
     step = second + 2.0 * (first - second)
-    step[1] += 0.2 * torch.randn(8, 4)
+    step[1] += 2 * torch.randn(8, 4)
     scale = infer_guidance(step, first, second, rounding=EXACT)
     assert float(scale[0]) == pytest.approx(2.0, rel=1e-4)
     assert math.isnan(float(scale[1]))
+
+
+@pytest.mark.parametrize("scale", [0.5, 2.0, 4.0, 7.5])
+@pytest.mark.parametrize("axes", [(1, 2), (2,)])
+def test_infer_guidance_sees_through_rescaled_norms(scale: float, axes: tuple[int, ...]):
+    """Of the whole exactly; of single tokens, as Qwen-Image does it, nearly."""
+    generator = torch.Generator().manual_seed(1)
+    first = torch.randn(2, 64, 16, generator=generator)
+    second = first + 0.5 * torch.randn(2, 64, 16, generator=generator)
+    guided = second + scale * (first - second)
+    step = guided * first.norm(dim=axes, keepdim=True) / guided.norm(dim=axes, keepdim=True)
+    found = infer_guidance(step, first, second, rounding=EXACT)
+    torch.testing.assert_close(found, torch.full((2,), scale), rtol=0.02 if len(axes) == 2 else 0.1, atol=1e-3)
+
+
+def test_infer_guidance_is_unknown_where_half_of_the_latents_were_replaced():
+    generator = torch.Generator().manual_seed(1)
+    first, second, other = (torch.randn(2, 64, 16, generator=generator) for _ in range(3))
+    step = torch.where(torch.arange(64)[:, None] < 32, second + 4 * (first - second), other)
+    assert torch.isnan(infer_guidance(step, first, second, rounding=EXACT)).all()
 
 
 def test_infer_guidance_is_unknown_where_the_branches_agree():

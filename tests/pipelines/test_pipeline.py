@@ -196,7 +196,7 @@ def test_a_bfloat16_pipeline_decides_on_the_float32_schedule(pipe):
     sample(pipe)
     half = afcache.report(pipe)
     assert [step.sigma for step in half.steps] == [step.sigma for step in exact.steps]
-    state = pipe.transformer._afcache.last_trajectory(pipe).present[0].state
+    state = pipe.transformer._afcache.last_trajectory(pipe).present[0].states[0]
     # What outputs point at is exact in float32 alone.
     assert state.history.dtype == state.nodes.dtype == torch.float32
     # Errors measured in bfloat16 differ a little; with the float32 schedule few decisions move, and by a step at most.
@@ -208,7 +208,7 @@ def test_a_bfloat16_pipeline_decides_on_the_float32_schedule(pipe):
 def test_a_bfloat16_pipelines_nodes_are_the_schedulers_sigmas(pipe):
     pipe.to(torch.bfloat16)
     sample(compiled(pipe, CacheConfig(tolerance=0.0)))
-    state = pipe.transformer._afcache.last_trajectory(pipe).present[0].state
+    state = pipe.transformer._afcache.last_trajectory(pipe).present[0].states[0]
     assert state.nodes[:, 0].tolist() == pipe.scheduler.sigmas[[27, 26]].tolist()
 
 

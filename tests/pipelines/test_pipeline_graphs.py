@@ -65,7 +65,7 @@ def test_cached_steps_keep_the_history_where_it_is(short, options: dict[str, Any
 
     def look(pipe: Any, step: int, timestep: torch.Tensor, arguments: dict[str, Any]) -> dict[str, Any]:
         del step, timestep
-        pointers.add(pipe.transformer._afcache.last_trajectory(pipe).present[0].state.history.data_ptr())
+        pointers.add(pipe.transformer._afcache.last_trajectory(pipe).present[0].states[0].history.data_ptr())
         return arguments
 
     sample(short, callback_on_step_end=look)

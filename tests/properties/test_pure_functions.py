@@ -160,6 +160,7 @@ def test_the_guidance_scale_is_found_again_and_noise_is_no_scale(seed, scale):
     rounding = torch.zeros(1)
     step = second + scale * (first - second)
     assert abs(float(guidance.infer_guidance(step, first, second, rounding=rounding)) - scale) < 1e-3
+    other = 2 * step.norm() / other.norm() * other
     assert bool(guidance.infer_guidance(step + other, first, second, rounding=rounding).isnan())
 
 

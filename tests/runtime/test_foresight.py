@@ -15,6 +15,7 @@ from afcache.functional.initial import uncoupled
 from afcache.functional.model import scaled_dot_product_attention
 from afcache.functional.plans import schedule_steps
 from afcache.functional.state import StepSchedule
+from afcache.models.family import Clock
 from afcache.models.flux1 import architecture as flux1
 from afcache.models.flux1 import inputs as flux1_inputs
 from afcache.runtime import pipelines
@@ -160,9 +161,9 @@ def as_on_an_accelerator(monkeypatch):
     """Only where reading is free is the timestep checked at every step."""
     read_step = pipelines.read_step
 
-    def unverified(scheduler: Any, timestep: Tensor, *, verify: bool) -> Any:
+    def unverified(scheduler: Any, timestep: Tensor, clock: Clock, *, verify: bool) -> Any:
         del verify
-        return read_step(scheduler, timestep, verify=False)
+        return read_step(scheduler, timestep, clock, verify=False)
 
     monkeypatch.setattr(pipelines, "read_step", unverified)
 

@@ -10,6 +10,7 @@ from diffusers import (
 )
 
 from afcache._typing import HostModule
+from afcache.models.family import Clock
 from afcache.runtime.scheduler import check_scheduler, check_sigmas, correction_holds, read_step
 
 
@@ -25,16 +26,16 @@ def timestep(scheduler: HostModule, index: int, dtype=torch.float32) -> torch.Te
 
 def test_read_step_prefers_step_index_then_begin_index_then_the_timestep():
     scheduler = make_scheduler()
-    found = read_step(scheduler, timestep(scheduler, 4), verify=True)
+    found = read_step(scheduler, timestep(scheduler, 4), Clock(), verify=True)
     assert found is not None
     assert found.index == 4
     scheduler.set_begin_index(3)
-    assert read_step(scheduler, timestep(scheduler, 4), verify=True) is None
-    found = read_step(scheduler, timestep(scheduler, 3), verify=True)
+    assert read_step(scheduler, timestep(scheduler, 4), Clock(), verify=True) is None
+    found = read_step(scheduler, timestep(scheduler, 3), Clock(), verify=True)
     assert found is not None
     assert found.index == 3
     scheduler._step_index = 6
-    found = read_step(scheduler, timestep(scheduler, 6), verify=True)
+    found = read_step(scheduler, timestep(scheduler, 6), Clock(), verify=True)
     assert found is not None
     assert found.index == 6
 
@@ -45,7 +46,7 @@ def test_read_step_returns_float32_sigmas_whatever_the_timesteps_dtype(dtype: to
     scheduler = make_scheduler(steps)
     for index in range(steps):
         scheduler._step_index = index
-        found = read_step(scheduler, timestep(scheduler, index, dtype), verify=True)
+        found = read_step(scheduler, timestep(scheduler, index, dtype), Clock(), verify=True)
         assert found is not None
         assert found.sigmas.dtype == torch.float32
         assert float(found.sigmas[found.index]) == float(scheduler.sigmas[index])
@@ -54,7 +55,7 @@ def test_read_step_returns_float32_sigmas_whatever_the_timesteps_dtype(dtype: to
 def test_read_step_at_the_end_of_a_schedule_is_none():
     scheduler = make_scheduler()
     scheduler._step_index = 10
-    assert read_step(scheduler, timestep(scheduler, 9), verify=True) is None
+    assert read_step(scheduler, timestep(scheduler, 9), Clock(), verify=True) is None
 
 
 def test_check_sigmas_names_the_repetition():
@@ -123,3 +124,26 @@ def test_sigmas_below_zero_are_blamed_on_no_setting():
 def test_check_scheduler_refuses_multistep_without_flow_sigmas():
     with pytest.raises(NotImplementedError, match="scheduler DPMSolverMultistepScheduler is not supported; caching knows"):
         check_scheduler(DPMSolverMultistepScheduler())
+
+
+@pytest.mark.parametrize(
+    ("clock", "argument", "dtype"),
+    [
+        (Clock(), 0.9375, torch.bfloat16),
+        (Clock(scale=1.0), 937.5, torch.float32),
+        # Solvers that count in integers cut off.
+        (Clock(scale=1.0), 937, torch.int64),
+        (Clock(scale=-1000.0, offset=1000.0), 0.0625, torch.float32),
+        (Clock(scale=1.0, offset=1.0), 936.5, torch.float32),
+    ],
+)
+def test_clocks_read_what_families_count(clock: Clock, argument: float, dtype: torch.dtype):
+    given = torch.full((2,), argument, dtype=dtype)
+    assert (clock.read(given) - 937.5).abs().max() <= clock.rounding(given)
+    if dtype.is_floating_point:
+        torch.testing.assert_close(clock.show(torch.tensor(0.9375)).to(dtype), given[0])
+
+
+def test_the_noisiest_token_tells_the_step():
+    given = torch.tensor([[0.0, 0.0, 800.0, 800.0]])
+    assert Clock(scale=1.0).read(given).tolist() == [800.0]

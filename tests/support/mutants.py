@@ -271,7 +271,7 @@ MUTANTS = (
     ),
     # Where a step begins.
     Mutant("a forecast bears any jump", CONTINUITY, "_REACH = 2.0", "_REACH = 1e9", CONTINUITY_TESTS),
-    Mutant("guidance is a leap", CONTINUITY, "square - along.square() / size", "square + 0 * along", CONTINUITY_TESTS),
+    Mutant("guidance is a leap", CONTINUITY, "square - _ratio(along.square(), size)", "square + 0 * along", CONTINUITY_TESTS),
     Mutant("another noise level is the same", CONTINUITY, "_SAME_SIGMA = 1e-5", "_SAME_SIGMA = 9.0", CONTINUITY_TESTS),
     Mutant(
         "a sample that is elsewhere keeps its history",

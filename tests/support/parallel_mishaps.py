@@ -16,7 +16,7 @@ import afcache
 from afcache import CacheConfig, ParallelConfig
 from afcache.cli.main import main
 from afcache.functional.ranks import step as parallel_step
-from afcache.runtime import trajectory
+from afcache.runtime import guidance
 from afcache.settings.config import Target
 from tests.support.parallel_cases import ADAPTIVE, NOISE, Case, draw, make_pipeline
 
@@ -109,7 +109,7 @@ def draw_in_doubt() -> dict[str, Any]:
 
 def draw_off(who: tuple[int, ...], tolerance: float) -> dict[str, Any]:
     """An image whose errors and guidance scale are found to be the next larger number by some ranks."""
-    exchange_of, guidance_of_step = parallel_step.exchange_of_wholes, trajectory.guidance_of_step
+    exchange_of, guidance_of_step = parallel_step.exchange_of_wholes, guidance.guidance_of_step
 
     def larger(x: torch.Tensor) -> torch.Tensor:
         return torch.nextafter(x, x + 1) if RANK in who else x
@@ -122,7 +122,7 @@ def draw_off(who: tuple[int, ...], tolerance: float) -> dict[str, Any]:
     case = SMALL._replace(steps=20, config=dataclasses.replace(NOISE, tolerance=tolerance))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(parallel_step, "exchange_of_wholes", exchange)
-        patch.setattr(trajectory, "guidance_of_step", lambda *args, **kwargs: larger(guidance_of_step(*args, **kwargs)))
+        patch.setattr(guidance, "guidance_of_step", lambda *args, **kwargs: larger(guidance_of_step(*args, **kwargs)))
         drawn = draw(pipe, case, PAIR)
     report = afcache.report(pipe)
     estimates = [step.estimated_error[0] for step in report.steps if step.branch == 0]

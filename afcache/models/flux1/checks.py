@@ -81,19 +81,6 @@ def check_call(reader: Reader, config: CacheConfig, *, shares_sequence: bool) ->
         )
 
 
-def check_cache(transformer: HostModule) -> None:
-    """Raise where a cache of diffusers is on, which would take our computed steps for its own.
-
-    Raises:
-        NotImplementedError: it is.
-
-    """
-    if getattr(transformer, "is_cache_enabled", False):
-        raise NotImplementedError(
-            "transformer already has a diffusers cache enabled. Call transformer.disable_cache() before compile_pipeline."
-        )
-
-
 def check_blocks(transformer: HostModule) -> None:
     """Raise where something is attached to a module whose forward ours replaces: it would be bypassed in silence.
 

@@ -1,22 +1,7 @@
 """FLUX.1 as a family."""
 
-from diffusers import (
-    FluxControlImg2ImgPipeline,
-    FluxControlInpaintPipeline,
-    FluxControlNetImg2ImgPipeline,
-    FluxControlNetInpaintPipeline,
-    FluxControlNetPipeline,
-    FluxControlPipeline,
-    FluxFillPipeline,
-    FluxImg2ImgPipeline,
-    FluxInpaintPipeline,
-    FluxKontextInpaintPipeline,
-    FluxKontextPipeline,
-    FluxPipeline,
-    FluxTransformer2DModel,
-)
-
-from afcache.models.family import Calls, Checks, Family
+from afcache.models.checks import check_cache
+from afcache.models.family import Calls, CallsOfRanks, Checks, Clock, Family, Known
 from afcache.models.flux1 import checks
 from afcache.models.flux1.architecture import FLUX
 from afcache.models.flux1.backend import attention_backend, attention_kernel
@@ -26,33 +11,17 @@ from afcache.models.flux1.inputs import probe_inputs
 
 FLUX1 = Family(
     name="FLUX.1",
-    transformer=FluxTransformer2DModel,
-    pipelines=(
-        FluxPipeline,
-        FluxImg2ImgPipeline,
-        FluxInpaintPipeline,
-        FluxFillPipeline,
-        FluxControlPipeline,
-        FluxControlImg2ImgPipeline,
-        FluxControlInpaintPipeline,
-        FluxControlNetPipeline,
-        FluxControlNetImg2ImgPipeline,
-        FluxControlNetInpaintPipeline,
-        FluxKontextPipeline,
-        FluxKontextInpaintPipeline,
-    ),
     architecture=FLUX,
     calls=Calls(
         reader=Reader,
         answer=answer,
-        read=read_call,
-        of_branches=OF_BRANCHES,
-        describe=describe,
+        clock=Clock(scale=1000.0),
         probe=probe_inputs,
+        of_ranks=CallsOfRanks(read=read_call, of_branches=OF_BRANCHES, describe=describe),
     ),
     checks=Checks(
         transformer=checks.check_transformer,
-        cache=checks.check_cache,
+        cache=check_cache,
         blocks=checks.check_blocks,
         config=checks.check_config,
         call=checks.check_call,
@@ -60,4 +29,29 @@ FLUX1 = Family(
     ),
     attention_backend=attention_backend,
     attention_kernel=attention_kernel,
+)
+
+
+def _flux1(_: type) -> Family:
+    return FLUX1
+
+
+KNOWN = Known(
+    name="FLUX.1",
+    transformers=("FluxTransformer2DModel",),
+    pipelines=(
+        "FluxPipeline",
+        "FluxImg2ImgPipeline",
+        "FluxInpaintPipeline",
+        "FluxFillPipeline",
+        "FluxControlPipeline",
+        "FluxControlImg2ImgPipeline",
+        "FluxControlInpaintPipeline",
+        "FluxControlNetPipeline",
+        "FluxControlNetImg2ImgPipeline",
+        "FluxControlNetInpaintPipeline",
+        "FluxKontextPipeline",
+        "FluxKontextInpaintPipeline",
+    ),
+    family=_flux1,
 )
