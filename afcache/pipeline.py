@@ -61,7 +61,7 @@ def compile_pipeline(
         backend: torch.compile's backend.
         mode: torch.compile's mode.
         dynamic: torch.compile's dynamic shapes; None lets a second shape make them dynamic, False compiles each shape by
-            itself and updates the history in place; so does None where ranks share a sequence, and of families beside FLUX.1.
+            itself and updates the history in place; so does None where ranks share a sequence, or a model runs its own forward.
         parallel: how to share the work among the processes that torchrun started; on all of them the pipeline is called with
             the same arguments and returns the same images. Every process holds all weights.
         decide_ahead: read decisions once a refresh, for all steps up to the next one; a step then reads one flag before it is
