@@ -73,7 +73,7 @@ def compile_pipeline(
 
     Raises:
         NotImplementedError: the pipeline, its transformer or its scheduler is not supported; the message says what is.
-        ValueError: conflicting or invalid settings, or more groups or blocks than the transformer has.
+        ValueError: conflicting or invalid settings, more groups or blocks than the transformer has, or no transformer.
         RuntimeError: `parallel` does not fit the processes that run, or xfuser cannot be imported.
     Cost:
         Memory: order + 2 velocities in float32 per guidance branch (1 MiB each at 1024 x 1024 pixels); where residuals are
@@ -95,18 +95,19 @@ def compile_pipeline(
         for transformer in transformers_of(pipe):
             stack.enter_context(set_aside(transformer))
             family = family_of(transformer)
+            own = settings
             if config is None and family.target is not None:
-                settings = dataclasses.replace(settings, target=family.target)
+                own = dataclasses.replace(settings, target=family.target)
             mine = _traceable(options, transformer, family, pipe, asked=compile)
             if mine.dynamic is None and not mine.keeps_host:
                 mine = dataclasses.replace(mine, dynamic=family.dynamic)
             check_model(transformer, family, mine)
-            family.checks.config(transformer, settings)
-            check_scheduler(pipe.scheduler, forecasts=settings.rule.is_cached)  # pyright: ignore[reportAttributeAccessIssue]
-            _check_foresight(decide_ahead, settings, parallel)
+            family.checks.config(transformer, own)
+            check_scheduler(pipe.scheduler, forecasts=own.rule.is_cached)  # pyright: ignore[reportAttributeAccessIssue]
+            _check_foresight(decide_ahead, own, parallel)
             _check_options(mine)
             context = None if parallel is None else _connect(parallel, transformer, family)
-            runtime = Runtime(transformer, settings, mine, torch.compile, context, decides_ahead=decide_ahead)
+            runtime = Runtime(transformer, own, mine, torch.compile, context, decides_ahead=decide_ahead)
             check_bindable(transformer, runtime)
             previous = bound_runtime(transformer)
             for served in [*(previous.pipelines.alive() if previous is not None else []), pipe]:

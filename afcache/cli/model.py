@@ -90,7 +90,10 @@ def resolve_model(model: str | None) -> str:
     config = _load_config(model, "") if is_hub_id else _read_config(model, "model_index.json")
     name = config.get("_class_name") if isinstance(config, dict) else None
     if name != "FluxPipeline":
-        raise ValueError(f"--model {model!r} is a {name}, not a FluxPipeline; afcache knows FLUX.1 only.")
+        raise ValueError(
+            f"--model {model!r} is a {name}, not a FluxPipeline, which is all that the command draws with. In Python, "
+            "afcache.compile_pipeline takes other families (docs/compatibility.md)."
+        )
     return model
 
 

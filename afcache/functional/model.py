@@ -115,9 +115,9 @@ class Architecture(NamedTuple):
         head: `(transformer, hidden_states, temb) -> velocity [batch, img_seq, channels]`.
         place: `(inputs, latents, sigma) -> inputs` of the same sample at another point of its trajectory.
         latents: `(inputs) -> x`: what the scheduler steps, of the velocity's shape.
-        split: `(inputs, count) -> inputs of each guidance branch`, where one call may hold several of them; None: it holds one.
         forward: `(model, inputs of every branch of a call) -> their velocities`, where these are made otherwise than by
             embedding, stack and head, one branch after the other; None: by them.
+        split: `(inputs, count) -> inputs of each guidance branch`, where one call may hold several of them; None: it holds one.
         parts: asked for by gates, by groups, and by blocks that run at every step; None where a model has none.
         axes: asked for by ranks that share a sequence; None where a model cannot be shared.
 
@@ -157,14 +157,6 @@ class Model(NamedTuple):
 def model_of(transformer: HostModule, architecture: Architecture, kernel: AttentionKernel) -> Model:
     """A model of one process."""
     return Model(transformer, architecture, kernel, architecture.sizes(transformer))
-
-
-def split_inputs(model: Model, inputs: Any, count: int) -> tuple[Any, ...]:
-    """The inputs of each guidance branch of a call."""
-    if count == 1:
-        return (inputs,)
-    assert model.architecture.split is not None
-    return model.architecture.split(inputs, count)
 
 
 def parts_of(model: Model) -> Parts:

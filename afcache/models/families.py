@@ -45,6 +45,7 @@ def check_pipeline(pipe: Any) -> None:
 
     Raises:
         NotImplementedError: the message lists those that are.
+        ValueError: it has no transformer.
 
     """
     names, transformers = _names(pipe), transformers_of(pipe)
@@ -59,6 +60,8 @@ def check_pipeline(pipe: Any) -> None:
             f"pipe is a {type(pipe).__name__}; supported pipelines are {', '.join(of_transformer)}. Run this one without "
             "afcache."
         )
+    if not transformers:
+        raise ValueError(f"pipe is a {type(pipe).__name__} whose transformer is None. Load it with one: pipe.transformer = ...")
 
 
 def names_of_pipelines(transformer: Any) -> tuple[str, ...]:

@@ -39,8 +39,9 @@ class Clock(NamedTuple):
         return 2 * torch.finfo(timestep.dtype).eps * abs(self.scale) * float(timestep.abs().max())
 
 
-# What transformers are known to count.
-CLOCKS = (Clock(scale=1.0), Clock(scale=1000.0), Clock(scale=-1000.0, offset=1000.0))
+# What transformers are known to count: the scheduler's timesteps, the noise level, or that from the end.
+IN_TIMESTEPS, IN_SIGMA, FROM_THE_END = Clock(scale=1.0), Clock(scale=1000.0), Clock(scale=-1000.0, offset=1000.0)
+CLOCKS = (IN_TIMESTEPS, IN_SIGMA, FROM_THE_END)
 
 
 class Call(NamedTuple):
@@ -138,7 +139,8 @@ class Checks(NamedTuple):
     inputs: Callable[..., None]
 
 
-def _always(_: HostModule) -> bool:
+def always(_: HostModule) -> bool:
+    """Whatever the transformer."""
     return True
 
 
@@ -167,7 +169,7 @@ class Family(NamedTuple):
     attention_kernel: Callable[[HostModule], AttentionKernel]
     target: Target | None = None
     dynamic: bool | None = None
-    traces: Callable[[HostModule], bool] = _always
+    traces: Callable[[HostModule], bool] = always
 
 
 class Known(NamedTuple):

@@ -17,7 +17,7 @@ from torch.utils import _pytree as pytree
 
 from afcache._typing import unchecked
 from afcache.functional.given import given_model
-from afcache.functional.model import Model, Sizes, split_inputs
+from afcache.functional.model import Model, Sizes
 from afcache.functional.outputs import full_forward
 from afcache.functional.ranks.step import Layout, forward_together, gather, share, share_forward
 from afcache.functional.step import HistoryWriter, take
@@ -177,8 +177,8 @@ def cached_step(model: Model, layout: Layout | None, config: CacheConfig, writer
     """
 
     def alone(inputs: Any, states: Any, schedule: Any, coupling: Any) -> Any:
-        shares = (inputs,) if len(states) == 1 else split_inputs(model, inputs, len(states))
-        return _of_call(take(model, tuple(map(Branch, shares, states)), schedule, coupling, config=config, writer=writer))
+        branches = _branches(model, inputs, states)
+        return _of_call(take(model, branches, schedule, coupling, config=config, writer=writer))
 
     def share_tokens(inputs: Any, states: Any, schedule: Any, coupling: Any) -> Any:
         assert layout is not None
@@ -208,6 +208,14 @@ def cached_step(model: Model, layout: Layout | None, config: CacheConfig, writer
     return share_model if layout.cfg.size == 1 else share_branches
 
 
+def _branches(model: Model, inputs: Any, states: Any) -> tuple[Branch, ...]:
+    """The guidance branches of a call."""
+    if len(states) == 1:
+        return (Branch(inputs, states[0]),)
+    assert model.architecture.split is not None
+    return tuple(map(Branch, model.architecture.split(inputs, len(states)), states))
+
+
 def _of_call(taken: tuple[Taken, ...]) -> Any:
     """Velocities of a call's branches one after the other in the batch, their states, the call's record, and its lead."""
     first, states = taken[0], tuple(each.state for each in taken)
@@ -232,7 +240,7 @@ def given_step(sizes: Sizes, config: CacheConfig, writer: HistoryWriter | None, 
     model = given_model(sizes)
 
     def step(inputs: Any, states: Any, schedule: Any, coupling: Any) -> Any:
-        branches = tuple(map(Branch, split_inputs(model, inputs, len(states)), states))
+        branches = _branches(model, inputs, states)
         known = coupling._replace(known=is_computed)
         return _of_call(take(model, branches, schedule, known, config=config, writer=writer))
 

@@ -9,29 +9,34 @@ import torch
 from diffusers.utils import logging
 
 import afcache
-from afcache import CacheConfig
 from afcache.models.families import KNOWN, family_of, transformers_of
 from afcache.models.family import Known
+from afcache.models.flux1.family import KNOWN as KNOWN_FLUX1
 from tests.support.one_graph import counters
-from tests.support.zoo.everything import CACHED, REFUSED, UNSEEN, class_of, difference, first_of_each_family, named
+from tests.support.zoo.everything import (
+    CACHED,
+    KINDS,
+    MIXED,
+    REFUSED,
+    STEPS,
+    UNSEEN,
+    class_of,
+    difference,
+    first_of_each_family,
+    named,
+    options_of,
+)
 from tests.support.zoo.kind import Kind, draw
 from tests.support.zoo.parts_video import HARMLESS
 
 pytestmark = [pytest.mark.host, *map(pytest.mark.filterwarnings, HARMLESS)]
 
-# Decided beforehand, so that every model has computed and forecast steps.
-MIXED = CacheConfig(target="noise", policy="fixed", interval=2, warmup_steps=2, correction=False)
-STEPS = 8
 # Of which the whole forward is traced with inductor, too.
 MAIN = ("QwenImagePipeline", "Flux2KleinPipeline", "WanPipeline", "StableDiffusion3Pipeline", "ZImagePipeline", "LTXPipeline")
 # Latents that are blended with a picture, or given new noise in part, at every step: no velocity of a random model leads there.
 BLENDED = ("Inpaint", "LTXConditionPipeline [conditions]")
 # Guidance that has a momentum.
 WITH_MOMENTUM = ("HunyuanImagePipeline",)
-
-
-def options_of(kind: Kind) -> dict[str, Any]:
-    return (kind.unguided or {}) if kind.guided is None else kind.guided
 
 
 @named(CACHED)
@@ -155,6 +160,8 @@ def test_classes_that_are_named_exist_and_stand_in_the_table(known: Known):
     for name in (*known.transformers, *known.pipelines):
         assert hasattr(diffusers, name), name
     assert all(f"`{name}`" in page for name in known.pipelines)
+    tried = {class_of(kind) for kind in KINDS}
+    assert known is KNOWN_FLUX1 or set(known.pipelines) <= tried
 
 
 @named([kind for kind in CACHED if kind.name in MAIN])
@@ -221,3 +228,11 @@ def test_a_guider_that_hooks_layers_runs_the_models_own_forward(caplog: pytest.L
     afcache.compile_pipeline(pipe, tolerance=0.0, backend="eager")
     assert difference(draw(pipe, kind, steps=STEPS), expected) <= 1e-4
     assert "SkipLayerGuidance cannot be traced whole" in caplog.text
+
+
+def test_a_pipeline_without_a_transformer_is_refused():
+    kind = next(kind for kind in CACHED if kind.name == "ChromaPipeline")
+    pipe = kind.make()
+    pipe.transformer = None
+    with pytest.raises(ValueError, match="ChromaPipeline whose transformer is None"):
+        afcache.compile_pipeline(pipe)

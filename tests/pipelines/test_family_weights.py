@@ -10,9 +10,8 @@ from torch.utils import _pytree as pytree
 from torchao.quantization import Int8WeightOnlyConfig, quantize_
 
 import afcache
-from tests.pipelines.test_families import MIXED, STEPS, options_of
 from tests.support.one_graph import counters
-from tests.support.zoo.everything import CACHED, difference, named
+from tests.support.zoo.everything import CACHED, MIXED, STEPS, difference, named, options_of
 from tests.support.zoo.kind import Kind, draw
 
 pytestmark = pytest.mark.host

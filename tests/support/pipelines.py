@@ -4,7 +4,6 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import diffusers
-import numpy as np
 import torch
 from diffusers import FluxControlNetModel, FluxPriorReduxPipeline, FluxTransformer2DModel
 from diffusers.pipelines.flux.modeling_flux import ReduxImageEncoder
@@ -12,6 +11,7 @@ from PIL import Image
 from transformers import SiglipImageProcessor, SiglipVisionConfig, SiglipVisionModel
 
 from tests.support.mini_flux import fresh_mini_flux
+from tests.support.zoo import parts, parts_image
 
 SIZE = 32
 TEXT = {"prompt": "a handwritten two on a palace", "max_sequence_length": 16}
@@ -20,13 +20,12 @@ SQUARE = {"height": SIZE, "width": SIZE}
 
 def picture(seed: int = 0, mode: str = "RGB") -> Image.Image:
     """A smooth picture, not noise."""
-    coarse = np.random.default_rng(seed).integers(0, 255, (4, 4, 3), dtype=np.uint8)
-    return Image.fromarray(coarse).resize((SIZE, SIZE), Image.Resampling.BICUBIC).convert(mode)
+    return parts.picture(SIZE, SIZE, seed, mode)
 
 
 def mask() -> Image.Image:
     """The right half is to be drawn."""
-    return Image.fromarray(np.repeat(np.arange(SIZE)[None] >= SIZE // 2, SIZE, axis=0).astype(np.uint8) * 255)
+    return parts_image.mask(SIZE)
 
 
 class Kind(NamedTuple):

@@ -1,7 +1,7 @@
 """FLUX.1 as a family."""
 
 from afcache.models.checks import check_cache
-from afcache.models.family import Calls, CallsOfRanks, Checks, Clock, Family, Known
+from afcache.models.family import IN_SIGMA, Calls, CallsOfRanks, Checks, Family, Known
 from afcache.models.flux1 import checks
 from afcache.models.flux1.architecture import FLUX
 from afcache.models.flux1.backend import attention_backend, attention_kernel
@@ -15,7 +15,7 @@ FLUX1 = Family(
     calls=Calls(
         reader=Reader,
         answer=answer,
-        clock=Clock(scale=1000.0),
+        clock=IN_SIGMA,
         probe=probe_inputs,
         of_ranks=CallsOfRanks(read=read_call, of_branches=OF_BRANCHES, describe=describe),
     ),

@@ -7,13 +7,8 @@ from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from torch import Tensor
 
 from afcache._typing import HostModule
-from afcache.models.family import Clock
+from afcache.models.family import IN_SIGMA, Clock, always
 from afcache.models.hosted.samples import Argument, Cuts
-
-# What pipelines give as the timestep.
-IN_SIGMA = Clock(scale=1000.0)
-IN_TIMESTEPS = Clock(scale=1.0)
-FROM_THE_END = Clock(scale=-1000.0, offset=1000.0)
 
 
 def _no_cuts(transformer: HostModule, arguments: dict[str, Any]) -> Cuts:
@@ -23,11 +18,6 @@ def _no_cuts(transformer: HostModule, arguments: dict[str, Any]) -> Cuts:
 
 def _first(result: Any) -> Any:
     return result if isinstance(result, Tensor) else result[0]
-
-
-def _is_traceable(transformer: HostModule) -> bool:
-    del transformer
-    return True
 
 
 def given_sample(conventions: "Conventions", arguments: dict[str, Any]) -> Argument:
@@ -82,7 +72,7 @@ class Conventions(NamedTuple):
     output: Callable[[Any], Any] = _first
     prime: Callable[[HostModule], None] | None = None
     passes: Callable[[dict[str, Any]], bool] | None = None
-    traces: Callable[[HostModule], bool] = _is_traceable
+    traces: Callable[[HostModule], bool] = always
 
 
 # The latents themselves, packed or not; the noise level; one call for each guidance branch.

@@ -1,7 +1,6 @@
 """Where the sample is in the calls of each kind of pipeline."""
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor
@@ -10,27 +9,19 @@ from afcache._typing import HostModule
 from afcache.models.hosted.samples import Cut, Cuts
 
 
-def first_channels(axis: int = 1) -> Callable[[HostModule, dict[str, Any]], Cuts]:
+def first_channels(transformer: HostModule, arguments: dict[str, Any]) -> Cuts:
     """Conditions are appended to the channels: the sample has as many as the model returns."""
-
-    def cuts(transformer: HostModule, arguments: dict[str, Any]) -> Cuts:
-        channels = transformer.config.out_channels
-        return (Cut(axis, 0, channels, is_returned=False),) if arguments["hidden_states"].shape[axis] > channels else ()
-
-    return cuts
+    channels = transformer.config.out_channels
+    return (Cut(1, 0, channels, is_returned=False),) if arguments["hidden_states"].shape[1] > channels else ()
 
 
-def before_references(axis: str = "img_ids", *, column: int = 0) -> Callable[[HostModule, dict[str, Any]], Cuts]:
-    """Reference images are appended to the tokens: their positions differ from the first token's in a column."""
-
-    def cuts(transformer: HostModule, arguments: dict[str, Any]) -> Cuts:
-        del transformer
-        ids: Tensor = arguments[axis]
-        kinds = (ids if ids.ndim == 2 else ids[0])[:, column]
-        count = int((kinds == kinds[0]).sum())
-        return (Cut(1, 0, count),) if count < len(kinds) else ()
-
-    return cuts
+def before_references(transformer: HostModule, arguments: dict[str, Any]) -> Cuts:
+    """Reference images are appended to the tokens: the first of their positions' numbers differs from the first token's."""
+    del transformer
+    ids: Tensor = arguments["img_ids"]
+    kinds = (ids if ids.ndim == 2 else ids[0])[:, 0]
+    count = int((kinds == kinds[0]).sum())
+    return (Cut(1, 0, count),) if count < len(kinds) else ()
 
 
 def listed_shapes(transformer: HostModule, arguments: dict[str, Any]) -> Cuts:
@@ -45,7 +36,7 @@ def listed_shapes(transformer: HostModule, arguments: dict[str, Any]) -> Cuts:
 def after_given_frames(transformer: HostModule, arguments: dict[str, Any]) -> Cuts:
     """The first frame is given where its tokens have timestep 0; conditions may be appended to the channels."""
     timestep: Tensor = arguments["timestep"]
-    channels = first_channels()(transformer, arguments)
+    channels = first_channels(transformer, arguments)
     is_given = timestep.ndim > 1 and float(timestep[0].flatten()[0]) == 0
     return channels + later_frames(arguments["hidden_states"]) if is_given else channels
 
@@ -59,7 +50,7 @@ def frames_by_settings(transformer: HostModule, arguments: dict[str, Any]) -> Cu
     """The first frame is given, or conditions are appended to the channels, as the model was trained."""
     if getattr(transformer.config, "image_condition_type", None) == "token_replace":
         return later_frames(arguments["hidden_states"])
-    return first_channels()(transformer, arguments)
+    return first_channels(transformer, arguments)
 
 
 def marked_frames(transformer: HostModule, arguments: dict[str, Any]) -> Cuts:

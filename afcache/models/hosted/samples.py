@@ -50,7 +50,7 @@ def own_sample(argument: Argument, *, is_kept: bool = True) -> Argument:
 
 
 def read_sample(argument: Argument, cuts: Cuts) -> Tensor:
-    """X `[batch, *latent]`: the argument itself, or a tensor of its own.
+    """The sample, `[batch, *latent]`: the argument itself, or a tensor of its own.
 
     Of a list it is the stack of its entries; an entry may be a list, too, whose last is the sample. Of a pair, such as video
     and audio, both are in one row, the second scaled so that they weigh alike in every norm, whatever their sizes.

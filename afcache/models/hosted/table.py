@@ -5,8 +5,8 @@ from typing import Any
 import torch
 
 from afcache._typing import HostModule
-from afcache.models.family import Clock, Known
-from afcache.models.hosted.conventions import FROM_THE_END, IN_TIMESTEPS, Conventions
+from afcache.models.family import FROM_THE_END, IN_TIMESTEPS, Clock, Known
+from afcache.models.hosted.conventions import Conventions
 from afcache.models.hosted.cuts import (
     after_given_frames,
     before_references,
@@ -17,7 +17,7 @@ from afcache.models.hosted.cuts import (
 )
 from afcache.models.hosted.family import hosted
 
-_PACKED_WITH_REFERENCES = Conventions(cuts=before_references(), depends="img_ids")
+_PACKED_WITH_REFERENCES = Conventions(cuts=before_references, depends="img_ids")
 _CONTROL = ("controlnet_block_samples", "controlnet_single_block_samples", "block_controlnet_hidden_states")
 
 
@@ -74,7 +74,7 @@ HOSTED: tuple[Known, ...] = (
         "FLUX.2",
         "Flux2Transformer2DModel",
         ("Flux2Pipeline", "Flux2KleinPipeline", "Flux2KleinInpaintPipeline", "Flux2KleinKVPipeline"),
-        Conventions(cuts=before_references(), depends="img_ids", passes=_fills_keys),
+        Conventions(cuts=before_references, depends="img_ids", passes=_fills_keys),
     ),
     hosted(
         "Wan",
@@ -148,13 +148,13 @@ HOSTED: tuple[Known, ...] = (
         "HunyuanVideo 1.5",
         "HunyuanVideo15Transformer3DModel",
         ("HunyuanVideo15Pipeline", "HunyuanVideo15ImageToVideoPipeline"),
-        Conventions(cuts=first_channels(), clock=IN_TIMESTEPS, traces=_never),
+        Conventions(cuts=first_channels, clock=IN_TIMESTEPS, traces=_never),
     ),
     hosted(
         "HunyuanImage",
         "HunyuanImageTransformer2DModel",
         ("HunyuanImagePipeline", "HunyuanImageRefinerPipeline"),
-        Conventions(cuts=first_channels(), clock=IN_TIMESTEPS, traces=_has_no_glyphs),
+        Conventions(cuts=first_channels, clock=IN_TIMESTEPS, traces=_has_no_glyphs),
     ),
     hosted(
         "Chroma",
@@ -174,7 +174,7 @@ HOSTED: tuple[Known, ...] = (
         "Bria Fibo",
         "BriaFiboTransformer2DModel",
         ("BriaFiboPipeline", "BriaFiboEditPipeline"),
-        Conventions(cuts=before_references(), depends="img_ids", clock=IN_TIMESTEPS, shares=True),
+        Conventions(cuts=before_references, depends="img_ids", clock=IN_TIMESTEPS, shares=True),
     ),
     hosted("Bria Fibo 2", "BriaFibo2Transformer2DModel", ("BriaFibo2Pipeline",)),
     hosted("Krea 2", "Krea2Transformer2DModel", ("Krea2Pipeline",)),
@@ -183,7 +183,7 @@ HOSTED: tuple[Known, ...] = (
         "CogView4",
         "CogView4Transformer2DModel",
         ("CogView4Pipeline", "CogView4ControlPipeline"),
-        Conventions(cuts=first_channels(), clock=IN_TIMESTEPS),
+        Conventions(cuts=first_channels, clock=IN_TIMESTEPS),
     ),
     hosted(
         "GLM-Image",
@@ -209,7 +209,7 @@ HOSTED: tuple[Known, ...] = (
     hosted(
         "Sana",
         "SanaTransformer2DModel",
-        ("SanaPipeline", "SanaPAGPipeline", "SanaControlNetPipeline", "SanaSprintPipeline", "SanaSprintImg2ImgPipeline"),
+        ("SanaPipeline", "SanaControlNetPipeline", "SanaSprintPipeline", "SanaSprintImg2ImgPipeline"),
         Conventions(clock=IN_TIMESTEPS, shares=True, varying=_CONTROL),
     ),
     hosted(
@@ -222,7 +222,7 @@ HOSTED: tuple[Known, ...] = (
         "SkyReels-V2",
         "SkyReelsV2Transformer3DModel",
         ("SkyReelsV2Pipeline", "SkyReelsV2ImageToVideoPipeline"),
-        Conventions(cuts=first_channels(), clock=IN_TIMESTEPS),
+        Conventions(cuts=first_channels, clock=IN_TIMESTEPS),
     ),
     hosted(
         "Sana Video",
@@ -235,7 +235,7 @@ HOSTED: tuple[Known, ...] = (
         "Motif-Video",
         "MotifVideoTransformer3DModel",
         ("MotifVideoPipeline",),
-        Conventions(cuts=first_channels(), clock=IN_TIMESTEPS),
+        Conventions(cuts=first_channels, clock=IN_TIMESTEPS),
     ),
     hosted("Mochi", "MochiTransformer3DModel", ("MochiPipeline",), Conventions(clock=IN_TIMESTEPS, shares=True)),
 )

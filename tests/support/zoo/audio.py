@@ -23,8 +23,8 @@ from diffusers import (
 from transformers import Qwen3Config, Qwen3Model, UMT5Config, UMT5EncoderModel
 
 from tests.support.zoo.kind import Kind
-from tests.support.zoo.parts import PROMPTS, build, noise, ones, tokenizer
-from tests.support.zoo.parts_video import embeddings, first_of, of_config, old_norms
+from tests.support.zoo.parts import PROMPTS, build, embeddings, noise, ones, tokenizer
+from tests.support.zoo.parts_video import first_of, of_config, old_norms
 
 CHANNELS, TEXT, TOKENS = 8, 16, 6
 STABLE, ACE, LONGCAT = "Stable Audio 3", "ACE-Step", "LongCat-AudioDiT"

@@ -5,8 +5,8 @@ from typing import Any
 from diffusers import AuraFlowPipeline, AuraFlowTransformer2DModel, FlowMatchEulerDiscreteScheduler
 
 from tests.support.zoo.kind import Kind
-from tests.support.zoo.parts import build, ones
-from tests.support.zoo.parts_image import amplify, autoencoder, embeddings, square
+from tests.support.zoo.parts import build, embeddings, ones
+from tests.support.zoo.parts_image import amplify, autoencoder, square
 
 TEXT = 24
 MODEL: dict[str, Any] = {

@@ -15,8 +15,8 @@ from diffusers import (
 from transformers import SmolLM3Config, SmolLM3ForCausalLM
 
 from tests.support.zoo.kind import Kind
-from tests.support.zoo.parts import PROMPTS, build, noise, ones, picture, tokenizer
-from tests.support.zoo.parts_image import amplify, autoencoder, embeddings, flux_scheduler, levels, square
+from tests.support.zoo.parts import PROMPTS, build, embeddings, noise, ones, picture, tokenizer
+from tests.support.zoo.parts_image import amplify, autoencoder, flux_scheduler, levels, square
 
 TEXT = 16
 FIBO_SIZE = 64

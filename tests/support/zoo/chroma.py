@@ -8,8 +8,8 @@ import torch
 from diffusers import ChromaTransformer2DModel, FlowMatchEulerDiscreteScheduler
 
 from tests.support.zoo.kind import Kind
-from tests.support.zoo.parts import build, ones, picture
-from tests.support.zoo.parts_image import amplify, autoencoder, embeddings, square
+from tests.support.zoo.parts import build, embeddings, ones, picture
+from tests.support.zoo.parts_image import amplify, autoencoder, square
 
 TEXT = 24
 SIZE = 16

@@ -14,8 +14,8 @@ from diffusers import (
 )
 
 from tests.support.zoo.kind import Kind
-from tests.support.zoo.parts import build, picture
-from tests.support.zoo.parts_video import clip, embeddings
+from tests.support.zoo.parts import build, embeddings, picture
+from tests.support.zoo.parts_video import clip
 
 CHANNELS, TEXT, TOKENS = 4, 16, 6
 WIDTH, HEIGHT, FRAMES = 64, 32, 9

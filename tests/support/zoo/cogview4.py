@@ -5,8 +5,8 @@ from typing import Any
 from diffusers import CogView4ControlPipeline, CogView4Pipeline, CogView4Transformer2DModel, FlowMatchEulerDiscreteScheduler
 
 from tests.support.zoo.kind import Kind
-from tests.support.zoo.parts import build, picture
-from tests.support.zoo.parts_image import CertainKL, autoencoder, embeddings, square
+from tests.support.zoo.parts import build, embeddings, picture
+from tests.support.zoo.parts_image import CertainKL, autoencoder, square
 
 TEXT = 24
 SIZE = 16

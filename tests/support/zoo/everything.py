@@ -3,10 +3,12 @@
 import importlib
 import pkgutil
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 
+from afcache import CacheConfig
 from afcache.models.families import KNOWN
 from tests.support import zoo
 from tests.support.zoo.kind import Kind
@@ -29,6 +31,16 @@ _REFUSED |= {"MiniMaxH3ModularPipeline"}
 # Whose transformers nobody has described, and whose first steps explain themselves.
 _UNSEEN = ("StableAudio3", "AceStep", "LongCatAudio", "HunyuanVideoFramepack")
 _REFUSED |= {"StableAudio3Pipeline [distilled]", "AceStepPipeline"}
+
+
+# Decided beforehand, so that every model has computed and forecast steps.
+MIXED = CacheConfig(target="noise", policy="fixed", interval=2, warmup_steps=2, correction=False)
+STEPS = 8
+
+
+def options_of(kind: Kind) -> dict[str, Any]:
+    """Arguments of a call, with guidance where there is any."""
+    return (kind.unguided or {}) if kind.guided is None else kind.guided
 
 
 def class_of(kind: Kind) -> str:

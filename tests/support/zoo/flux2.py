@@ -6,8 +6,8 @@ import diffusers
 from diffusers import AutoencoderKLFlux2, Flux2Transformer2DModel
 
 from tests.support.zoo.kind import Kind
-from tests.support.zoo.parts import build, picture
-from tests.support.zoo.parts_image import amplify, embeddings, flux_scheduler, levels, mask
+from tests.support.zoo.parts import build, embeddings, picture
+from tests.support.zoo.parts_image import amplify, flux_scheduler, levels, mask
 
 TEXT = 24
 SIZE = 64

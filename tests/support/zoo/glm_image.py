@@ -7,8 +7,8 @@ from diffusers import GlmImagePipeline, GlmImageTransformer2DModel
 
 from tests.support.zoo.cogview4 import scheduler
 from tests.support.zoo.kind import Kind
-from tests.support.zoo.parts import build, noise, picture
-from tests.support.zoo.parts_image import autoencoder, embeddings, square
+from tests.support.zoo.parts import build, embeddings, noise, picture
+from tests.support.zoo.parts_image import autoencoder, square
 
 TEXT = 24
 SIZE = 16

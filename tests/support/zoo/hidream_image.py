@@ -6,8 +6,8 @@ import torch
 from diffusers import FlowMatchLCMScheduler, HiDreamImagePipeline, HiDreamImageTransformer2DModel, UniPCMultistepScheduler
 
 from tests.support.zoo.kind import Kind
-from tests.support.zoo.parts import build, noise
-from tests.support.zoo.parts_image import autoencoder, embeddings, pooled, square
+from tests.support.zoo.parts import build, embeddings, noise
+from tests.support.zoo.parts_image import autoencoder, pooled, square
 
 T5 = 24
 LLAMA = 20

@@ -7,8 +7,8 @@ from diffusers import AutoencoderKLHunyuanImage, FlowMatchEulerDiscreteScheduler
 from diffusers.guiders import AdaptiveProjectedMixGuidance
 
 from tests.support.zoo.kind import Kind
-from tests.support.zoo.parts import build, noise, ones
-from tests.support.zoo.parts_image import amplify, embeddings, square
+from tests.support.zoo.parts import build, embeddings, noise, ones
+from tests.support.zoo.parts_image import amplify, square
 
 TEXT = 32
 GLYPHS = 16

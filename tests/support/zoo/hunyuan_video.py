@@ -17,8 +17,8 @@ from diffusers.guiders import ClassifierFreeGuidance
 from transformers import SiglipImageProcessor, SiglipVisionConfig, SiglipVisionModel
 
 from tests.support.zoo.kind import Kind
-from tests.support.zoo.parts import build, noise, ones, picture, scale
-from tests.support.zoo.parts_video import embeddings, of_config
+from tests.support.zoo.parts import build, embeddings, noise, ones, picture, scale
+from tests.support.zoo.parts_video import of_config
 
 CHANNELS, TEXT, POOLED, TOKENS = 4, 16, 8, 6
 WIDTH, HEIGHT, FRAMES = 64, 32, 9

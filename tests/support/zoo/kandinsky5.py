@@ -15,8 +15,8 @@ from diffusers import (
 )
 
 from tests.support.zoo.kind import Kind
-from tests.support.zoo.parts import build, noise, picture
-from tests.support.zoo.parts_video import embeddings, first_of
+from tests.support.zoo.parts import build, embeddings, noise, picture
+from tests.support.zoo.parts_video import first_of
 
 CHANNELS, TEXT, POOLED, TOKENS = 4, 16, 8, 6
 WIDTH, HEIGHT, FRAMES = 64, 32, 9

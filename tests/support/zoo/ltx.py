@@ -13,8 +13,8 @@ from diffusers import (
 from diffusers.pipelines.ltx.pipeline_ltx_condition import LTXVideoCondition
 
 from tests.support.zoo.kind import Kind
-from tests.support.zoo.parts import build, noise, ones, picture
-from tests.support.zoo.parts_video import clip, embeddings
+from tests.support.zoo.parts import build, embeddings, noise, ones, picture
+from tests.support.zoo.parts_video import clip
 
 CHANNELS, TEXT, TOKENS = 8, 16, 6
 WIDTH, HEIGHT, FRAMES = 128, 64, 17

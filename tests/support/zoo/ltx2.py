@@ -16,8 +16,8 @@ from diffusers.pipelines.ltx2.pipeline_ltx2_condition import LTX2VideoCondition
 from diffusers.pipelines.ltx2.vocoder import LTX2Vocoder
 
 from tests.support.zoo.kind import Kind
-from tests.support.zoo.parts import build, ones, picture
-from tests.support.zoo.parts_video import embeddings, parts_of
+from tests.support.zoo.parts import build, embeddings, ones, picture
+from tests.support.zoo.parts_video import parts_of
 
 CHANNELS, AUDIO_CHANNELS, MELS, TEXT, TOKENS = 8, 2, 8, 24, 8
 WIDTH, HEIGHT, FRAMES = 128, 64, 17

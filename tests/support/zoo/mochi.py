@@ -6,8 +6,7 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, MochiPipeline, MochiTransformer3DModel
 
 from tests.support.zoo.kind import Kind
-from tests.support.zoo.parts import build, ones
-from tests.support.zoo.parts_video import embeddings
+from tests.support.zoo.parts import build, embeddings, ones
 
 TEXT, TOKENS = 16, 6
 

@@ -17,8 +17,7 @@ from diffusers.guiders import ClassifierFreeGuidance
 
 from tests.support.zoo.kind import Kind
 from tests.support.zoo.modular import as_given, assemble
-from tests.support.zoo.parts import build, ones, picture
-from tests.support.zoo.parts_video import embeddings
+from tests.support.zoo.parts import build, embeddings, ones, picture
 
 TEXT, TOKENS, SIZE = 16, 6, 64
 SQUARE = {"height": SIZE, "width": SIZE, "output": "latents"}

@@ -20,8 +20,8 @@ from tests.support.zoo.kind import Kind
 from tests.support.zoo.modular import as_given, assemble, take
 from tests.support.zoo.modular_image import LEVELS, SIZE, SQUARE, TEXT, TOKENS, guider, make_qwen, masked
 from tests.support.zoo.modular_video import modular
-from tests.support.zoo.parts import build, noise, picture
-from tests.support.zoo.parts_video import clip, embeddings
+from tests.support.zoo.parts import build, embeddings, noise, picture
+from tests.support.zoo.parts_video import clip
 
 
 def make_flux(blocks: Any = diffusers.FluxAutoBlocks) -> Any:

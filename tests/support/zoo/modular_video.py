@@ -10,8 +10,7 @@ from diffusers.guiders import ClassifierFreeGuidance, LTX2Guidance
 from tests.support.zoo import hunyuan_video, ltx, ltx2, wan
 from tests.support.zoo.kind import Kind
 from tests.support.zoo.modular import OUTSIDE, as_given, assemble, take
-from tests.support.zoo.parts import build, ones, picture, tokenizer
-from tests.support.zoo.parts_video import embeddings
+from tests.support.zoo.parts import build, embeddings, ones, picture, tokenizer
 
 WAN_CHANNELS = 16
 

@@ -5,8 +5,8 @@ from typing import Any
 from diffusers import OvisImagePipeline, OvisImageTransformer2DModel
 
 from tests.support.zoo.kind import Kind
-from tests.support.zoo.parts import build
-from tests.support.zoo.parts_image import amplify, autoencoder, embeddings, flux_scheduler, square
+from tests.support.zoo.parts import build, embeddings
+from tests.support.zoo.parts_image import amplify, autoencoder, flux_scheduler, square
 
 TEXT = 24
 MODEL: dict[str, Any] = {

@@ -11,11 +11,6 @@ from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 from tests.support.zoo.parts import build, noise
 
 
-def embeddings(prompt: int, tokens: int, width: int) -> torch.Tensor:
-    """A prompt's: the same tensor object each time."""
-    return noise(1, tokens, width, seed=100 + prompt)
-
-
 def pooled(prompt: int, width: int) -> torch.Tensor:
     """What is summed up of a prompt."""
     return noise(1, width, seed=200 + prompt)

@@ -8,15 +8,10 @@ import torch
 from PIL import Image
 
 from tests.support.zoo.kind import flat
-from tests.support.zoo.parts import noise, picture
+from tests.support.zoo.parts import picture
 
 # What Mochi's and Helios's pipelines warn of, for pytest.mark.filterwarnings.
 HARMLESS = ("ignore:In CPU autocast:UserWarning", "ignore:__array_wrap__ must accept:DeprecationWarning")
-
-
-def embeddings(prompt: int, tokens: int, width: int) -> torch.Tensor:
-    """A prompt's: the same tensor object each time."""
-    return noise(1, tokens, width, seed=100 + prompt)
 
 
 def old_norms(model: Callable[..., Any]) -> Callable[..., Any]:

@@ -5,8 +5,8 @@ from typing import Any
 from diffusers import DPMSolverMultistepScheduler, PixArtAlphaPipeline, PixArtSigmaPipeline, PixArtTransformer2DModel
 
 from tests.support.zoo.kind import Kind
-from tests.support.zoo.parts import build, ones
-from tests.support.zoo.parts_image import autoencoder, echo, embeddings, square
+from tests.support.zoo.parts import build, embeddings, ones
+from tests.support.zoo.parts_image import autoencoder, echo, square
 
 TEXT = 24
 MODEL: dict[str, Any] = {

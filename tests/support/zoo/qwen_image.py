@@ -17,8 +17,8 @@ from diffusers import (
 )
 
 from tests.support.zoo.kind import Kind
-from tests.support.zoo.parts import build, ones, picture
-from tests.support.zoo.parts_image import Certain, amplify, embeddings, mask, words_and_pictures
+from tests.support.zoo.parts import build, embeddings, ones, picture
+from tests.support.zoo.parts_image import Certain, amplify, mask, words_and_pictures
 
 TEXT = 24
 SIZE = 512

@@ -7,8 +7,8 @@ from diffusers import AutoencoderKLQwenImage21, QwenImage21Pipeline, QwenImage21
 from transformers import BatchFeature, Qwen2VLImageProcessor, Qwen3VLConfig, Qwen3VLForConditionalGeneration
 
 from tests.support.zoo.kind import Kind
-from tests.support.zoo.parts import PROMPTS, build, ones, picture, tokenizer
-from tests.support.zoo.parts_image import amplify, embeddings, flux_scheduler, square
+from tests.support.zoo.parts import PROMPTS, build, embeddings, ones, picture, tokenizer
+from tests.support.zoo.parts_image import amplify, flux_scheduler, square
 
 TEXT = 24
 SIZE = 64

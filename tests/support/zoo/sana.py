@@ -13,8 +13,8 @@ from diffusers import (
 )
 
 from tests.support.zoo.kind import Kind
-from tests.support.zoo.parts import build, ones, picture
-from tests.support.zoo.parts_image import embeddings, square
+from tests.support.zoo.parts import build, embeddings, ones, picture
+from tests.support.zoo.parts_image import square
 
 TEXT = 24
 SIZE = 32

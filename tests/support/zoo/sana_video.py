@@ -12,8 +12,7 @@ from diffusers import (
 
 from tests.support.zoo import wan
 from tests.support.zoo.kind import Kind
-from tests.support.zoo.parts import build, ones, picture
-from tests.support.zoo.parts_video import embeddings
+from tests.support.zoo.parts import build, embeddings, ones, picture
 from tests.support.zoo.wan import CHANNELS, FRAMES, HEIGHT, TEXT, WIDTH
 
 TOKENS = 6

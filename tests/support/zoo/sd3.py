@@ -7,8 +7,8 @@ import diffusers
 from diffusers import FlowMatchEulerDiscreteScheduler, SD3ControlNetModel, SD3Transformer2DModel
 
 from tests.support.zoo.kind import Kind
-from tests.support.zoo.parts import build, picture
-from tests.support.zoo.parts_image import CertainKL, amplify, autoencoder, embeddings, mask, pooled
+from tests.support.zoo.parts import build, embeddings, picture
+from tests.support.zoo.parts_image import CertainKL, amplify, autoencoder, mask, pooled
 
 TEXT = 24
 POOLED = 12

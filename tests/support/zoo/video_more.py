@@ -9,8 +9,8 @@ from transformers import SiglipImageProcessor, SiglipVisionConfig, SiglipVisionM
 
 from tests.support.zoo import hunyuan_video, wan
 from tests.support.zoo.kind import Kind, flat
-from tests.support.zoo.parts import build, ones, picture
-from tests.support.zoo.parts_video import clip, embeddings, of_config
+from tests.support.zoo.parts import build, embeddings, ones, picture
+from tests.support.zoo.parts_video import clip, of_config
 from tests.support.zoo.wan import CHANNELS, OFF, ON
 
 SIZES: dict[str, Any] = {"num_attention_heads": 2, "attention_head_dim": 12, "num_layers": 2}

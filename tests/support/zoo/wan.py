@@ -17,8 +17,8 @@ from diffusers import (
 from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModel
 
 from tests.support.zoo.kind import Kind
-from tests.support.zoo.parts import build, picture
-from tests.support.zoo.parts_video import clip, embeddings, of_config
+from tests.support.zoo.parts import build, embeddings, picture
+from tests.support.zoo.parts_video import clip, of_config
 
 CHANNELS, TEXT, IMAGE = 4, 16, 16
 WIDTH, HEIGHT, FRAMES = 64, 32, 9
