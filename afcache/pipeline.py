@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal, TypeVar
 
 import torch
-from diffusers.utils import logging
 
 from afcache.models.families import check_pipeline, family_of, transformers_of
 from afcache.models.family import Family
@@ -15,15 +14,14 @@ from afcache.parallel.groups import ParallelContext, check_device, check_heads, 
 from afcache.runtime.binding import bind, bound_runtime, check_bindable, release, require_runtimes, set_aside
 from afcache.runtime.compiled import CompileOptions
 from afcache.runtime.controls import unwatch
+from afcache.runtime.host import sharing_of
+from afcache.runtime.modes import choose_mode
 from afcache.runtime.runtime import Runtime, check_model
 from afcache.runtime.scheduler import check_scheduler
 from afcache.settings.changes import change
 from afcache.settings.config import CacheConfig
 from afcache.settings.presets import resolve_config
 
-logger = logging.get_logger(__name__)
-# Modular pipelines' guiders that skip layers or perturb attention at some of their calls.
-_HOOKING_GUIDERS = ("SkipLayerGuidance", "PerturbedAttentionGuidance", "AutoGuidance", "SmoothedEnergyGuidance")
 _MODES = (None, "default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
 PipelineT = TypeVar("PipelineT")
 
@@ -55,7 +53,7 @@ def compile_pipeline(
         preset: "quality", "balanced" (default) or "fast".
         compile: "step" (True): the whole step is one graph, the model's blocks included. "blocks": computed steps are the
             transformer's own forward, whatever has been done to it (`transformer.compile()`, `compile_repeated_blocks`,
-            offload, quantisation, attention processors, diffusers' context parallelism); if nothing of it is compiled, its
+            offload, quantisation, attention processors, `enable_parallelism`); if nothing of it is compiled, its
             repeated blocks will be; a cached step is one small graph, and decisions are made ahead. It needs a config whose
             target is "noise" or "velocity". False: nothing is compiled.
         backend: torch.compile's backend.
@@ -98,7 +96,7 @@ def compile_pipeline(
             own = settings
             if config is None and family.target is not None:
                 own = dataclasses.replace(settings, target=family.target)
-            mine = _traceable(options, transformer, family, pipe, asked=compile)
+            mine = choose_mode(options, transformer, family, pipe, asked=compile, forecasts_output=own.forecasts_output)
             if mine.dynamic is None and not mine.keeps_host:
                 mine = dataclasses.replace(mine, dynamic=family.dynamic)
             check_model(transformer, family, mine)
@@ -201,44 +199,16 @@ def using(
             runtime.in_use = its
 
 
-def _traceable(options: CompileOptions, transformer: Any, family: Family, pipe: Any, *, asked: bool | str) -> CompileOptions:
-    """How a transformer is compiled: where its forward cannot be traced whole, computed steps are called.
-
-    Args:
-        options: as they were asked for.
-        transformer: the host's.
-        family: its family.
-        pipe: which may have a guider that changes the model's layers between calls.
-        asked: what `compile` was.
-
-    Raises:
-        NotImplementedError: one graph was asked for by name.
-
-    """
-    if family.calls.confirm is not None:
-        # What nobody described is looked at when it is called.
-        return dataclasses.replace(options, keeps_host=True)
-    guider = type(getattr(pipe, "guider", None)).__name__
-    is_traceable = family.traces(transformer) and guider not in _HOOKING_GUIDERS
-    if not options.enabled or options.keeps_host or is_traceable:
-        return options
-    kind = type(transformer).__name__ if guider not in _HOOKING_GUIDERS else f"{type(transformer).__name__} under {guider}"
-    if asked == "step":
-        raise NotImplementedError(
-            f"compile='step' cannot take a {kind}: torch.compile cannot trace its forward whole. Leave compile out, or pass "
-            "compile='blocks', which runs the model's own forward at computed steps."
-        )
-    logger.warning(
-        f"{kind} cannot be traced whole, so computed steps are its own forward (compile='blocks'). Images are the same."
-    )
-    return dataclasses.replace(options, keeps_host=True)
-
-
 def _connect(parallel: ParallelConfig, transformer: Any, family: Family) -> ParallelContext:
     if family.calls.of_ranks is None:
         raise NotImplementedError(
-            f"parallel={parallel!r} is not supported with {family.name}: ranks share out a forward that we know. Use "
-            "diffusers' context parallelism (transformer.enable_parallelism) with compile='blocks', or leave parallel out."
+            f"parallel={parallel!r} is not supported with {family.name}: ranks share out a forward that we know. Leave "
+            "parallel out, and let diffusers share the model out before: transformer.enable_parallelism(...)."
+        )
+    if sharing_of(transformer) is not None:
+        raise ValueError(
+            f"parallel must be None, got {parallel!r}: transformer.enable_parallelism has shared the model out already. Leave "
+            "parallel out, or load the model afresh."
         )
     check_heads(parallel, family.architecture.sizes(transformer).heads)
     check_device(transformer.device)
@@ -263,8 +233,8 @@ def _check_compile(compile: object, config: CacheConfig, parallel: ParallelConfi
         )
     if parallel is not None:
         raise NotImplementedError(
-            f"compile='blocks' cannot be combined with parallel={parallel!r}: ranks share out our forward. Use diffusers' "
-            "context parallelism (transformer.enable_parallelism; we have not tried it), or leave parallel out."
+            f"compile='blocks' cannot be combined with parallel={parallel!r}: ranks share out our forward. Leave parallel "
+            "out, and let diffusers share the model out before: transformer.enable_parallelism(...)."
         )
 
 

@@ -22,8 +22,11 @@ def bind(transformer: Any, runtime: Runtime) -> None:
         NotImplementedError: something else has replaced the forward.
 
     """
-    previous = bound_runtime(transformer)
     check_bindable(transformer, runtime)
+    if bound_runtime(transformer) is not None and _hooked_over(transformer):
+        # What a hook does around the forward belongs to computed steps.
+        release(transformer)
+    previous = bound_runtime(transformer)
     if runtime.host is not None:
         runtime.host.attach()
     if previous is None:
@@ -67,6 +70,9 @@ def release(transformer: Any) -> None:
     for name in ("forward", "_old_forward"):
         if _is_ours(transformer.__dict__.get(name)):
             _put_back(transformer, name)
+    own = original_forward(transformer)
+    for link, name in _hooked_over(transformer):
+        setattr(link, name, own)
     delattr(transformer, _ATTRIBUTE)
     transformer.__dict__.pop(ORIGINAL, None)
 
@@ -146,6 +152,12 @@ def _put_back(transformer: Any, name: str) -> None:
         transformer.__dict__[name] = original or types.MethodType(type(transformer).forward, transformer)
 
 
+def _hooked_over(transformer: Any) -> list[tuple[Any, str]]:
+    """Where diffusers' hooks, installed since, hold our forward as the one that they are around."""
+    links = getattr(transformer.__dict__.get("_diffusers_hook"), "_fn_refs", ())
+    return [(link, name) for link in links for name in ("forward", "original_forward") if _is_ours(getattr(link, name))]
+
+
 def _is_ours(method: object) -> bool:
     return isinstance(method, types.MethodType) and getattr(method.__func__, _ATTRIBUTE, False)
 
@@ -172,6 +184,7 @@ def _answer(self: Any, *args: Any, **kwargs: Any) -> Any:
         return original_forward(self)(*args, **kwargs)
     if runtime.host is not None:
         runtime.host.check()
+    runtime.check_sharing()
     calls = runtime.family.calls
     if calls.passes is not None and calls.passes(runtime.reader, args, kwargs):
         return original_forward(self)(*args, **kwargs)

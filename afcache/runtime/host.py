@@ -20,6 +20,11 @@ def original_forward(transformer: Any) -> Callable[..., Any]:
     return transformer.__dict__.get(ORIGINAL) or types.MethodType(type(transformer).forward, transformer)
 
 
+def sharing_of(transformer: Any) -> Any:
+    """How diffusers shares the transformer's work out among processes (`enable_parallelism`); None if it does not."""
+    return getattr(transformer, "_parallel_config", None)
+
+
 class Host:
     """A transformer whose forward stays its own.
 
@@ -76,7 +81,7 @@ class Host:
 
     def _compile_blocks(self) -> None:
         """Compile the blocks that repeat, each kind once, unless something is compiled already."""
-        if not self._options.enabled:
+        if not self._options.enabled or _exchanges_uneven_shares(self._transformer):
             return
         compiled = {id(module) for module in self._transformer.modules() if module._compiled_call_impl is not None}
         if compiled or self._compiled_call is not None or not getattr(self._transformer, "_repeated_blocks", None):
@@ -101,3 +106,9 @@ class Host:
             yield
         finally:
             attributes.update(before)
+
+
+def _exchanges_uneven_shares(transformer: Any) -> bool:
+    """Whether ranks hold different numbers of tokens: diffusers' exchange of those cannot be traced (0.42)."""
+    shared = getattr(sharing_of(transformer), "context_parallel_config", None)
+    return shared is not None and (shared.ulysses_anything or shared.ring_anything)

@@ -19,7 +19,7 @@ from afcache.parallel.groups import ParallelContext
 from afcache.runtime.clock import start_clock
 from afcache.runtime.compiled import CompileOptions
 from afcache.runtime.foresight import Foresight
-from afcache.runtime.host import Host
+from afcache.runtime.host import Host, sharing_of
 from afcache.runtime.noise_floor import measure_noise_floor
 from afcache.runtime.pipelines import Pipelines
 from afcache.runtime.scheduler import ScheduledStep, check_sigmas, correction_holds
@@ -94,6 +94,7 @@ class Runtime:
         self._turn = threading.RLock()
         self._compiler = compiler
         self._transformer = transformer
+        self._sharing = sharing_of(transformer)
         self._weights = Weights(transformer)
         layout = None if parallel is None else parallel.layout
         settings = (transformer, self.family, config, options, compiler)
@@ -121,6 +122,19 @@ class Runtime:
     def last_trajectory(self, pipe: Any) -> Trajectory | None:
         """What the pipeline's present scheduler ran last."""
         return self.trajectories.last(pipe.scheduler)
+
+    def check_sharing(self) -> None:
+        """Raise where diffusers shares the transformer out otherwise than when it was compiled.
+
+        Raises:
+            NotImplementedError: it does.
+
+        """
+        if sharing_of(self._transformer) is not self._sharing:
+            raise NotImplementedError(
+                "transformer.enable_parallelism was called after compile_pipeline, so a cached forward would see a share of "
+                "its inputs. Call afcache.compile_pipeline(pipe, ...) again: it takes the transformer as it is then."
+            )
 
     def forward(self, call: Call) -> Tensor:
         """One transformer call: find its place in the schedule, decide, compute or forecast, keep the state.

@@ -115,6 +115,7 @@ LAYOUTS = {
     "ulysses and guidance": Layout({"ulysses_degree": 2, "cfg_degree": 2}, compiled("guided") + eager("noise, guided")),
     "ring and guidance": Layout({"ring_degree": 2, "cfg_degree": 2}, eager("teacache, guided")),
     "replicas": Layout({"data_degree": 2}, stories=("replicas", "replicas, noise")),
+    "hosts": Layout({"ulysses_degree": 2}, stories=("xfuser", "diffusers, ulysses", "diffusers, ring")),
     "divided otherwise": Layout({"ulysses_degree": 2}, stories=("divide otherwise",), survivors=(0, 1)),
 }
 

@@ -19,6 +19,7 @@ from afcache.functional.ranks import step as parallel_step
 from afcache.runtime import guidance
 from afcache.settings.config import Target
 from tests.support.parallel_cases import ADAPTIVE, NOISE, Case, draw, make_pipeline
+from tests.support.parallel_hosts import draw_shared, draw_wrapped
 
 RANK = int(os.environ.get("RANK", "0"))
 PAIR = ParallelConfig(ulysses_degree=2, backend="gloo", timeout=10)
@@ -207,4 +208,7 @@ STORIES: dict[str, Callable[[Path], dict[str, Any]]] = {
     "killed": lambda _: lose_a_rank(signal.SIGKILL, PAIR),
     "stopped": lambda _: lose_a_rank(signal.SIGSTOP, BRANCHES),
     "command line": draw_by_command,
+    "diffusers, ulysses": lambda _: draw_shared("ulysses"),
+    "diffusers, ring": lambda _: draw_shared("ring"),
+    "xfuser": lambda _: draw_wrapped(),
 }
