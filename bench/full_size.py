@@ -1,6 +1,7 @@
 """FLUX.1-dev at its real size: what a step computes, moves and communicates, and what it costs on a GPU.
 
     python -m bench.full_size --fake                 # no weights: one graph, FLOPs, bytes, messages, and the roofline
+    python -m bench.full_size --fake --size wan22_a14b   # another family at its real size
     python -m bench.full_size --gpu                  # random weights on a GPU: seconds, waits, memory; under 8 minutes
     python -m bench.full_size --gpu --minutes 15     # with time for modes that autotune
     python -m bench.full_size --gpu --size tiny --device cpu --backend aot_eager --shapes 96x2
@@ -35,11 +36,12 @@ from afcache.models.flux1.architecture import sizes
 from afcache.settings.config import Target
 from afcache.settings.presets import DEFAULT_TARGET, preset_config
 from bench.models.random_flux import SIZES, Size
+from bench.models.real_sizes import REAL_SIZES, RealSize
 from bench.record.naming import RESULTS
 from bench.record.recording import write_result
 from bench.record.render import table
 from bench.scale import full_size_gpu
-from bench.scale.captured_step import COND, DEVICES, Captured, bytes_of, capture, cost_of
+from bench.scale.captured_step import COND, DEVICES, Captured, attention_of, bytes_of, capture, capture_real, cost_of
 from bench.scale.full_size_subject import TEXT_TOKENS, parse_shape
 
 # Beside the model's own, 1024 pixels and one image.
@@ -76,20 +78,10 @@ def count(size: Size, name: str, target: Target, output: Path) -> None:
     """Print and write the tables of `--fake`."""
     config = preset_config("balanced", target=target)
     step = capture(size, config)
-    costs = {kind: cost_of(step, size, takes_refresh=flag) for kind, flag in (("refresh", True), ("cached step", False))}
-    rows = [
-        {
-            "step": kind,
-            "TFLOP": cost.flops / 1e12,
-            "% of a refresh": 100 * cost.flops / costs["refresh"].flops,
-            "MiB read": cost.read / 2**20,
-            "MiB written": cost.written / 2**20,
-            **{f"{device.name}, at least (ms)": 1e3 * cost.seconds(device) for device in DEVICES},
-        }
-        for kind, cost in costs.items()
-    ]
+    rows = cost_rows(step, attention_of(size))
     messages = message_rows(size, config, step.transformer)
-    facts = facts_of(step, size)
+    facts = facts_of(step)
+    facts["state (image tokens)"] = state_bytes(step.state) / (size.tokens * size.dim * 2)
     devices = [{"device": d.name, "TB/s": d.bandwidth / 1e12, "TFLOP/s": d.compute / 1e12} for d in DEVICES]
     limits = ", ".join(f"{d['device']} {d['TB/s']:.2f} TB/s, {d['TFLOP/s']:.0f} TFLOP/s" for d in devices)
     notes = [
@@ -111,17 +103,49 @@ def count(size: Size, name: str, target: Target, output: Path) -> None:
     write_result(f"full_size_fake_{kind}{name}", title, everything, notes=notes, shown=rows, device=None, folder=output)
 
 
-def facts_of(step: Captured, size: Size) -> dict[str, Any]:
+def count_real(size: RealSize, name: str, output: Path) -> None:
+    """The same of a family at its real size, whose cached step sends nothing."""
+    step = capture_real(size, preset_config("balanced", target="noise"))
+    rows, facts = cost_rows(step, size.attention_flops), facts_of(step)
+    notes = [
+        f"{size.blocks} blocks, hidden {size.dim}, {size.tokens} tokens of the sample and {size.text} of text, bfloat16, batch "
+        "1, one guidance branch. A cached step forecasts the noise. Nothing was computed: shapes alone.",
+        "FLOPs: linear layers by torch.utils.flop_counter, and 4 FLOPs for each query, key and channel of attention. Bytes and "
+        "times as in full_size_fake_flux1.",
+        "",
+        table([facts]),
+    ]
+    print(table(rows), *notes, sep="\n")
+    title = f"{size.title}: a step by its shapes"
+    write_result(f"full_size_fake_{name}", title, [*rows, facts], notes=notes, shown=rows, device=None, folder=output)
+
+
+def cost_rows(step: Captured, attention: float) -> list[dict[str, Any]]:
+    """What a refresh and a cached step compute, move, and take at least."""
+    kinds = (("refresh", True), ("cached step", False))
+    costs = {kind: cost_of(step, attention, takes_refresh=flag) for kind, flag in kinds}
+    return [
+        {
+            "step": kind,
+            "TFLOP": cost.flops / 1e12,
+            "% of a refresh": 100 * cost.flops / costs["refresh"].flops,
+            "MiB read": cost.read / 2**20,
+            "MiB written": cost.written / 2**20,
+            **{f"{device.name}, at least (ms)": 1e3 * cost.seconds(device) for device in DEVICES},
+        }
+        for kind, cost in costs.items()
+    ]
+
+
+def facts_of(step: Captured) -> dict[str, Any]:
     """What is said of the step as a whole."""
-    state = state_bytes(step.state)
     return {
         "graphs": 1,
         "graph breaks": sum(counters["graph_break"].values()),
         "decisions": sum(node.target is COND for node in step.graph.graph.nodes),
         "captured in (s)": step.seconds,
         "weights (GiB)": sum(bytes_of(parameter) for parameter in step.transformer.parameters()) / 2**30,
-        "state (MiB)": state / 2**20,
-        "state (image tokens)": state / (size.tokens * size.dim * 2),
+        "state (MiB)": state_bytes(step.state) / 2**20,
     }
 
 
@@ -132,7 +156,12 @@ def main() -> None:
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--fake", action="store_true", help="count by shapes, without weights")
     what.add_argument("--gpu", action="store_true", help="measure, with random weights")
-    add("--size", choices=SIZES, default="flux1", help="default: flux1, FLUX.1-dev's own")
+    add(
+        "--size",
+        choices=(*SIZES, *REAL_SIZES),
+        default="flux1",
+        help="default: flux1, FLUX.1-dev's own; other families with --fake",
+    )
     add("--output", type=Path, default=RESULTS, help="folder of the tables")
     add("--device", choices=("cuda", "cpu"), default="cuda", help="to measure on (default cuda)")
     add("--backend", default="inductor", help="of torch.compile")
@@ -150,6 +179,11 @@ def main() -> None:
     add("--contenders", nargs="*", choices=CONTENDERS, default=CONTENDERS, help="leave some out to save time")
     add("--modes", nargs="*", default=["reduce-overhead", "max-autotune-no-cudagraphs"], help="of torch.compile")
     arguments = parser.parse_args()
+    if arguments.size in REAL_SIZES:
+        if not arguments.fake:
+            parser.error(f"--size {arguments.size} goes with --fake alone: other families' costs are counted, not measured.")
+        count_real(REAL_SIZES[arguments.size], arguments.size, arguments.output)
+        return
     if arguments.fake:
         count(SIZES[arguments.size], arguments.size, arguments.target, arguments.output)
         return

@@ -9,13 +9,16 @@ from torch.utils import _pytree as pytree
 from torch.utils.flop_counter import FlopCounterMode
 
 from afcache import CacheConfig
-from afcache.functional.initial import uncoupled
-from afcache.functional.model import scaled_dot_product_attention
+from afcache.functional.initial import empty_state, shape_of, uncoupled
+from afcache.functional.model import Architecture, scaled_dot_product_attention
 from afcache.functional.plans import schedule_steps
+from afcache.models.families import family_of
 from afcache.models.flux1 import architecture as flux1
 from afcache.models.flux1 import inputs as flux1_inputs
+from afcache.models.hosted.architecture import HostInputs
 from afcache.sampling.primitives import cached_forward, init_state
 from bench.models.random_flux import Size, make_flux1
+from bench.models.real_sizes import RealSize
 from bench.record.clock import seconds_of
 from bench.scale.full_size_subject import TEXT_TOKENS
 from bench.scale.step_costs import STEPS
@@ -64,18 +67,7 @@ class Captured(NamedTuple):
 
 
 def capture(size: Size, config: CacheConfig) -> Captured:
-    """Trace the whole cached step of a model without weights, batch 1, bfloat16."""
-    found: list[tuple[torch.fx.GraphModule, list[Any]]] = []
-
-    def keep(graph: torch.fx.GraphModule, inputs: list[Any]) -> Any:
-        found.append((graph, inputs))
-        return lambda *_: _stop()
-
-    def step(inputs: Any, state: Any, schedule: Any, coupling: Any) -> Any:
-        model: dict[str, Any] = {"architecture": flux1.FLUX, "kernel": scaled_dot_product_attention}
-        return cached_forward(transformer, inputs, state, schedule, coupling, config=config, **model)
-
-    schedule = schedule_steps(torch.linspace(1, 0, STEPS + 1), config)[0]
+    """Trace the whole cached step of a FLUX.1 without weights, batch 1, bfloat16."""
     mode = FakeTensorMode()
     with mode, torch.no_grad():
         transformer = make_flux1(size, dtype=torch.bfloat16)
@@ -83,13 +75,42 @@ def capture(size: Size, config: CacheConfig) -> Captured:
         dim = transformer.config.in_channels if config.forecasts_output else size.dim
         channels = transformer.config.in_channels
         state = init_state(1, size.tokens, dim, config=config, channels=channels, dtype=torch.bfloat16)
-        arguments = (inputs, state, type(schedule)(*map(mode.from_tensor, schedule)), uncoupled(1))
+        return _trace(transformer, flux1.FLUX, inputs, state, config, mode)
 
-        def trace() -> None:
-            with contextlib.suppress(StoppedError):
-                torch.compile(step, fullgraph=True, backend=keep)(*arguments)
 
-        _, seconds = seconds_of(trace)
+def capture_real(size: RealSize, config: CacheConfig) -> Captured:
+    """The same of a family whose model runs its own forward, at its real size."""
+    mode = FakeTensorMode()
+    with mode, torch.no_grad():
+        transformer = size.make()
+        architecture = family_of(transformer).architecture
+        inputs = HostInputs(size.arguments())
+        shape = shape_of(architecture.sizes(transformer), architecture.latents(inputs).shape, 0, config=config)
+        return _trace(transformer, architecture, inputs, empty_state(shape, config=config), config, mode)
+
+
+def _trace(
+    transformer: Any, architecture: Architecture, inputs: Any, state: Any, config: CacheConfig, mode: FakeTensorMode
+) -> Captured:
+    """Capture a step; within the mode."""
+    found: list[tuple[torch.fx.GraphModule, list[Any]]] = []
+
+    def keep(graph: torch.fx.GraphModule, inputs: list[Any]) -> Any:
+        found.append((graph, inputs))
+        return lambda *_: _stop()
+
+    def step(inputs: Any, state: Any, schedule: Any, coupling: Any) -> Any:
+        model: dict[str, Any] = {"architecture": architecture, "kernel": scaled_dot_product_attention}
+        return cached_forward(transformer, inputs, state, schedule, coupling, config=config, **model)
+
+    schedule = schedule_steps(torch.linspace(1, 0, STEPS + 1), config)[0]
+    arguments = (inputs, state, schedule, uncoupled(1))
+
+    def trace() -> None:
+        with contextlib.suppress(StoppedError):
+            torch.compile(step, fullgraph=True, backend=keep)(*arguments)
+
+    _, seconds = seconds_of(trace)
     (graph, values), *others = found
     assert not others, f"one graph was expected, got {len(found)}"
     return Captured(graph, values, mode, seconds, transformer, state)
@@ -168,14 +189,19 @@ class Cost(NamedTuple):
         return max(self.flops / device.compute, (self.read + self.written) / device.bandwidth)
 
 
-def cost_of(step: Captured, size: Size, *, takes_refresh: bool) -> Cost:
-    """Walk into a branch and count. torch's counter misses attention, whose 4 seq^2 dim FLOPs a block are added."""
+def attention_of(size: Size) -> float:
+    """FLOPs of attention at a refresh: 4 seq^2 dim a block."""
+    return 4.0 * (size.tokens + TEXT_TOKENS) ** 2 * size.dim * (size.double + size.single)
+
+
+def cost_of(step: Captured, attention: float, *, takes_refresh: bool) -> Cost:
+    """Walk into a branch and count. torch's counter misses attention, whose FLOPs at a refresh are added."""
     walk = Walk(step.graph, takes_refresh=takes_refresh)
     with step.mode, torch.no_grad(), FlopCounterMode(display=False) as counter:
         returned = walk.run(*step.inputs)
     flops = float(counter.get_total_flops() - _counted_attention(counter))
     if takes_refresh:
-        flops += 4 * (size.tokens + TEXT_TOKENS) ** 2 * size.dim * (size.double + size.single)
+        flops += attention
     read = sum(bytes_of(value) for node, value in zip(_placeholders(step.graph), step.inputs, strict=True) if node in walk.used)
     return Cost(flops, read, sum(map(bytes_of, pytree.tree_leaves(returned))))
 

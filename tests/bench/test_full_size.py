@@ -1,20 +1,28 @@
 """FLUX.1-dev at its real size by its shapes, and the measurement on a device, proven on a small one."""
 
+import inspect
 import json
 import subprocess
 import sys
 from argparse import ArgumentTypeError, Namespace
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
+import diffusers
 import pytest
+import torch
+from torch._subclasses import FakeTensorMode
+from torch.utils.flop_counter import FlopCounterMode
 
-from afcache.settings.presets import DEFAULT_TARGET
+from afcache.settings.presets import DEFAULT_TARGET, preset_config
 from bench import full_size
+from bench.full_size import facts_of
 from bench.models.random_flux import SIZES
+from bench.models.real_sizes import REAL_SIZES
 from bench.record.naming import result_path
 from bench.scale import full_size_gpu
+from bench.scale.captured_step import capture_real, cost_of
 from bench.scale.full_size_gpu import Bench
 from bench.scale.full_size_subject import parse_shape
 from bench.scale.full_size_tables import UNFINISHED
@@ -233,3 +241,38 @@ def test_gains_are_made_of_medians():
     assert (refreshes, reused) == ([9.0, 10.0, 11.0, 10.0], [1.0, 1.0, 1.0, 3.0])
     assert gain([10.0, 10.0], refreshes, reused) == pytest.approx({"speed-up": 80 / 44, "promised": 2, "efficiency": 40 / 44})
     assert gain([10.0], [10.0], []) == {"speed-up": 1, "promised": 1, "efficiency": 1}
+
+
+@pytest.mark.parametrize("name", REAL_SIZES)
+def test_other_families_have_one_graph_that_computes_what_their_models_do(name: str):
+    """At their real widths and lengths, with one block of each kind."""
+    few = dict.fromkeys(("num_layers", "num_single_layers", "num_refiner_layers"), 1)
+    parameters = inspect.signature(getattr(diffusers, REAL_SIZES[name].transformer)).parameters
+    blocks = sum(count in parameters for count in ("num_layers", "num_single_layers"))
+    size = REAL_SIZES[name]._replace(settings={key: one for key, one in few.items() if key in parameters}, blocks=blocks)
+    step = capture_real(size, preset_config("balanced", target="noise"))
+    facts = facts_of(step)
+    assert (facts["graphs"], facts["graph breaks"], facts["decisions"]) == (1, 0, 1)
+    with FakeTensorMode(), torch.no_grad(), FlopCounterMode(display=False) as counter:
+        size.make()(**size.arguments())
+    attention = sum(count for op, count in counter.get_flop_counts()["Global"].items() if "attention" in str(op))
+    refresh = cost_of(step, size.attention_flops, takes_refresh=True)
+    assert refresh.flops - size.attention_flops == pytest.approx(counter.get_total_flops() - attention, rel=1e-6)
+    # Two of noise and the latents, in float32, are read and returned, beside latents and velocity.
+    values = size.arguments()["hidden_states"].numel()
+    cached = cost_of(step, size.attention_flops, takes_refresh=False)
+    assert cached.flops == 0
+    assert cached.read == pytest.approx(values * (3 * 4 + 2), rel=1e-2)
+    assert cached.written == pytest.approx(cached.read, rel=1e-2)
+    # A token is as wide as the first block's own.
+    assert any(module.weight.shape == (size.dim, size.dim) for module in step.transformer.modules() if is_linear(module))
+
+
+def is_linear(module: torch.nn.Module) -> TypeGuard[torch.nn.Linear]:
+    return isinstance(module, torch.nn.Linear)
+
+
+def test_other_families_are_counted_alone(monkeypatch, capsys):
+    with pytest.raises(SystemExit):
+        run_main(monkeypatch, "--gpu", "--size", "qwen_image")
+    assert "--size qwen_image goes with --fake alone" in capsys.readouterr().err
