@@ -238,4 +238,5 @@ HOSTED: tuple[Known, ...] = (
         Conventions(cuts=first_channels, clock=IN_TIMESTEPS),
     ),
     hosted("Mochi", "MochiTransformer3DModel", ("MochiPipeline",), Conventions(clock=IN_TIMESTEPS, shares=True)),
+    hosted("PRX", "PRXTransformer2DModel", ("PRXPipeline",), Conventions(shares=True)),
 )
