@@ -54,6 +54,9 @@ Index = Int[Tensor, ""]
 Flag = Bool[Tensor, ""]
 # A setting that enters a step as a tensor: for all samples (0-d), or one for each.
 Setting = Scalar | PerSample
+# What the last outputs weigh in a solver's step, and what is known of each, the newest first.
+Response = Float[Tensor, " window"]
+Window = Float[Tensor, "window batch"]
 PerGroup = Float[Tensor, "groups batch"]
 GroupCounts = Int[Tensor, "groups batch"]
 GroupFlags = Bool[Tensor, "groups batch"]

@@ -9,7 +9,8 @@ from torch.utils import _pytree as pytree
 
 from afcache.functional.model import Sizes
 from afcache.functional.shapes import coarse_length, shard_length
-from afcache.functional.state import CacheState, Coupling, GateState, GroupState, Lead, Trail
+from afcache.functional.solver_response import WINDOW
+from afcache.functional.state import CacheState, Coupling, GateState, GroupState, Lead, SolverState, Trail
 from afcache.settings.config import CacheConfig
 
 
@@ -20,6 +21,7 @@ class StateShape(NamedTuple):
         batch, img_seq, dim: shape of the image tokens inside the transformer; where its output is forecast, of the latents.
         latents: shape of the latents after the batch, where the output is forecast and they are no tokens.
         channels: of the latents' tokens, where residuals are forecast; without, nothing notices latents that are elsewhere.
+        responds: whether what a solver was given wrongly is returned (`afcache.functional.solver_response`).
         txt_seq: text tokens; asked for by groups, and by blocks that run at every step.
         num_blocks: of the transformer; asked for by groups.
         shards: ranks that share the tokens; the state holds one rank's.
@@ -34,6 +36,7 @@ class StateShape(NamedTuple):
     shards: int = 1
     latents: tuple[int, ...] | None = None
     channels: int = 0
+    responds: bool = False
 
 
 def shape_of(sizes: Sizes, latents: torch.Size, txt_seq: int, *, config: CacheConfig) -> StateShape:
@@ -88,15 +91,25 @@ def empty_state(
         trail=_empty_trail(shape, config=config, device=device),
         gate=_empty_gate(shape, device=device) if config.rule.is_gated else None,
         groups=_empty_groups(shape, config=config, dtype=dtype, device=device),
+        solver=_empty_solver(shape, config=config, device=device) if shape.responds else None,
     )
 
 
 def _empty_trail(shape: StateShape, *, config: CacheConfig, device: torch.device | str) -> Trail | None:
-    latents = shape.latents
-    if latents is None:
-        latents = shape.img_seq, shape.dim if config.forecasts_output else shape.channels
+    latents = _latents_of(shape, config=config)
     # A rank that holds a share of the tokens sees a part of every distance.
     return empty_trail((shape.batch, *latents), device=device) if latents[-1] and shape.shards == 1 else None
+
+
+def _empty_solver(shape: StateShape, *, config: CacheConfig, device: torch.device | str) -> SolverState:
+    nothing = torch.zeros(WINDOW, shape.batch, dtype=torch.float32, device=device)
+    direction = torch.zeros(shape.batch, *_latents_of(shape, config=config), dtype=torch.float32, device=device)
+    return SolverState(nothing, nothing.clone(), direction)
+
+
+def _latents_of(shape: StateShape, *, config: CacheConfig) -> tuple[int, ...]:
+    """Shape of a sample's latents; where residuals are forecast and nobody has said it, the last size is 0."""
+    return shape.latents or (shape.img_seq, shape.dim if config.forecasts_output else shape.channels)
 
 
 def empty_trail(latents: Sequence[int], *, device: torch.device | str = "cpu") -> Trail:

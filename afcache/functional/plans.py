@@ -22,7 +22,12 @@ _MANY_STEPS = 16
 
 
 def schedule_steps(
-    sigmas: Tensor, config: CacheConfig, *, noise_floor: float | None = None, each: Sequence[CacheConfig] | None = None
+    sigmas: Tensor,
+    config: CacheConfig,
+    *,
+    noise_floor: float | None = None,
+    each: Sequence[CacheConfig] | None = None,
+    responses: Tensor | None = None,
 ) -> list[StepSchedule]:
     """Take a trajectory's schedule apart into its steps, once, so that no step has to make tensors of numbers.
 
@@ -32,6 +37,8 @@ def schedule_steps(
         noise_floor: as measured; None takes that of `config`, and 0 where it has none.
         each: settings of each sample, which are `config` but for the fields of `afcache.settings.changes.OPEN`; None takes
             those of `config` for all, as 0-d tensors.
+        responses: what the last outputs weigh in the latents after each step, newest first, `[steps, window]`; None under
+            Euler's step.
 
     """
 
@@ -47,9 +54,19 @@ def schedule_steps(
     chosen = {name: setting(name) for name in OPEN}
     if config.rule.is_error_controlled:
         chosen["tolerance"] = chosen["tolerance"] * tolerance_scale(sigmas)
+    weights = None if responses is None else [row.clone() for row in responses.to(sigmas.device, torch.float32).unbind()]
     floor = torch.tensor(noise_floor or config.noise_floor or 0.0, dtype=torch.float32, device=sigmas.device)
     return [
-        StepSchedule(levels[i], levels[i + 1], indices[i], forced[i], **chosen, noise_floor=floor) for i in range(num_steps)
+        StepSchedule(
+            sigma=levels[i],
+            sigma_next=levels[i + 1],
+            step_index=indices[i],
+            is_forced=forced[i],
+            **chosen,
+            noise_floor=floor,
+            response=None if weights is None else weights[i],
+        )
+        for i in range(num_steps)
     ]
 
 

@@ -19,12 +19,14 @@ from afcache._typing import (
     Nodes,
     PerGroup,
     PerSample,
+    Response,
     Scalar,
     Setting,
     Summaries,
     Tokens,
     Velocity,
     Votes,
+    Window,
 )
 
 
@@ -95,6 +97,21 @@ class Trail(NamedTuple):
     sigma: PerSample
 
 
+class SolverState(NamedTuple):
+    """What a solver that mixes several outputs has been given (`afcache.functional.solver_response`), newest first.
+
+    Attributes:
+        pending: g at each forecast step since the last refresh, whose errors nobody knows yet; 0 elsewhere.
+        settled: what the outputs before were off by, in units of `direction`.
+        direction: d = v - v_hat at the last refresh; float32 `[batch, *latent]`.
+
+    """
+
+    pending: Window
+    settled: Window
+    direction: Velocity
+
+
 class CacheState(NamedTuple):
     """What one guidance branch remembers between steps. A value: each step returns a new one.
 
@@ -117,6 +134,7 @@ class CacheState(NamedTuple):
         trail: where the last step leads; None where nothing is to notice that the next begins elsewhere.
         gate: under policies with a gate.
         groups: with groups of blocks.
+        solver: under solvers that mix several outputs, where what they were given wrongly is returned.
 
     """
 
@@ -132,6 +150,7 @@ class CacheState(NamedTuple):
     trail: Trail | None = None
     gate: GateState | None = None
     groups: GroupState | None = None
+    solver: SolverState | None = None
 
 
 class StepSchedule(NamedTuple):
@@ -148,6 +167,7 @@ class StepSchedule(NamedTuple):
         max_growth: limit of the distance to the last refresh, in units of the one before; infinity means none; float32.
         damping: 0 forecasts in full, 1 reuses what the last refresh kept; float32.
         noise_floor: relative velocity error that rounding alone makes; float32.
+        response: what the last outputs weigh in the latents after the step, newest first; float32; None under Euler's step.
 
     """
 
@@ -159,6 +179,7 @@ class StepSchedule(NamedTuple):
     max_growth: Setting
     damping: Setting
     noise_floor: Scalar
+    response: Response | None = None
 
 
 class Lead(NamedTuple):

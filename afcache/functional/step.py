@@ -18,7 +18,18 @@ from afcache.functional.outputs import compute_outputs, prepare_output
 from afcache.functional.ranks.agreement import agree
 from afcache.functional.shapes import per_sample
 from afcache.functional.state import CacheState, Coupling, Lead, StepRecord, StepSchedule
-from afcache.functional.update import Branch, Computed, Outcome, Prepared, Taken, advance, correct, measure, written_in_place
+from afcache.functional.update import (
+    Branch,
+    Computed,
+    Outcome,
+    Prepared,
+    Taken,
+    advance,
+    answer,
+    correct,
+    measure,
+    written_in_place,
+)
 from afcache.settings.config import CacheConfig
 
 # Writes (history, what is kept of the newest computation, refresh flags) into the history's own memory.
@@ -137,7 +148,8 @@ def _take_at_once(
     taken = []
     for each, outcome, its in zip(prepared, outcomes, decisions, strict=True):
         outcome = measure(each, outcome, its.refresh)
-        state = advance(each, outcome, its, schedule, config=config)
+        velocity, solver = answer(each, outcome, its.refresh, schedule)
+        state = advance(each, outcome, its, schedule, config=config, solver=solver)
         record = StepRecord(
             refresh=its.refresh.clone(),
             is_computed=_is_computed(is_refreshed, coupling),
@@ -147,7 +159,7 @@ def _take_at_once(
             votes=its.votes,
         )
         lead = Lead(outcome.computed[0], each.velocity) if outcome.computed else None
-        taken.append(Taken(outcome.velocity, state, record, lead))
+        taken.append(Taken(velocity, state, record, lead))
     return tuple(taken)
 
 

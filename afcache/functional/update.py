@@ -12,7 +12,8 @@ from afcache.functional.decision import Decision
 from afcache.functional.gates.gate import Observation, remember
 from afcache.functional.model import Embedded
 from afcache.functional.rounding import above_floor
-from afcache.functional.state import CacheState, GroupState, Lead, StepRecord, StepSchedule
+from afcache.functional.solver_response import respond
+from afcache.functional.state import CacheState, GroupState, Lead, SolverState, StepRecord, StepSchedule
 from afcache.settings.config import CacheConfig
 
 
@@ -133,6 +134,15 @@ def correct(velocity: Velocity, prepared: Prepared, schedule: StepSchedule) -> V
 
 
 @typed
+def answer(prepared: Prepared, outcome: Outcome, refresh: Flags, schedule: StepSchedule) -> tuple[Velocity, SolverState | None]:
+    """The velocity of a step, with what earlier forecasts left out returned within it as the solver asks; its next state."""
+    solver = prepared.state.solver
+    if solver is None or schedule.response is None:
+        return outcome.velocity, solver
+    return respond(solver, outcome.velocity, prepared.velocity, schedule.response, growth=prepared.growth, refresh=refresh)
+
+
+@typed
 def measure(prepared: Prepared, outcome: Outcome, refresh: Flags) -> Outcome:
     """The outcome with e where a sample refreshed and had a forecast, NaN elsewhere."""
     nothing = torch.full_like(outcome.measured_error, float("nan"))
@@ -149,6 +159,7 @@ def advance(
     *,
     config: CacheConfig,
     groups: GroupState | None = None,
+    solver: SolverState | None = None,
 ) -> CacheState:
     """The state after the step: refreshed samples start a new segment, the others extend theirs.
 
@@ -159,6 +170,7 @@ def advance(
         schedule: where the step stands.
         config: settings; static.
         groups: what groups of blocks remember after the step.
+        solver: what is known of the solver's outputs after the step.
 
     """
     state, refresh = prepared.state, decision.refresh
@@ -181,6 +193,7 @@ def advance(
         trail=state.trail,
         gate=remember(state.gate, prepared.observation, refresh, config=config),
         groups=groups,
+        solver=solver,
     )
 
 
@@ -200,7 +213,7 @@ def restart(state: CacheState, is_other: Flag | Flags) -> CacheState:
     def cleared(value: Tensor, empty: float = 0.0) -> Tensor:
         return torch.where(is_other, torch.full_like(value, empty), value)
 
-    groups = state.groups
+    groups, solver = state.groups, state.solver
     return state._replace(
         num_nodes=cleared(state.num_nodes),
         error_rate=cleared(state.error_rate, float("inf")),
@@ -208,4 +221,5 @@ def restart(state: CacheState, is_other: Flag | Flags) -> CacheState:
         last_gap=cleared(state.last_gap),
         lag=cleared(state.lag),
         groups=None if groups is None else groups._replace(num_nodes=cleared(groups.num_nodes)),
+        solver=None if solver is None else solver._replace(pending=cleared(solver.pending), settled=cleared(solver.settled)),
     )

@@ -79,6 +79,7 @@ def _read(runtime: Runtime, trajectory: Trajectory) -> Report:
         branches=max(1, len(states_of(trajectory.present))),
         restarts=_read_restarts(trajectory),
         tolerance_scale=float(tolerance_scale(walked)) if runtime.config.rule.is_error_controlled else 1.0,
+        correction=trajectory.correction,
     )
 
 

@@ -118,6 +118,8 @@ class Report:
         branches: how many guidance branches decided together at the last step.
         tolerance_scale: how many times the tolerance the estimate was kept below; above 1 with fewer than 16 steps
             (`afcache.functional.plans.tolerance_scale`).
+        correction: how what forecasts left out was returned: "step" (at refreshes, Euler's step), "solver" (as the response of
+            a solver that mixes several outputs asks, `afcache.functional.solver_response`), or "off".
 
     """
 
@@ -130,6 +132,7 @@ class Report:
     restarts: tuple[RestartReport, ...] = ()
     branches: int = 1
     tolerance_scale: float = 1.0
+    correction: str = "off"
 
     @property
     def block_evaluations(self) -> int:

@@ -12,6 +12,10 @@ Role = Literal["leads", "follows", "joins"]
 # What began anew: the latents were elsewhere, other prompts or images, other adapters, other noise levels, steps left out.
 Reason = Literal["latents", "conditioning", "weights", "schedule", "steps"]
 
+# How what forecasts left out is returned: at the refresh alone, under a solver that remembers nothing; as a solver's response
+# asks; or not.
+Correction = Literal["step", "solver", "off"]
+
 
 class TimedCall(NamedTuple):
     """One transformer call of a trajectory, as the report sees it.

@@ -21,8 +21,10 @@ from afcache.runtime.compiled import CompileOptions
 from afcache.runtime.foresight import Foresight
 from afcache.runtime.host import Host, sharing_of
 from afcache.runtime.noise_floor import measure_noise_floor
+from afcache.runtime.notes import Correction
 from afcache.runtime.pipelines import Pipelines
-from afcache.runtime.scheduler import ScheduledStep, check_sigmas, correction_holds
+from afcache.runtime.scheduler import ScheduledStep, check_sigmas, is_eulers, is_solver
+from afcache.runtime.solver import response_of
 from afcache.runtime.steps import Bound, Steps
 from afcache.runtime.together import Together
 from afcache.runtime.trajectories import Trajectories
@@ -205,7 +207,9 @@ class Runtime:
         floor = self._noise_floor(latents.dtype, latents.device)
         # One for each image always: a number for all would be another graph.
         settings = for_each(config if self.in_use is None else self.in_use, latents.shape[0])
-        schedule = schedule_steps(sigmas[step.index :], config, noise_floor=floor, each=settings)
+        correction, responses = self._correction(scheduler, step)
+        walked = None if responses is None else responses[step.index :]
+        schedule = schedule_steps(sigmas[step.index :], config, noise_floor=floor, each=settings, responses=walked)
         kind = Trajectory if parallel is None else Together
         trajectory = kind(
             bound=self._bound,
@@ -215,7 +219,7 @@ class Runtime:
             settings=settings,
             alone=self._alone(latents),
             shape=latents.shape,
-            corrects=self._corrects(scheduler),
+            correction=correction,
             kernel_name=None if self.host is not None else self.family.attention_backend(self._transformer),
             adapted=self._weights.adapted(),
             messages=None if parallel is None else self._messages(call),
@@ -238,16 +242,27 @@ class Runtime:
         is_led = config.forecasts_output and not (parallel is not None and parallel.splits_guidance)
         return unled(coupling, latents) if is_led else coupling
 
-    def _corrects(self, scheduler: Any) -> bool:
-        """Whether the catch-up correction is on; one warning where the scheduler switches it off."""
-        corrects = self.config.correction and correction_holds(scheduler)
-        if self.config.correction and not corrects and not self._has_warned and self.config.rule.is_cached:
+    def _correction(self, scheduler: Any, step: ScheduledStep) -> tuple[Correction, Tensor | None]:
+        """How what forecasts leave out is returned, and the solver's response; one warning where it is not."""
+        if not self.config.correction or not self.config.rule.is_cached:
+            return "off", None
+        if is_eulers(scheduler):
+            return "step", None
+        reason = "draws noise or was replaced"
+        if is_solver(scheduler) and (self.parallel is not None or self.config.layerwise is not None):
+            reason = "is known to draw alone, without groups"
+        elif is_solver(scheduler):
+            response = response_of(scheduler, step)
+            if response is not None:
+                return "solver", response
+            reason = "is not linear, or had begun before it was looked at"
+        if not self._has_warned:
             self._has_warned = True
             logger.warning(
-                f"The catch-up correction is off: it assumes Euler's step, and {type(scheduler).__name__} takes another. "
-                "Caching itself stays on; pass CacheConfig(correction=False) to silence this."
+                f"The catch-up correction is off: {type(scheduler).__name__} {reason}. Caching itself stays on; pass "
+                "CacheConfig(correction=False) to silence this."
             )
-        return corrects
+        return "off", None
 
     def _tell_if_all_are_forced(self, num_steps: int) -> None:
         """One warning where nothing can be saved, whatever is found; what was found is the report's to tell: it waits."""

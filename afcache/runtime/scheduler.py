@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from diffusers import (
     DPMSolverMultistepScheduler,
+    DPMSolverSinglestepScheduler,
     FlowMatchEulerDiscreteScheduler,
     FlowMatchLCMScheduler,
     UniPCMultistepScheduler,
@@ -21,8 +22,8 @@ from afcache._typing import Sigmas
 from afcache.models.family import Clock
 from afcache.runtime.switches import version_of
 
-_MULTISTEP = (DPMSolverMultistepScheduler, UniPCMultistepScheduler)
-_SUPPORTED = "FlowMatchEulerDiscreteScheduler, and DPMSolverMultistepScheduler or UniPCMultistepScheduler with flow sigmas"
+_SOLVERS = (DPMSolverMultistepScheduler, DPMSolverSinglestepScheduler, UniPCMultistepScheduler)
+_SUPPORTED = f"FlowMatchEulerDiscreteScheduler, and with flow sigmas {', '.join(kind.__name__ for kind in _SOLVERS)}"
 
 
 class ScheduledStep(NamedTuple):
@@ -65,9 +66,9 @@ def check_scheduler(scheduler: Any, *, forecasts: bool = True) -> None:
 
     """
     name = type(scheduler).__name__
-    is_multistep = any(_has_step_of(scheduler, kind) for kind in _MULTISTEP)
+    mixes = any(_has_step_of(scheduler, kind) for kind in _SOLVERS)
     is_known = any(_has_step_of(scheduler, kind) for kind in (FlowMatchEulerDiscreteScheduler, FlowMatchLCMScheduler))
-    if is_known or (is_multistep and scheduler.config.get("use_flow_sigmas", False)):
+    if is_known or (mixes and scheduler.config.get("use_flow_sigmas", False)):
         if forecasts and _draws_noise(scheduler):
             raise NotImplementedError(
                 f"scheduler {name} as configured draws new noise at every step, so that nothing remembered of earlier steps "
@@ -82,12 +83,14 @@ def check_scheduler(scheduler: Any, *, forecasts: bool = True) -> None:
     )
 
 
-def correction_holds(scheduler: Any) -> bool:
-    """Whether the next latents are x + (sigma_next - sigma) v: what the catch-up correction assumes.
-
-    Multistep solvers mix the last velocities, so that a corrected one would be counted again, with the other sign.
-    """
+def is_eulers(scheduler: Any) -> bool:
+    """Whether the next latents are x + (sigma_next - sigma) v, so that nothing is remembered of earlier velocities."""
     return _has_step_of(scheduler, FlowMatchEulerDiscreteScheduler) and not _draws_noise(scheduler)
+
+
+def is_solver(scheduler: Any) -> bool:
+    """Whether the next latents may mix several velocities, without any noise: what `afcache.runtime.solver` looks into."""
+    return any(_has_step_of(scheduler, kind) for kind in _SOLVERS) and not _draws_noise(scheduler)
 
 
 def _draws_noise(scheduler: Any) -> bool:

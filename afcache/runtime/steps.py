@@ -125,7 +125,14 @@ class Bound(NamedTuple):
 
 
 def empty_states(
-    bound: Bound, latents: torch.Size, prefix_length: int, dtype: torch.dtype, *, device: torch.device, count: int
+    bound: Bound,
+    latents: torch.Size,
+    prefix_length: int,
+    dtype: torch.dtype,
+    *,
+    device: torch.device,
+    count: int,
+    responds: bool = False,
 ) -> tuple[CacheState, ...]:
     """Of guidance branches on this rank: of its share of the tokens, or, where outputs are forecast, of the whole.
 
@@ -135,11 +142,12 @@ def empty_states(
         prefix_length: tokens that the blocks see before the image's.
         dtype, device: of the latents.
         count: how many branches.
+        responds: whether a solver is told what earlier outputs left out.
 
     """
     config, parallel = bound.config, bound.parallel
     shards = 1 if parallel is None or config.forecasts_output else parallel.layout.sequence.whole.size
-    shape = shape_of(bound.steps.sizes, latents, prefix_length, config=config)._replace(shards=shards)
+    shape = shape_of(bound.steps.sizes, latents, prefix_length, config=config)._replace(shards=shards, responds=responds)
     return tuple(empty_state(shape, config=config, dtype=dtype, device=device) for _ in range(count))
 
 

@@ -19,7 +19,7 @@ from afcache.runtime.branches import BranchCalls, find_branch, find_strays, stat
 from afcache.runtime.compiled import CompiledStep
 from afcache.runtime.foresight import Foresight
 from afcache.runtime.guidance import Guidance
-from afcache.runtime.notes import Restart, Role, TimedCall
+from afcache.runtime.notes import Correction, Restart, Role, TimedCall
 from afcache.runtime.scheduler import ScheduledStep
 from afcache.runtime.steps import Bound, empty_states
 from afcache.runtime.switches import Steering, steering_of, version_of
@@ -41,7 +41,7 @@ class Trajectory:
         sigmas: noise levels on the model's device; float32.
         schedule: the steps from the first on; settings: of each image, which it holds.
         alone: the leading branch's coupling where there are no others.
-        shape: of the latents; corrects: whether the correction is on; messages: what ranks exchange; None alone.
+        shape: of the latents; correction: how forecasts are caught up with; messages: what ranks exchange; None alone.
         kernel_name: attention backend that it started with; adapted: what adapters did to the model at the last step.
         foresight: the decisions that the host knows beforehand; None where each step's is read.
         thread: that makes its calls.
@@ -64,7 +64,7 @@ class Trajectory:
     settings: tuple[CacheConfig, ...]
     alone: Coupling
     shape: torch.Size
-    corrects: bool
+    correction: Correction
     kernel_name: Any = None
     adapted: tuple[Any, ...] = ()
     messages: Messages | None = None
@@ -204,7 +204,7 @@ class Trajectory:
         return velocity if self.bound.parallel is None else velocity[0]
 
     def _step(self) -> CompiledStep:
-        return self.bound.steps.get(self.corrects, self.kernel_name)
+        return self.bound.steps.get(self.correction == "step", self.kernel_name)
 
     def _run(self, branch: BranchCalls, call: Call, coupling: Coupling) -> tuple[Tensor, StepRecord, Lead | None]:
         """A branch's next call, after which its state is the next one."""
@@ -217,7 +217,7 @@ class Trajectory:
             kind, step, inputs = None, self._step(), call.inputs
         else:
             kind = bool(coupling.known)
-            step = self.bound.steps.around_host(self.corrects, is_computed=kind)
+            step = self.bound.steps.around_host(self.correction == "step", is_computed=kind)
             inputs = Given(call.latents, self.bound.host(call) if kind else call.latents)
             coupling = coupling._replace(known=None)
         branch.calls[kind] = branch.calls.get(kind, 0) + 1
@@ -237,7 +237,8 @@ class Trajectory:
 
     def _empty_states(self, call: Call, count: int) -> tuple[CacheState, ...]:
         latents = call.latents
-        return empty_states(self.bound, latents.shape, call.prefix_length, latents.dtype, device=latents.device, count=count)
+        made = {"device": latents.device, "count": count, "responds": self.correction == "solver"}
+        return empty_states(self.bound, latents.shape, call.prefix_length, latents.dtype, **made)
 
     def _known_branches(self) -> list[BranchCalls]:
         return list(dict.fromkeys((*self.branches, *self.strangers, *self.called, *self.strange)))

@@ -11,7 +11,7 @@ from diffusers import (
 
 from afcache._typing import HostModule
 from afcache.models.family import Clock
-from afcache.runtime.scheduler import check_scheduler, check_sigmas, correction_holds, read_step
+from afcache.runtime.scheduler import check_scheduler, check_sigmas, is_eulers, read_step
 
 
 def make_scheduler(steps: int = 10) -> HostModule:
@@ -78,7 +78,7 @@ FLOW: dict[str, Any] = {"use_flow_sigmas": True, "prediction_type": "flow_predic
     ],
     ids=["euler", "stochastic", "lcm", "dpm", "unipc"],
 )
-def test_correction_holds_exactly_where_the_step_is_eulers(scheduler):
+def test_a_step_is_known_to_be_eulers_exactly_where_it_is(scheduler):
     scheduler.set_timesteps(6)
     x, is_euler = torch.randn(1, 4, 3), []
     for index, step in enumerate(scheduler.timesteps):
@@ -87,7 +87,7 @@ def test_correction_holds_exactly_where_the_step_is_eulers(scheduler):
         length = scheduler.sigmas[index + 1] - scheduler.sigmas[index]
         is_euler.append(torch.allclose(after, x + length * velocity, atol=1e-5))
         x = after
-    assert all(is_euler) == correction_holds(scheduler)
+    assert all(is_euler) == is_eulers(scheduler)
 
 
 @pytest.mark.parametrize(
