@@ -104,7 +104,8 @@ def sample(step: Step, program: ExportedProgram, problem: sampling.Prepared, con
     pattern, milliseconds = "", []
     with torch.no_grad():
         for schedule in schedule_steps(problem.sigmas, config):
-            arguments = (inputs, latents, states, schedule._asdict(), scale)
+            given = {name: value for name, value in schedule._asdict().items() if value is not None}
+            arguments = (inputs, latents, states, given, scale)
             (latents, states, records), seconds = processor_seconds_of(functools.partial(step, *arguments), is_brief=True)
             milliseconds.append(1e3 * seconds)
             pattern += "F" if bool(records[0]["is_computed"]) else "."

@@ -3,9 +3,14 @@ from typing import Any
 import pytest
 import torch
 from diffusers import (
+    DEISMultistepScheduler,
     DPMSolverMultistepScheduler,
+    EDMDPMSolverMultistepScheduler,
+    EDMEulerScheduler,
     FlowMatchEulerDiscreteScheduler,
+    FlowMatchHeunDiscreteScheduler,
     FlowMatchLCMScheduler,
+    LMSDiscreteScheduler,
     UniPCMultistepScheduler,
 )
 
@@ -124,6 +129,22 @@ def test_sigmas_below_zero_are_blamed_on_no_setting():
 def test_check_scheduler_refuses_multistep_without_flow_sigmas():
     with pytest.raises(NotImplementedError, match="scheduler DPMSolverMultistepScheduler is not supported; caching knows"):
         check_scheduler(DPMSolverMultistepScheduler())
+
+
+@pytest.mark.parametrize(
+    "scheduler",
+    [
+        FlowMatchHeunDiscreteScheduler(),
+        DEISMultistepScheduler(**FLOW),
+        LMSDiscreteScheduler(),
+        EDMEulerScheduler(),
+        EDMDPMSolverMultistepScheduler(),
+    ],
+    ids=lambda scheduler: type(scheduler).__name__,
+)
+def test_schedulers_that_repeat_levels_or_know_no_flow_are_refused(scheduler):
+    with pytest.raises(NotImplementedError, match=f"scheduler {type(scheduler).__name__} is not supported; caching knows"):
+        check_scheduler(scheduler)
 
 
 @pytest.mark.parametrize(

@@ -61,8 +61,9 @@ def run(step: Any, program: ExportedProgram, config: CacheConfig, scale: float =
     inputs, latents, states, _, guidance_scale = program.example_inputs[0]
     pattern = ""
     for schedule in schedule_steps(SIGMAS, config):
+        given = {name: value for name, value in schedule._asdict().items() if value is not None}
         with torch.no_grad():
-            latents, states, records = step(inputs, latents, states, schedule._asdict(), torch.full_like(guidance_scale, scale))
+            latents, states, records = step(inputs, latents, states, given, torch.full_like(guidance_scale, scale))
         pattern += "F" if bool(records[0]["is_computed"]) else "."
     return pattern, latents, states
 

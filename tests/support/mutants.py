@@ -26,12 +26,15 @@ class Mutant(NamedTuple):
 
 ERROR_CONTROL, STEP, RANKS = "functional/error_control.py", "functional/step.py", "functional/ranks/step.py"
 ERROR_TESTS, STEP_TESTS = "functional/test_error_control.py", "functional/test_step.py"
+SOLVER, SOLVER_TESTS = "functional/solver_response.py", "functional/test_solver_response.py"
 CONTINUITY, CONTINUITY_TESTS = "functional/continuity.py", "functional/test_continuity.py"
 PARALLEL_TESTS, GROUP_TESTS = "parallel/test_parallel.py", "functional/groups/test_layerwise.py"
 MUTANTS = (
     # Signs.
     Mutant("catch-up with the wrong sign", ERROR_CONTROL, "+ factor * difference", "- factor * difference", ERROR_TESTS),
     Mutant("lag of the wrong sign", ERROR_CONTROL, "lag + (sigma_next", "lag - (sigma_next", ERROR_TESTS),
+    Mutant("a solver told the opposite", SOLVER, "factor = -(response", "factor = (response", SOLVER_TESTS),
+    Mutant("what an earlier refresh left is lost", SOLVER, "found + _share(", "found + 0 * _share(", SOLVER_TESTS),
     Mutant(
         "Euler step backwards",
         STEP,
