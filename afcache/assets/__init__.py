@@ -6,8 +6,8 @@ from typing import Any
 
 from afcache._checks import show
 
-_SIZES = ("height", "width", "max_sequence_length")
-_SCALE = "true_cfg_scale"
+_SIZES = ("height", "width", "num_frames", "max_sequence_length")
+_SCALES = ("true_cfg_scale", "guidance_scale")
 
 
 def mini_flux_folder() -> Path:
@@ -16,7 +16,7 @@ def mini_flux_folder() -> Path:
 
 
 def recommended_settings(folder: Path) -> dict[str, Any]:
-    """Height, width (pixels), max_sequence_length (text tokens) and true_cfg_scale stored beside a model, if they are.
+    """What is stored beside a model, of height, width (pixels), num_frames, max_sequence_length (text tokens) and guidance.
 
     Raises:
         ValueError: the file is no JSON object, or a value is out of its range.
@@ -31,8 +31,8 @@ def recommended_settings(folder: Path) -> dict[str, Any]:
     except ValueError as error:
         raise ValueError(f"{path} is no JSON file of recommended settings: {error}. {cure}") from error
     if not isinstance(settings, dict):
-        raise ValueError(f"{path} must be an object of {', '.join((*_SIZES, _SCALE))}, got {show(settings)}. {cure}")
-    known = {name: value for name, value in settings.items() if name in (*_SIZES, _SCALE)}
+        raise ValueError(f"{path} must be an object of {', '.join((*_SIZES, *_SCALES))}, got {show(settings)}. {cure}")
+    known = {name: value for name, value in settings.items() if name in (*_SIZES, *_SCALES)}
     for name, value in known.items():
         is_number = isinstance(value, int if name in _SIZES else int | float) and not isinstance(value, bool)
         if not is_number or not 1 <= value < float("inf"):

@@ -78,9 +78,10 @@ def calibrate(
 
         def draw(prompt: str, number: int) -> Any:
             generator = torch.Generator().manual_seed(number)
-            image = pipe(prompt=prompt, generator=generator, output_type="np", **options).images[0]
+            # The first field, whatever it is called; of the batch the only one.
+            drawn = pipe(prompt=prompt, generator=generator, output_type="np", **options)[0][0]
             bar.update()
-            return image
+            return drawn
 
         references = [draw(*job) for job in jobs]
 

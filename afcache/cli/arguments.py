@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 from afcache._version import __version__
 from afcache.settings.policies import POLICIES
 
-_GENERATE = """Draw images, with the cache. Several processes, one for each GPU, are started by torchrun:
+_GENERATE = """Draw pictures or videos of prompts, with the cache. Several processes, one for each GPU, are started by torchrun:
 torchrun --nproc-per-node 2 -m afcache generate ...; degrees that are not given are chosen."""
 _CALIBRATE = """Draw every prompt uncached and at one tolerance after another, until a speed or a quality is met; write the
 settings and the curve to a file for 'afcache generate --config'."""
@@ -18,7 +18,9 @@ _DTYPES = ("float32", "bfloat16", "float16")
 ERROR_STATUS = 2
 _MAX_STEPS = 1000
 _MAX_PIXELS = 8192
-_MAX_TOKENS = 512
+_MAX_FRAMES = 10_000
+_MAX_RATE = 100
+_MAX_TOKENS = 4096
 _MAX_IMAGES = 100_000
 
 
@@ -68,9 +70,11 @@ def _at_most(limit: int, why: str = "") -> Callable[[str], int]:
     return read
 
 
-_steps = _at_most(_MAX_STEPS, ", the length of FLUX's schedule")
+_steps = _at_most(_MAX_STEPS, ", the length of a flow's schedule")
 _pixels = _at_most(_MAX_PIXELS, " pixels")
-_tokens = _at_most(_MAX_TOKENS, ", what FLUX's pipelines take")
+_frames = _at_most(_MAX_FRAMES)
+_rate = _at_most(_MAX_RATE)
+_tokens = _at_most(_MAX_TOKENS)
 _images = _at_most(_MAX_IMAGES)
 
 
@@ -105,6 +109,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--cfg-parallel", type=int, choices=(1, 2), help="2: guidance branches on different processes")
     add("--output", type=Path, default=Path("outputs"), metavar="DIR", help="where to write (default outputs)")
     add("--compare", action="store_true", help="also run uncached, and show pictures, gain and difference side by side")
+    add("--fps", type=_rate, metavar="N", help="frames per second of a video (default: the model's own, else 16)")
     calibrate = commands.add_parser("calibrate", help="find the settings for a speed or a quality", description=_CALIBRATE)
     target = calibrate.add_mutually_exclusive_group(required=True)
     target.add_argument("--target-speedup", type=float, metavar="X", help="how many times fewer block evaluations, at least")
@@ -115,7 +120,8 @@ def build_parser() -> argparse.ArgumentParser:
     add = calibrate.add_argument
     add("--num-images", type=_images, default=4, help="images per prompt, with seeds counting up (default 4)")
     add("--output", type=Path, default=Path("afcache.json"), metavar="FILE", help="where to write (default afcache.json)")
-    info = commands.add_parser("info", help="show versions and what can be used here")
+    info = commands.add_parser("info", help="show versions and what can be used here, or what is known of a model")
+    info.add_argument("--model", metavar="FOLDER_OR_HUB_ID", help="say what this pipeline is, and whether it is cached")
     info.set_defaults(dtype=None)
     return parser
 
@@ -124,14 +130,15 @@ def _add_drawing(parser: argparse.ArgumentParser) -> None:
     """What both commands that draw must know."""
     add = parser.add_argument
     add("--prompt", action="append", metavar="TEXT", help="what to draw; may be repeated (mini-FLUX has defaults)")
-    add("--model", metavar="FOLDER_OR_HUB_ID", help="a FLUX.1 pipeline (default: mini-FLUX, which ships with the package)")
+    add("--model", metavar="FOLDER_OR_HUB_ID", help="a pipeline that draws from text (default: mini-FLUX, which is built in)")
     add("--steps", type=_steps, default=28, help="denoising steps (default 28)")
     add("--seed", type=_seed, default=0, help="seed of the first image (default 0)")
-    add("--guidance-scale", type=float, help="distilled guidance, for models with a guidance embedding (default 3.5)")
-    add("--true-cfg-scale", type=float, help="classifier-free guidance; above 1 doubles the work (default 1; mini-FLUX 2)")
-    add("--negative-prompt", metavar="TEXT", help="used when --true-cfg-scale is above 1 (default: the empty prompt)")
+    add("--guidance-scale", type=float, help="guidance, as pipelines mean it that call it so (default: the pipeline's)")
+    add("--true-cfg-scale", type=float, help="classifier-free guidance beside a distilled one, as of FLUX.1 and Qwen-Image")
+    add("--negative-prompt", metavar="TEXT", help="what guidance leads away from (default: the empty prompt)")
     add("--height", type=_pixels, help="pixels (default: the model's own)")
     add("--width", type=_pixels, help="pixels (default: the model's own)")
-    add("--max-sequence-length", type=_tokens, help="text tokens (default: the model's own, else 512)")
+    add("--num-frames", type=_frames, help="of a video (default: the model's own)")
+    add("--max-sequence-length", type=_tokens, help="text tokens (default: the model's own)")
     add("--dtype", choices=_DTYPES, help="default: bfloat16 on CUDA, float32 elsewhere and for mini-FLUX")
     add("--device", help="cpu, cuda, cuda:1, ... (default: cuda if there is one)")

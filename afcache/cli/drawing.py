@@ -1,4 +1,4 @@
-"""Drawing jobs, writing pictures and reports, and telling of them."""
+"""Drawing jobs, writing pictures, videos and reports, and telling of them."""
 
 import time
 from pathlib import Path
@@ -6,37 +6,49 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import FluxPipeline
-from PIL import Image
 
-from afcache.cli.model import Job
+from afcache.cli.jobs import Job
+from afcache.cli.pictures import Drawn, clear, has_encoder, save
 from afcache.reports.records import report
 from afcache.reports.summary import Report
 
 
 class Draw:
-    """Calls the pipeline for a job; returns float pixels `[height, width, 3]` in [0, 1]."""
+    """Calls the pipeline for a job.
 
-    def __init__(self, pipe: FluxPipeline, options: dict[str, Any]) -> None:
+    Args:
+        pipe: any pipeline that draws from text.
+        options: of its call.
+        rate: frames per second of what it draws, if that is a video.
+
+    """
+
+    def __init__(self, pipe: Any, options: dict[str, Any], rate: float = 1.0) -> None:
         self.pipe = pipe
         self.options = options
+        self.rate = rate
 
-    def __call__(self, job: Job) -> np.ndarray:
-        """Draw one image with the job's seed."""
+    def __call__(self, job: Job) -> Drawn:
+        """Draw with the job's seed."""
         generator = torch.Generator().manual_seed(job.seed)
         output: Any = self.pipe(prompt=job.prompt, generator=generator, output_type="np", **self.options)
-        return output.images[0]
+        # The first field, whatever it is called; of the batch the only one.
+        pixels, audio = np.asarray(output[0][0]), getattr(output, "audio", None)
+        if audio is None:
+            return Drawn(pixels, self.rate)
+        sound = torch.as_tensor(audio[0]).float().cpu().numpy().T
+        return Drawn(pixels, self.rate, sound, self.pipe.vocoder.config.output_sampling_rate)
 
 
-def timed(draw: Draw, job: Job) -> tuple[np.ndarray, float]:
-    """Draw; return the image and the seconds it took."""
+def timed(draw: Draw, job: Job) -> tuple[Drawn, float]:
+    """Draw; return what was drawn and the seconds it took."""
     began = time.perf_counter()
-    image = draw(job)
-    return image, time.perf_counter() - began
+    drawn = draw(job)
+    return drawn, time.perf_counter() - began
 
 
 def draw_all(draw: Draw, jobs: list[Job], *, compiles: bool, is_cached: bool, output: Path | None) -> None:
-    """Draw every job once, and write its picture and report.
+    """Draw every job once, and write it and its report.
 
     One image's report is printed whole; of several a line for each, and what they come to together.
 
@@ -50,22 +62,30 @@ def draw_all(draw: Draw, jobs: list[Job], *, compiles: bool, is_cached: bool, ou
     """
     reports: list[Report] = []
     for job in jobs:
-        image, seconds = timed(draw, job)
+        drawn, seconds = timed(draw, job)
         if output is None:
             continue
-        clear(output, job)
-        save(output / f"{job.stem}.png", image)
-        line = f"{job.stem}.png in {seconds:.1f} s"
+        clear(output / job.stem)
+        save(output / job.stem, drawn)
+        line = f"{job.stem}{drawn.file} in {seconds:.1f} s"
         if is_cached:
             reports.append(report(draw.pipe))
             write_report(reports[-1], output, job)
         if is_cached and len(jobs) > 1:
             line += f"   {reports[-1].pattern()}   {reports[-1].block_speedup:.2f}x fewer block evaluations"
         print(line + ("   (the first image compiles)" if compiles and job is jobs[0] else ""), flush=True)
+        if job is jobs[-1]:
+            say_what_is_missing(drawn)
     if len(reports) == 1:
         print(reports[0])
     elif reports:
         print(summarise(reports))
+
+
+def say_what_is_missing(drawn: Drawn) -> None:
+    """One line where a video could not be written as MP4."""
+    if drawn.is_video and not has_encoder():
+        print("no MP4 was written beside the GIF: that needs an encoder, pip install imageio-ffmpeg")
 
 
 def summarise(reports: list[Report]) -> str:
@@ -83,17 +103,6 @@ def count_evaluations(reports: list[Report]) -> tuple[int, int]:
     """Block evaluations that ran, MLPs alone counted as a whole block, and those of the same images without a cache."""
     ran = sum(one.block_evaluations + one.mlp_evaluations for one in reports)
     return ran, sum(one.block_evaluations_uncached for one in reports)
-
-
-def clear(output: Path, job: Job) -> None:
-    """Remove what an earlier run has left under a job's name: files of one name belong together."""
-    for ending in (".png", "_uncached.png", ".json", "_report.png"):
-        (output / f"{job.stem}{ending}").unlink(missing_ok=True)
-
-
-def save(path: Path, image: np.ndarray) -> None:
-    """Write float pixels in [0, 1] as a picture file."""
-    Image.fromarray((image * 255).round().astype(np.uint8)).save(path)
 
 
 def write_report(result: Report, output: Path, job: Job) -> None:

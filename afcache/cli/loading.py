@@ -3,14 +3,18 @@
 import argparse
 from typing import TYPE_CHECKING, Any
 
-from afcache.assets import mini_flux_folder
 from afcache.cli.silence import quiet_imports
 
 if TYPE_CHECKING:
     import torch
 
+    from afcache.cli.outline import Outline
 
-def load_pipeline(model: str, arguments: argparse.Namespace, device: "torch.device") -> Any:
+_CURE = "Download the model again, or mend its files."
+_ERRORS = (OSError, ValueError, TypeError, KeyError, AttributeError, ImportError, RuntimeError)
+
+
+def load_pipeline(found: "Outline", arguments: argparse.Namespace, device: "torch.device") -> Any:
     """Load the weights; bfloat16 on CUDA but for mini-FLUX, if no dtype is given.
 
     Raises:
@@ -20,41 +24,33 @@ def load_pipeline(model: str, arguments: argparse.Namespace, device: "torch.devi
     """
     with quiet_imports():
         import torch
-        from diffusers import AutoencoderKL, FluxPipeline, FluxTransformer2DModel
-        from transformers import CLIPTextModel, T5EncoderModel
+        from diffusers import DiffusionPipeline, ModelMixin
+        from transformers import PreTrainedModel
 
-    is_mini = model == str(mini_flux_folder())
-    default = "bfloat16" if device.type == "cuda" and not is_mini else "float32"
+    model = found.model
+    default = "bfloat16" if device.type == "cuda" and not model.is_mini else "float32"
     dtype = getattr(torch, arguments.dtype or default)
-    kinds: dict[str, Any] = {
-        "transformer": FluxTransformer2DModel,
-        "vae": AutoencoderKL,
-        "text_encoder": CLIPTextModel,
-        "text_encoder_2": T5EncoderModel,
-    }
+    kinds = {name: kind for name, kind in found.kinds.items() if issubclass(kind, ModelMixin | PreTrainedModel)}
     # What they warn of is refused below.
     with quiet_imports():
-        parts = {name: _load_part(model, name, kind, dtype) for name, kind in kinds.items()}
+        parts = {name: _load_part(model.name, name, kind, dtype) for name, kind in kinds.items()}
         try:
-            pipe = FluxPipeline.from_pretrained(model, dtype=dtype, **parts)
-        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-            raise ValueError(f"--model {model!r} could not be loaded: {_first_line(error)}. {_CURE}") from error
+            pipe: Any = DiffusionPipeline.from_pretrained(model.name, dtype=dtype, **{**dict.fromkeys(model.absent), **parts})
+        except _ERRORS as error:
+            raise ValueError(f"--model {model.name!r} could not be loaded: {_first_line(error)}. {_CURE}") from error
     pipe = pipe.to(device)
     # None: a bar on a terminal, and none in a file.
     pipe.set_progress_bar_config(desc="denoising", leave=False, disable=None)
     return pipe
 
 
-_CURE = "Download the model again, or mend its files."
-
-
 def _load_part(model: str, name: str, kind: Any, dtype: "torch.dtype") -> Any:
     try:
         part, found = kind.from_pretrained(model, subfolder=name, dtype=dtype, output_loading_info=True)
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+    except _ERRORS as error:
         raise ValueError(f"--model {model!r}: {name} could not be loaded: {_first_line(error)}. {_CURE}") from error
     missing, unknown = sorted(found["missing_keys"]), sorted(found["unexpected_keys"])
-    if name.startswith("text_encoder"):
+    if kind.__module__.startswith("transformers."):
         # Files of theirs hold tied weights once, and parts that the pipeline does without.
         missing, unknown = [key for key in missing if not key.endswith("embed_tokens.weight")], []
     if missing or unknown:

@@ -39,9 +39,10 @@ def _run(argv: list[str] | None) -> int:
     try:
         with quiet():
             if arguments.command == "info":
-                from afcache.cli.info import collect_info
+                from afcache.cli import info
 
-                print("\n".join(f"{name:<14} {value}" for name, value in collect_info().items()))
+                lines = info.collect_info() if arguments.model is None else info.describe_model(arguments.model)
+                print("\n".join(f"{name:<14} {value}" for name, value in lines.items()))
             elif arguments.command == "calibrate":
                 from afcache.cli import calibration
 

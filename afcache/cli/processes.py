@@ -52,7 +52,7 @@ def own_device(name: str | None, device: "torch.device") -> "torch.device":
 
 
 def choose_degrees(
-    *, ulysses: int | None, ring: int | None, cfg: int | None, heads: int, is_guided: bool, device: "torch.device"
+    *, ulysses: int | None, ring: int | None, cfg: int | None, heads: int | None, is_guided: bool, device: "torch.device"
 ) -> "ParallelConfig | None":
     """The degrees that were asked for, and good ones for what was left open: None where one process does it all.
 
@@ -60,12 +60,13 @@ def choose_degrees(
 
     Args:
         ulysses, ring, cfg: degrees; None leaves them open.
-        heads: of the model's attention.
+        heads: of the model's attention; None where only one process can draw.
         is_guided: whether there are two guidance branches.
         device: CPU processes talk through gloo.
 
     Raises:
         ValueError: the degrees do not make up the processes, or there are no two branches to share.
+        NotImplementedError: only one process can draw.
 
     """
     given = {"--ulysses": ulysses, "--ring": ring, "--cfg-parallel": cfg}
@@ -73,6 +74,11 @@ def choose_degrees(
     needed, processes = math.prod(given.values()), count()
     if processes == needed == 1:
         return None
+    if heads is None:
+        raise NotImplementedError(
+            f"{' and '.join(given) or f'{processes} processes'}: only FLUX.1 is drawn by several processes; start this "
+            "model without torchrun and without these options. docs/several-gpus.md says what else there is."
+        )
     if cfg == 2 and not is_guided:
         raise ValueError("--cfg-parallel 2 shares two guidance branches; give --true-cfg-scale above 1, too.")
     rest = processes // needed

@@ -14,8 +14,8 @@ from PIL import Image
 
 import afcache
 from afcache.cli.info import collect_info
+from afcache.cli.jobs import make_jobs
 from afcache.cli.main import main
-from afcache.cli.model import make_jobs
 
 SHORT = ["generate", "--no-compile", "--steps", "8"]
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from afcache.cli.comparison import amplification, difference_title
+from afcache.cli.side_by_side import amplification, difference_title
 
 
 @pytest.mark.parametrize(

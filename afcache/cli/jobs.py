@@ -1,0 +1,45 @@
+"""What the command line draws: prompts, seeds, and the names of their files."""
+
+import argparse
+import hashlib
+from dataclasses import dataclass
+
+MINI_PROMPTS = (
+    "a handwritten seven on a flower",
+    "a handwritten three on a palace",
+    "a handwritten five on a flower",
+    "a handwritten eight on a palace",
+)
+
+
+@dataclass(frozen=True)
+class Job:
+    """One picture or video to draw, and its file name without extension."""
+
+    prompt: str
+    seed: int
+    stem: str
+
+
+def make_jobs(arguments: argparse.Namespace) -> list[Job]:
+    """Every prompt with the same seeds; the default prompts with one seed each, to show different pictures."""
+    seeds = [arguments.seed + i for i in range(arguments.num_images)]
+    if arguments.prompt:
+        pairs = [(prompt, seed) for prompt in arguments.prompt for seed in seeds]
+    else:
+        pairs = [(prompt, seed + i) for i, prompt in enumerate(MINI_PROMPTS) for seed in seeds]
+    stems: list[str] = []
+    for prompt, seed in pairs:
+        stem = f"{_name(prompt)}_seed{seed}"
+        # The same prompt may be asked for twice; no picture overwrites another.
+        stems.append(stem if stem not in stems else f"{stem}_{len(stems)}")
+    return [Job(prompt, seed, stem) for (prompt, seed), stem in zip(pairs, stems, strict=True)]
+
+
+def _name(prompt: str) -> str:
+    """A prompt as a file name: its words, and where these leave something out, a mark that tells it from all others."""
+    words = "".join(letter if letter.isalnum() else "_" for letter in prompt.lower())[:40].strip("_")
+    if words.replace("_", " ") == prompt:
+        return words
+    mark = hashlib.sha256(prompt.encode()).hexdigest()[:8]
+    return f"{words}_{mark}" if words else mark
