@@ -112,7 +112,7 @@ BAD = {
     "seed": st.one_of(NOT_AN_INTEGER, st.integers(max_value=-1).map(str), st.integers(min_value=2**63).map(str)),
     "height": st.one_of(NOT_AN_INTEGER, BELOW_ONE, st.integers(min_value=8193).map(str), st.sampled_from(["1", "30", "33"])),
     "width": st.one_of(NOT_AN_INTEGER, BELOW_ONE, st.integers(min_value=8193).map(str), st.sampled_from(["1", "30", "33"])),
-    "max-sequence-length": st.one_of(NOT_AN_INTEGER, BELOW_ONE, st.integers(min_value=513).map(str)),
+    "max-sequence-length": st.one_of(NOT_AN_INTEGER, BELOW_ONE, st.integers(min_value=4097).map(str)),
     "num-images": st.one_of(NOT_AN_INTEGER, BELOW_ONE, st.integers(min_value=10**6).map(str)),
     "guidance-scale": st.one_of(NOT_A_NUMBER, st.sampled_from(["nan", "inf", "-inf", "-1", "3.5"])),
     "true-cfg-scale": st.one_of(NOT_A_NUMBER, st.floats(max_value=0.99).map(str), st.sampled_from(["nan", "inf"])),

@@ -44,7 +44,7 @@ def _connectors() -> Any:
 
 
 def parts(**changes: Any) -> dict[str, Any]:
-    blocks: dict[str, Any] = {"block_out_channels": (8, 8, 8, 8), "decoder_block_out_channels": (4, 8, 16)}
+    blocks: dict[str, Any] = {"block_out_channels": (8, 8, 8, 8), "decoder_block_out_channels": (8, 16, 32)}
     blocks |= {"layers_per_block": (1,) * 5, "decoder_layers_per_block": (1,) * 4, "latent_channels": CHANNELS}
     blocks |= {"spatial_compression_ratio": 32, "temporal_compression_ratio": 8}
     audio: dict[str, Any] = {"base_channels": AUDIO_CHANNELS * MELS // 4, "num_res_blocks": 1, "mel_bins": MELS}
