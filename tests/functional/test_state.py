@@ -94,10 +94,18 @@ def test_state_bytes_counts_every_field():
 
 def test_a_scheduled_step_is_made_of_scalars_in_float32():
     schedule = schedule_steps(torch.linspace(1, 0, 6, dtype=torch.float64), CacheConfig(warmup_steps=1))[-1]
-    assert all(value.ndim == 0 for value in schedule)
+    assert all(value.ndim == 0 for value in schedule if value is not None)
+    assert schedule.response is None
     assert schedule.sigma.dtype == torch.float32
     assert (int(schedule.step_index), bool(schedule.is_forced)) == (4, False)
     assert float(schedule.sigma_next) == 0.0
+
+
+def test_each_step_has_its_own_row_of_a_solvers_response():
+    rows = torch.arange(15, dtype=torch.float64).reshape(5, 3)
+    schedule = schedule_steps(torch.linspace(1, 0, 6), CacheConfig(), responses=rows)
+    given = [step.response for step in schedule if step.response is not None]
+    assert torch.equal(torch.stack(given), rows.to(torch.float32))
 
 
 def test_solo_weighs_one_and_follows_nobody():
