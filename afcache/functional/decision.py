@@ -161,10 +161,12 @@ def foresee(
         return error_control.contribution(error, step.sigma, step.sigma_next, weight=config.error_weight)
 
     # One addition a step, in the order of the steps: the sums that the steps themselves will make.
-    contributions = torch.vmap(contribution)(schedule).unbind()
+    axes = StepSchedule(*(None if field is None else 0 for field in schedule))  # pyright: ignore[reportArgumentType]
+    contributions = torch.vmap(contribution, in_dims=(axes,))(schedule).unbind()
     _, *sums = itertools.accumulate(contributions, initial=state.accumulated_error)
     accumulated = torch.stack(sums)
-    refresh = torch.vmap(lambda step, error: would_exceed(state, step, error, config=config))(schedule, accumulated)
+    exceed = torch.vmap(lambda step, error: would_exceed(state, step, error, config=config), in_dims=(axes, 0))
+    refresh = exceed(schedule, accumulated)
     if config.batch_decisions == "shared":
         refresh = refresh.any(dim=1, keepdim=True).expand_as(refresh)
     return refresh

@@ -70,6 +70,12 @@ def schedule_steps(
     ]
 
 
+def stack_steps(steps: Sequence[StepSchedule]) -> StepSchedule:
+    """Several steps as one: every field has a leading axis of steps. A solver's response decides nothing, and is left out."""
+    fields = zip(*(step._replace(response=step.sigma) for step in steps), strict=True)
+    return StepSchedule(*map(torch.stack, fields))._replace(response=None)
+
+
 def tolerance_scale(sigmas: Tensor) -> Tensor:
     """How many times the tolerance a run of forecast steps may add on a schedule of long steps: 1 from 16 steps on.
 

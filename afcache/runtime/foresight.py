@@ -5,14 +5,12 @@ decides is known once a refresh has measured its error, for all steps up to the 
 device, and read once. The step adopts its row, so that host and device act on the same bits.
 """
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from afcache._typing import unchecked
 from afcache.functional.decision import foresee
-from afcache.functional.plans import forced_steps
+from afcache.functional.plans import forced_steps, stack_steps
 from afcache.functional.state import CacheState, Coupling, StepSchedule
 from afcache.runtime.branches import BranchCalls, states_of
 from afcache.settings.config import CacheConfig
@@ -81,8 +79,7 @@ class Foresight:
         self, position: int, states: list[CacheState], weights: tuple[Tensor, Tensor]
     ) -> dict[int, tuple[Tensor, bool]]:
         """Rows from a step on to the first that computes; waits for the device."""
-        fields: Any = zip(*self._schedule[position:], strict=True)
-        stacked = StepSchedule(*map(torch.stack, fields))
+        stacked = stack_steps(self._schedule[position:])
         state, *others = states
         with unchecked():
             flags = foresee(state, tuple(others), stacked, *weights, config=self._config)

@@ -11,7 +11,7 @@ from afcache import CacheConfig, check_state
 from afcache.functional.decision import decide, foresee
 from afcache.functional.initial import uncoupled
 from afcache.functional.model import scaled_dot_product_attention
-from afcache.functional.plans import forced_steps, schedule_steps, tolerance_scale
+from afcache.functional.plans import forced_steps, schedule_steps, stack_steps, tolerance_scale
 from afcache.functional.state import StepSchedule
 from afcache.sampling.primitives import cached_forward, init_state
 from tests.support import cases
@@ -149,8 +149,7 @@ def test_what_is_foreseen_is_what_is_decided(field, sigmas, config, latents):
     run = draw(field, sigmas, config, latents)
     decisions, steps, ones = refreshes(run), schedule_steps(sigmas, config), torch.ones(latents.shape[0])
     for index in range(len(steps)):
-        ahead = StepSchedule(*(torch.stack(values) for values in zip(*steps[index:], strict=True)))
-        foreseen = foresee(run.states[index], (), ahead, ones, ones, config=config)
+        foreseen = foresee(run.states[index], (), stack_steps(steps[index:]), ones, ones, config=config)
         for sample in range(latents.shape[0]):
             actual = decisions[index:, sample].tolist()
             until = actual.index(True) + 1 if True in actual else len(actual)

@@ -13,7 +13,7 @@ from afcache import CacheConfig, policy
 from afcache.functional.decision import decide, foresee
 from afcache.functional.initial import uncoupled
 from afcache.functional.model import scaled_dot_product_attention
-from afcache.functional.plans import schedule_steps
+from afcache.functional.plans import schedule_steps, stack_steps
 from afcache.functional.state import StepSchedule
 from afcache.models.family import Clock
 from afcache.models.flux1 import architecture as flux1
@@ -44,8 +44,7 @@ def test_foresee_decides_what_the_steps_will(law: Any, decisions: Any):
     other = start._replace(error_rate=torch.tensor([0.1, 0.1, 2.0]))
     weight, others_weight = torch.tensor([1.0, 2.0, 1.0]), torch.tensor([0.5, 1.0, 0.0])
     later = schedules[5:]
-    stacked = type(later[0])(*map(torch.stack, zip(*later, strict=True)))
-    rows = foresee(start, (other,), stacked, weight, others_weight, config=config)
+    rows = foresee(start, (other,), stack_steps(later), weight, others_weight, config=config)
     assert rows.shape == (15, 3)
     state, seen = start, []
     for schedule, row in zip(later, rows, strict=True):
