@@ -104,4 +104,5 @@ def _drawing(found: "Outline") -> str:
         check_text_alone(found)
     except ValueError as error:
         return f"no: {error}"
-    return f"draws {'videos' if makes_video(found.call) else 'pictures'}, with {', '.join(options_of(found.call))}"
+    options = ", ".join(options_of(found.call, embeds_guidance=found.embeds_guidance))
+    return f"draws {'videos' if makes_video(found.call) else 'pictures'}, with {options}"

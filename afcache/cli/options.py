@@ -81,9 +81,9 @@ def call_options(
     """
     asked = {option: getattr(arguments, option) for option in NAMES if getattr(arguments, option) is not None}
     for option in asked:
-        _check_taken(model, call, option, NAMES[option])
+        _check_taken(model, call, option, NAMES[option], embeds_guidance=embeds_guidance)
     if getattr(arguments, "fps", None) is not None:
-        _check_taken(model, call, "fps", NAMES["num_frames"])
+        _check_taken(model, call, "fps", NAMES["num_frames"], embeds_guidance=embeds_guidance)
     if "guidance_scale" in asked and "true_cfg_scale" in call and not embeds_guidance:
         raise ValueError("--guidance-scale: this model has no guidance embedding; use --true-cfg-scale.")
     recommended = {option: value for option, value in recommended_settings(Path(model.name)).items() if option in NAMES}
@@ -112,15 +112,18 @@ def frames_per_second(call: Mapping[str, Any], fps: int | None) -> float:
     return fps or call.get(_RATE) or _USUAL_RATE
 
 
-def options_of(call: Mapping[str, Any]) -> list[str]:
+def options_of(call: Mapping[str, Any], *, embeds_guidance: bool) -> list[str]:
     """The options of the command line that a pipeline takes."""
-    options = [_flag(option) for option, names in NAMES.items() if _taken(call, names) is not None]
+    # Where guidance is true CFG, the other scale is one that the transformer has an input for, or without effect.
+    idle = {"guidance_scale"} if "true_cfg_scale" in call and not embeds_guidance else set()
+    options = [_flag(option) for option, names in NAMES.items() if option not in idle and _taken(call, names) is not None]
     return [*options, "--fps"] if makes_video(call) else options
 
 
-def _check_taken(model: Model, call: Mapping[str, Any], option: str, names: tuple[str, ...]) -> None:
+def _check_taken(model: Model, call: Mapping[str, Any], option: str, names: tuple[str, ...], *, embeds_guidance: bool) -> None:
     if _taken(call, names) is None:
-        raise ValueError(f"{_flag(option)}: a {model.pipeline} takes no such option; it takes {', '.join(options_of(call))}.")
+        taken = ", ".join(options_of(call, embeds_guidance=embeds_guidance))
+        raise ValueError(f"{_flag(option)}: a {model.pipeline} takes no such option; it takes {taken}.")
 
 
 def _taken(call: Mapping[str, Any], names: tuple[str, ...]) -> str | None:

@@ -72,7 +72,7 @@ def _draw_pictures(results: list[Comparison], path: Path) -> None:
     for axes, result in zip(grid, results, strict=True):
         for axis, (frames, title) in zip(axes, result.panels, strict=True):
             axis.imshow(frames[0], interpolation="nearest")
-            axis.set_title(title, fontsize=8)
+            axis.set_title(title, fontsize=8, parse_math=False)
             axis.set_axis_off()
     figure.savefig(path, dpi=110)
 
@@ -85,7 +85,7 @@ def _draw_frames(results: list[Comparison], path: Path) -> None:
     grid = figure.subplots(len(strips), 1, squeeze=False)[:, 0]
     for axis, (picture, title) in zip(grid, strips, strict=True):
         axis.imshow(picture, interpolation="nearest")
-        axis.set_title(title, fontsize=8, loc="left")
+        axis.set_title(title, fontsize=8, loc="left", parse_math=False)
         axis.set_axis_off()
     figure.savefig(path, dpi=110)
 

@@ -102,7 +102,7 @@ def _empty_trail(shape: StateShape, *, config: CacheConfig, device: torch.device
 
 
 def _empty_solver(shape: StateShape, *, config: CacheConfig, device: torch.device | str) -> SolverState:
-    nothing = torch.zeros(WINDOW, shape.batch, dtype=torch.float32, device=device)
+    nothing = torch.zeros(WINDOW - 1, shape.batch, dtype=torch.float32, device=device)
     direction = torch.zeros(shape.batch, *_latents_of(shape, config=config), dtype=torch.float32, device=device)
     return SolverState(nothing, nothing.clone(), direction)
 

@@ -25,7 +25,7 @@ from afcache._typing import Flags, PerSample, Response, Velocity, typed
 from afcache.functional.shapes import per_sample
 from afcache.functional.state import SolverState
 
-# Outputs that are remembered. Solvers forget in as many steps as their order; segments are shorter than this.
+# Weights that a step is given: its own output's, and those of the outputs before it. What is older counts as the oldest does.
 WINDOW = 64
 
 
@@ -55,11 +55,11 @@ def respond(
     # one has the same direction.
     found = torch.where(solver.pending == 0, torch.zeros_like(solver.pending), -solver.pending / growth)
     off = torch.where(refresh, found + _share(solver.direction, direction) * solver.settled, solver.settled)
-    factor = -(response[1:, None] * off[:-1]).sum(0) / response[0]
-    factor = torch.where(torch.isfinite(factor), factor, torch.zeros_like(factor))
+    off = _finite(off)
+    factor = _finite(-(response[1:, None] * off).sum(0) / response[0])
     grown = torch.where(refresh, torch.zeros_like(growth), growth)
     pending = torch.where(refresh, torch.zeros_like(solver.pending), solver.pending)
-    state = SolverState(_shift(grown, pending), _shift(factor, off), direction)
+    state = SolverState(_shift(grown, pending, response), _shift(factor, off, response), direction)
     return _add(velocity, factor, direction), state
 
 
@@ -76,5 +76,12 @@ def _add(velocity: Tensor, factor: Tensor, direction: Tensor) -> Tensor:
     return torch.where((wide != 0) & torch.isfinite(corrected), corrected, velocity)
 
 
-def _shift(newest: Tensor, before: Tensor) -> Tensor:
-    return torch.cat([newest[None], before[:-1]])
+def _shift(newest: Tensor, before: Tensor, response: Tensor) -> Tensor:
+    """The newest before the others, of which the oldest joins the one after it: long ago, both weigh alike but for a factor."""
+    *_, last, oldest = response.unbind()
+    factor = torch.where(last == 0, torch.zeros_like(last), oldest / last)
+    return torch.cat([newest[None], before[:-2], before[-2:-1] + factor * before[-1:]])
+
+
+def _finite(values: Tensor) -> Tensor:
+    return torch.where(torch.isfinite(values), values, torch.zeros_like(values))

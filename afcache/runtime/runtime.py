@@ -250,12 +250,12 @@ class Runtime:
             return "step", None
         reason = "draws noise or was replaced"
         if is_solver(scheduler) and (self.parallel is not None or self.config.layerwise is not None):
-            reason = "is known to draw alone, without groups"
+            reason = "is answered on one process alone, and without groups of blocks (leave parallel, or layerwise, out)"
         elif is_solver(scheduler):
             response = response_of(scheduler, step)
             if response is not None:
                 return "solver", response
-            reason = "is not linear, or had begun before it was looked at"
+            reason = "is not linear, not stable, or had begun before it was looked at"
         if not self._has_warned:
             self._has_warned = True
             logger.warning(

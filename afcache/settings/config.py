@@ -113,7 +113,7 @@ class CacheConfig:
         noise_floor: relative change that rounding alone makes between two evaluations of the model; it is taken off measured
             errors and gates' changes, so that quantisation noise does not count as change; >= 0. None means 0, except for
             quantised weights under "adaptive", whose noise is measured once, on one process, where our forward runs.
-        correction: at a refresh, return what the forecast steps left out (first-order deterministic schedulers only).
+        correction: return what the forecast steps left out: at a refresh, under solvers that mix several outputs also after it.
         refresh_last_step: always compute the last step, so that the correction reaches the end.
         batch_decisions: "independent" (each sample decides, so that its result does not depend on its neighbours) or
             "shared" (all samples adopt every refresh, which computes fewer steps).

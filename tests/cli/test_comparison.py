@@ -1,8 +1,11 @@
 """The picture that shows cached beside uncached."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
+from afcache.cli import side_by_side
 from afcache.cli.side_by_side import amplification, difference_title
 
 
@@ -25,3 +28,12 @@ def test_a_few_bright_pixels_do_not_hide_the_others():
 def test_the_title_names_the_factor_and_the_mean():
     assert difference_title(np.full((4, 4, 3), 0.00123), 500) == "their difference x 500 (mean 0.00123)"
     assert difference_title(np.zeros((4, 4, 3)), 1000) == "no difference"
+
+
+@pytest.mark.parametrize("draw", [side_by_side._draw_pictures, side_by_side._draw_frames])
+def test_dollars_in_a_prompt_are_no_formula(tmp_path: Path, draw):
+    class Shown:
+        panels = ((np.zeros((3, 8, 8, 3)), "signs: $5% and $_ off"),) * 3
+
+    draw([Shown()], tmp_path / "compare.png")
+    assert (tmp_path / "compare.png").stat().st_size > 0

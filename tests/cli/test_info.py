@@ -39,7 +39,7 @@ def test_mini_flux_is_told(capsys):
         "compiled": "the whole step, as one graph (compile='step')",
         "guidance": "true_cfg_scale, classifier-free (default 1.0), with a negative prompt",
         "several GPUs": "yes, with torchrun",
-        "the command": "draws pictures, with --steps, --height, --width, --true-cfg-scale, --guidance-scale, "
+        "the command": "draws pictures, with --steps, --height, --width, --true-cfg-scale, "
         "--negative-prompt, --max-sequence-length",
     }
 

@@ -1,6 +1,7 @@
 """The dry run that finds a scheduler's response: it tells what the scheduler does, and touches nothing."""
 
 import copy
+import threading
 from typing import Any
 
 import pytest
@@ -87,8 +88,51 @@ def test_it_is_measured_once_for_each_schedule(monkeypatch):
     # In the middle, too: of another expert, or after a restart.
     assert response_of(scheduler, at(scheduler, 4)) is first
     assert len(measured) == 1
-    assert response_of(started(scheduler), at(scheduler)) is not first
-    assert len(measured) == 2
+    # The next image's schedule is another tensor of the same numbers.
+    assert response_of(started(scheduler), at(scheduler)) is first
+    assert len(measured) == 1
+    for steps in (10, 9):
+        assert response_of(started(scheduler, steps), at(scheduler)) is not first
+    scheduler.register_to_config(solver_order=3)
+    assert response_of(started(scheduler), at(scheduler)) is not None
+    assert len(measured) == 4
+
+
+def test_where_a_walk_begins_counts():
+    scheduler = started(DPMSolverMultistepScheduler(**FLOW))
+    whole = response_of(scheduler, at(scheduler))
+    scheduler.set_begin_index(4)
+    part = response_of(scheduler, at(scheduler, 4))
+    assert whole is not None
+    assert part is not None
+    # Its first step has nothing to remember.
+    assert whole[4, 1] != 0
+    assert part[4, 1] == 0
+    scheduler.set_begin_index(0)
+    assert torch.equal(torch.as_tensor(response_of(scheduler, at(scheduler))), whole)
+
+
+def test_what_a_scheduler_remembers_or_carries_is_not_walked_with():
+    scheduler = started(UniPCMultistepScheduler(**FLOW))
+    expected = response_of(scheduler, at(scheduler))
+    walk(scheduler, torch.zeros(1, 2, 3, 3), outputs(9))
+    again = started(UniPCMultistepScheduler(**FLOW))
+    again.lock = threading.Lock()
+    again.model_outputs, again.last_sample, again.lower_order_nums = scheduler.model_outputs, scheduler.last_sample, 2
+    assert torch.equal(torch.as_tensor(response_of(again, at(again))), torch.as_tensor(expected))
+
+
+def test_a_solver_whose_answers_grow_has_no_response():
+    scheduler = started(UniPCMultistepScheduler(solver_order=4, **FLOW), 400)
+    assert response_of(scheduler, at(scheduler)) is None
+
+
+def test_it_is_found_on_the_cpu_whatever_the_default_device_is():
+    scheduler = started(UniPCMultistepScheduler(**FLOW))
+    with torch.device("meta"):
+        response = response_of(scheduler, at(scheduler))
+    assert response is not None
+    assert response.device.type == "cpu"
 
 
 def test_a_schedule_that_had_begun_is_not_guessed_at():
