@@ -5,6 +5,8 @@
     python bench/compare_compiled.py --random small          # what cached steps cost; quality is not compared
     python bench/compare_compiled.py --random medium --patterns bench/results/compare_mini_cpu_YYYYMM.json
     python bench/compare_compiled.py --random flux1 --dtype bfloat16 --at-once 1
+    python bench/compare_compiled.py --random qwen_image_small    # two calls of the transformer a step, by turns
+    python bench/compare_compiled.py --random wan_small           # a video, and UniPC
     python bench/compare_compiled.py --model black-forest-labs/FLUX.1-dev --dtype bfloat16 --at-once 1
     python bench/compare_compiled.py --check                 # the pages' numbers against bench/results
     python -m bench.record.readme_tables                     # the pages' tables, made of bench/results
@@ -38,7 +40,7 @@ from diffusers.utils import logging
 from transformers.utils import logging as transformers_logging
 
 from bench import readme_numbers
-from bench.models.random_flux import SIZES
+from bench.models.random_model import RANDOM
 from bench.race import compare_report
 from bench.race.contender import Contender
 from bench.race.contenders import contenders
@@ -59,8 +61,7 @@ FIRST_SEED = 3000
 
 def _task(arguments: argparse.Namespace) -> Task:
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = "mini" if arguments.mini else f"random:{arguments.random}" if arguments.random else arguments.model
-    task = Task(model, arguments.steps, arguments.resolution, arguments.dtype, device, backend=arguments.backend)
+    task = Task(_model(arguments), arguments.steps, arguments.resolution, arguments.dtype, device, backend=arguments.backend)
     if not task.is_random:
         ratios = _calibrate(task)
         # Its pipeline is garbage now, and the contenders need the memory.
@@ -69,6 +70,10 @@ def _task(arguments: argparse.Namespace) -> Task:
         return task._replace(mag_ratios=ratios)
     told = {name: row["pattern"] for name, row in (arguments.patterns or {}).items()}
     return task._replace(patterns=told | {"": (PATTERN * (task.steps // len(PATTERN) + 1))[: task.steps]})
+
+
+def _model(arguments: argparse.Namespace) -> str:
+    return "mini" if arguments.mini else f"random:{arguments.random}" if arguments.random else arguments.model
 
 
 def _calibrate(task: Task) -> tuple[float, ...]:
@@ -102,8 +107,8 @@ def _complaint(arguments: argparse.Namespace, chosen: Sequence[Contender]) -> st
     return None
 
 
-def _choose(wanted: Sequence[str], *, of_each: Literal["every knob", "one knob", "one pattern"]) -> list[Contender]:
-    everybody = contenders()
+def _choose(wanted: Sequence[str], *, model: str, of_each: Literal["every knob", "one knob", "one pattern"]) -> list[Contender]:
+    everybody = [contender for contender in contenders() if contender.races(model)]
     if wanted:
         unknown = [name for name in wanted if not any(name in c.name for c in everybody)]
         if unknown:
@@ -126,7 +131,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--mini", action="store_true", help="mini-FLUX, which comes with the package")
-    what.add_argument("--random", choices=SIZES, help="random weights: the cost of cached steps, never quality")
+    what.add_argument("--random", choices=RANDOM, help="random weights: the cost of cached steps, never quality")
     what.add_argument("--model", help="a folder or hub id of a FLUX.1 pipeline")
     what.add_argument(
         "--check", action="store_true", help="check the numbers of README and docs/ against bench/results, and stop"
@@ -163,7 +168,7 @@ def main() -> None:
         return
     forces_one_pattern = arguments.random and not arguments.patterns
     of_each = "one pattern" if forces_one_pattern else "one knob" if arguments.quick else "every knob"
-    chosen = _choose(arguments.contenders, of_each=of_each)
+    chosen = _choose(arguments.contenders, model=_model(arguments), of_each=of_each)
     if complaint := _complaint(arguments, chosen):
         parser.error(complaint)
     _compare(arguments, chosen)

@@ -6,8 +6,9 @@ from typing import Any
 import numpy as np
 
 import afcache
+from bench.race.contender_process import pattern_of
 from bench.race.equal_quality import mode_of
-from bench.race.subjects import Task
+from bench.race.subjects import Task, image_tokens
 from bench.race.turns import Race
 from bench.record.spread import spread_of
 
@@ -55,7 +56,7 @@ def row(race: Race, task: Task) -> dict[str, Any]:
         "hit_recompile_limit": race.finished.hit_limit if race.finished else None,
         "recompiled_graphs": race.finished.recompiled_graphs if race.finished else None,
         "peak_mib": race.finished.peak_mib if race.finished else None,
-        "pattern": "".join("F" if share > 0.99 else "." for share in evaluations[0]),
+        "pattern": pattern_of(evaluations[0]),
         **_step_kinds(evaluations, [image.step_seconds for image in mine]),
     }
     if not task.is_random:
@@ -178,7 +179,7 @@ def notes(task: Task, images: int, *, is_quick: bool) -> list[str]:
         + ("quartiles." if images > 4 else "the lowest and the highest."),
         "Efficiency: speed-up over the uncached pipeline of the same mode (compiled, or eager) divided by what the saved block "
         "evaluations promise; beside it the same of the transformer alone. Block evaluations are counted by hooks in an eager "
-        "run; attention and MLP count half each.",
+        "run; a block's attentions and its MLP count the same.",
         "First call: one image with a cold compiler"
         + (", two contenders at a time." if is_quick else ".")
         + " Graphs: those that Dynamo made for it, its graph breaks, and graphs made later.",
@@ -187,6 +188,7 @@ def notes(task: Task, images: int, *, is_quick: bool) -> list[str]:
         told = {name for name in task.patterns or {} if name}
         return [
             *lines,
+            f"{task.random.shape}; {image_tokens(task)} image tokens.",
             "Random weights and forced refreshes: what steps cost, never quality."
             + (" Contenders refresh as on one image of a trained model, seed 3000." if told else ""),
         ]

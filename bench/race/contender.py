@@ -26,6 +26,7 @@ class Contender(NamedTuple):
         force: set-up with given refreshes; None where they cannot be given.
         step_share: share of the task's steps that it walks.
         module: package that must be installed.
+        only: random weights whose names begin like this; "" for every model.
 
     """
 
@@ -38,6 +39,19 @@ class Contender(NamedTuple):
     force: Force | None = None
     step_share: float = 1.0
     module: str = "diffusers"
+    only: str = ""
+
+    def races(self, model: str) -> bool:
+        """Whether it is meant for a task's model."""
+        return model.startswith(f"random:{self.only}") if self.only else True
+
+
+_LISTS = ("transformer_blocks", "single_transformer_blocks", "blocks")
+
+
+def blocks_of(transformer: Any) -> list[Any]:
+    """All blocks of a transformer of diffusers, in the order in which they run."""
+    return [block for name in _LISTS for block in getattr(transformer, name, ())]
 
 
 def do_nothing(pipe: Any, task: Task) -> None:

@@ -5,7 +5,7 @@ import os
 import resource
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+import afcache
+from bench.race.contender import blocks_of
 from bench.race.contenders import contenders
 from bench.race.subjects import Task, draw, load
 from bench.record.clock import seconds_of, start_clock
@@ -99,24 +101,45 @@ class StepClock:
         return result
 
 
-def count_evaluations(transformer: Any, clock: StepClock, steps: int, sample: Callable[[], Any]) -> list[float]:
+def count_evaluations(
+    transformer: Any, clock: StepClock, steps: int, sample: Callable[[], Any], *, calls: int = 1
+) -> list[float]:
     """Share of the block evaluations at each step of an eager image, counted where they happen, whoever skips them.
 
-    An attention counts half a block, and so does an MLP.
+    A block's attentions and its MLP count the same.
+
+    Args:
+        transformer: whose blocks are counted.
+        clock: of the pipeline's scheduler.
+        steps: of the image.
+        sample: draws it.
+        calls: of the transformer at each step.
+
     """
-    blocks = [*transformer.transformer_blocks, *transformer.single_transformer_blocks]
     counts = [0] * steps
 
     def count(module: Any, args: Any) -> None:
         del module, args
         counts[len(clock.seconds)] += 1
 
-    halves = [(block.attn.to_q, block.ff.net[0].proj if hasattr(block, "ff") else block.proj_mlp) for block in blocks]
-    hooks = [module.register_forward_pre_hook(count) for pair in halves for module in pair]
+    parts = [part for block in blocks_of(transformer) for part in _parts(block)]
+    hooks = [part.register_forward_pre_hook(count) for part in parts]
     sample()
     for hook in hooks:
         hook.remove()
-    return [number / (2 * len(blocks)) for number in counts]
+    return [number / (calls * len(parts)) for number in counts]
+
+
+def _parts(block: Any) -> Iterator[Any]:
+    """The first layer of each attention of a block, and of its MLP."""
+    yield from (part.to_q for part in block.children() if hasattr(part, "to_q"))
+    mlps = (getattr(block, name) for name in ("ff", "img_mlp", "ffn") if hasattr(block, name))
+    yield next((mlp.net[0].proj for mlp in mlps), getattr(block, "proj_mlp", None))
+
+
+def pattern_of(shares: Sequence[float]) -> str:
+    """One letter per step: F where all blocks ran."""
+    return "".join("F" if share > 0.99 else "." for share in shares)
 
 
 class _Session:
@@ -129,33 +152,43 @@ class _Session:
         self._task = task
         self.steps = round(task.steps * self._contender.step_share)
         self._pipe = load(task)
-        self._enable()
+        told = self._enable()
         self._cuda = torch.cuda if task.device == "cuda" else None
         self._clock = StepClock(self._pipe.scheduler, task.device)
         self._counters = torch._dynamo.utils.counters
         self._count_by_seed = {seed: self._count(seed) for seed in (seeds[:1] if task.is_random else seeds)}
+        if told is not None:
+            _check_forced(told, {pattern_of(shares) for shares in self._count_by_seed.values()})
         if self._contender.compile is not None:
             self._contender.compile(self._pipe, task)
         self._counters.clear()
         first_call = self.draw(seeds[0]).seconds
+        if told is not None and self._contender.kind == "ours":
+            # What was counted ran eagerly; here is what the compiled step did.
+            report = afcache.report(self._pipe)
+            _check_forced(told, {report.pattern(branch) for branch in range(task.calls)})
         self.ready = Ready(first_call, self._count_by_seed, self._graphs(), sum(self._counters["graph_break"].values()))
         if self._cuda:
             self._cuda.reset_peak_memory_stats()
 
-    def _enable(self) -> None:
+    def _enable(self) -> str | None:
+        """Switch the cache on; the pattern of refreshes that was forced, or None."""
         contender, patterns = self._contender, self._task.patterns
         if patterns is None or contender.force is None:
             contender.enable(self._pipe, self._task)
-        else:
-            contender.force(self._pipe, patterns.get(contender.name, patterns[""]))
+            return None
+        pattern = patterns.get(contender.name, patterns[""])
+        contender.force(self._pipe, pattern)
+        return pattern
 
     def _graphs(self) -> int:
         return self._counters["stats"]["unique_graphs"]
 
     def _count(self, seed: int) -> list[float]:
-        return count_evaluations(
-            self._pipe.transformer, self._clock, self.steps, lambda: draw(self._pipe, self._task, seed, steps=self.steps)
-        )
+        def sample() -> Any:
+            return draw(self._pipe, self._task, seed, steps=self.steps)
+
+        return count_evaluations(self._pipe.transformer, self._clock, self.steps, sample, calls=self._task.calls)
 
     def draw(self, seed: int) -> Drawn:
         pixels, seconds = seconds_of(lambda: draw(self._pipe, self._task, seed, steps=self.steps), self._task.device)
@@ -164,6 +197,12 @@ class _Session:
     def finish(self) -> Finished:
         peak = self._cuda.max_memory_allocated() / 2**20 if self._cuda else peak_mib()
         return Finished(self._graphs() - self.ready.graphs, peak)
+
+
+def _check_forced(told: str, done: set[str]) -> None:
+    """Costs of a contender that refreshes at other steps than it was told to would be compared with the wrong promise."""
+    if done != {told}:
+        raise RuntimeError(f"told to refresh at {told}, it did at {', '.join(sorted(done))}")
 
 
 def peak_mib(status: Path = Path("/proc/self/status")) -> float:

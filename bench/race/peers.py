@@ -10,13 +10,13 @@ from typing import Any, NamedTuple
 
 import torch
 
-from bench.race.contender import Contender, Force, compile_whole
+from bench.race.contender import Contender, Force, blocks_of, compile_whole
 from bench.race.subjects import Task
 
 
 def peers() -> list[Contender]:
     """All of them, in the order of tables."""
-    return [*_cache_dit(), *_diffusers(), *_para_attention()]
+    return [*_cache_dit(), *_diffusers(), *_diffusers_of_videos(), *_para_attention()]
 
 
 class _Knobs(NamedTuple):
@@ -30,6 +30,8 @@ class _Knobs(NamedTuple):
 # Its FLUX documentation: first 1 block, last 0, thresholds 0.12 to 0.24, 3 to 6 cached steps in a row. Then bolder.
 _DOCUMENTED = (_Knobs(0.12, 3, 4), _Knobs(0.24, 4, 4))
 _BOLD = (_Knobs(0.4, 6, 3), _Knobs(0.8, 8, 2))
+# What TaylorSeer caches unless it is lite: its own choice, and Wan's attn1 and attn2, which that leaves out.
+_ATTENTIONS = [r"((single_)?transformer_)?blocks\.\d+\.attn\d?"]
 
 
 def _cache_dit() -> list[Contender]:
@@ -91,7 +93,7 @@ def _diffusers() -> list[Contender]:
         from diffusers import FirstBlockCacheConfig
 
         pipe.transformer.enable_cache(FirstBlockCacheConfig(threshold=0.0))
-        hook = pipe.transformer.transformer_blocks[0]._diffusers_hook.get_hook("fbc_leader_block_hook")
+        hook = blocks_of(pipe.transformer)[0]._diffusers_hook.get_hook("fbc_leader_block_hook")
         _before_each_step(pipe, lambda index: setattr(hook, "threshold", -1.0 if pattern[index] == "F" else float("inf")))
 
     def taylorseer(pipe: Any, task: Task, *, knob: tuple[int, int], is_lite: bool) -> None:
@@ -104,6 +106,7 @@ def _diffusers() -> list[Contender]:
             disable_cache_before_step=warmup,
             taylor_factors_dtype=torch.float32,
             use_lite_mode=is_lite,
+            cache_identifiers=None if is_lite else _ATTENTIONS,
         )
         pipe.transformer.enable_cache(config)
 
@@ -157,12 +160,68 @@ def _diffusers() -> list[Contender]:
     ]
 
 
+def _diffusers_of_videos() -> list[Contender]:
+    """Caches of attention, as their examples set them up; they count calls, and cannot be told when to refresh."""
+
+    def pyramid(pipe: Any, task: Task) -> None:
+        from diffusers import PyramidAttentionBroadcastConfig
+
+        del task
+        config = PyramidAttentionBroadcastConfig(
+            spatial_attention_block_skip_range=2,
+            spatial_attention_timestep_skip_range=(100, 800),
+            current_timestep_callback=lambda: pipe.current_timestep,
+        )
+        pipe.transformer.enable_cache(config)
+
+    def faster(pipe: Any, task: Task) -> None:
+        """Its guidance needs both branches in one batch; without, it takes the model for a distilled one."""
+        from diffusers import FasterCacheConfig
+
+        del task
+        config = FasterCacheConfig(
+            spatial_attention_block_skip_range=2,
+            spatial_attention_timestep_skip_range=(-1, 681),
+            attention_weight_callback=lambda _: 0.3,
+            current_timestep_callback=lambda: pipe.current_timestep,
+            is_guidance_distilled=True,
+        )
+        pipe.transformer.enable_cache(config)
+
+    rules = (("diffusers PyramidAttentionBroadcast", pyramid), ("diffusers FasterCache", faster))
+    return [
+        Contender(
+            f"{family} 2" + (", compiled" if is_compiled else ""),
+            family,
+            "peer",
+            is_compiled,
+            enable,
+            compile_whole if is_compiled else None,
+            only="wan",
+        )
+        for is_compiled in (False, True)
+        for family, enable in rules
+    ]
+
+
 def _para_attention() -> list[Contender]:
     def enable(pipe: Any, task: Task) -> None:
         from para_attn.first_block_cache.diffusers_adapters import apply_cache_on_pipe
 
         del task
         apply_cache_on_pipe(pipe, residual_diff_threshold=0.12)
+
+    def force(pipe: Any, pattern: str) -> None:
+        """By the threshold, as FirstBlockCache; it lies in a context that is made for each image."""
+        from para_attn.first_block_cache.diffusers_adapters import apply_cache_on_pipe
+        from para_attn.first_block_cache.utils import get_current_cache_context
+
+        def tell(index: int) -> None:
+            context: Any = get_current_cache_context()
+            context.residual_diff_threshold = -1.0 if pattern[index] == "F" else float("inf")
+
+        apply_cache_on_pipe(pipe)
+        _before_each_step(pipe, tell)
 
     return [
         Contender(
@@ -172,6 +231,7 @@ def _para_attention() -> list[Contender]:
             is_compiled,
             enable,
             compile_whole if is_compiled else None,
+            force,
             module="para_attn",
         )
         for is_compiled in (False, True)

@@ -7,7 +7,8 @@ import torch
 from diffusers import FluxPipeline
 
 from bench.mini_flux import sampling
-from bench.models.random_flux import SIZES, default_dtype, draw_random, make_pipeline, make_transformer
+from bench.models.random_flux import default_dtype
+from bench.models.random_model import RANDOM, RandomModel
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 DTYPES = tuple(_DTYPES)
@@ -27,7 +28,7 @@ class Task(NamedTuple):
     """What every contender does.
 
     Attributes:
-        model: "mini", "random:SIZE", or a folder or hub id.
+        model: "mini", "random:NAME", or a folder or hub id.
         steps: denoising steps.
         resolution: pixels of a side; None: what the model is made for.
         dtype: of the weights.
@@ -52,6 +53,16 @@ class Task(NamedTuple):
         """Whether the weights are random, so that only costs can be compared."""
         return self.model.startswith("random:")
 
+    @property
+    def random(self) -> RandomModel:
+        """What its random weights are of."""
+        return RANDOM[self.model.removeprefix("random:")]
+
+    @property
+    def calls(self) -> int:
+        """Of the transformer at each step."""
+        return self.random.calls if self.is_random else 1
+
 
 def load(task: Task) -> Any:
     """A fresh pipeline on the task's device."""
@@ -59,11 +70,10 @@ def load(task: Task) -> Any:
         pipe = sampling.load()
         return pipe if (task.device, task.dtype) == ("cpu", "float32") else pipe.to(task.device, _DTYPES[task.dtype])
     if task.is_random:
-        size = SIZES[task.model.removeprefix("random:")]
         # Made in their own precision: in float32 the largest would need twice its memory for a moment.
         with torch.device(task.device), default_dtype(_DTYPES[task.dtype]):
-            transformer = make_transformer(dim=size.dim, double=size.double, single=size.single)
-        return make_pipeline(transformer).to(task.device)
+            transformer = task.random.make_transformer()
+        return task.random.make_pipeline(transformer).to(task.device)
     pipe = FluxPipeline.from_pretrained(task.model, dtype=_DTYPES[task.dtype]).to(task.device)
     pipe.set_progress_bar_config(disable=True)
     return pipe
@@ -76,7 +86,7 @@ def draw(pipe: Any, task: Task, seed: int, *, steps: int | None = None) -> np.nd
     if task.model == "mini":
         return sampling.draw(pipe, seed, steps=steps)
     if task.is_random:
-        return draw_random(pipe, image_tokens(task), seed=seed, steps=steps)
+        return task.random.draw(pipe, image_tokens(task), seed=seed, steps=steps)
     size = {} if task.resolution is None else {"height": task.resolution, "width": task.resolution}
     prompt = PROMPTS[seed % len(PROMPTS)]
     return pipe(prompt, num_inference_steps=steps, generator=generator, output_type="np", **size).images[0]
@@ -84,6 +94,4 @@ def draw(pipe: Any, task: Task, seed: int, *, steps: int | None = None) -> np.nd
 
 def image_tokens(task: Task) -> int:
     """How many image tokens random weights see."""
-    if task.resolution is not None:
-        return (task.resolution // 16) ** 2
-    return SIZES[task.model.removeprefix("random:")].tokens
+    return task.random.tokens(task.resolution or task.random.side)
