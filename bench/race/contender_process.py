@@ -158,7 +158,7 @@ class _Session:
         self._counters = torch._dynamo.utils.counters
         self._count_by_seed = {seed: self._count(seed) for seed in (seeds[:1] if task.is_random else seeds)}
         if told is not None:
-            _check_forced(told, {pattern_of(shares) for shares in self._count_by_seed.values()})
+            check_forced(told, {pattern_of(shares) for shares in self._count_by_seed.values()})
         if self._contender.compile is not None:
             self._contender.compile(self._pipe, task)
         self._counters.clear()
@@ -166,7 +166,7 @@ class _Session:
         if told is not None and self._contender.kind == "ours":
             # What was counted ran eagerly; here is what the compiled step did.
             report = afcache.report(self._pipe)
-            _check_forced(told, {report.pattern(branch) for branch in range(task.calls)})
+            check_forced(told, {report.pattern(branch) for branch in range(task.calls)})
         self.ready = Ready(first_call, self._count_by_seed, self._graphs(), sum(self._counters["graph_break"].values()))
         if self._cuda:
             self._cuda.reset_peak_memory_stats()
@@ -199,7 +199,7 @@ class _Session:
         return Finished(self._graphs() - self.ready.graphs, peak)
 
 
-def _check_forced(told: str, done: set[str]) -> None:
+def check_forced(told: str, done: set[str]) -> None:
     """Costs of a contender that refreshes at other steps than it was told to would be compared with the wrong promise."""
     if done != {told}:
         raise RuntimeError(f"told to refresh at {told}, it did at {', '.join(sorted(done))}")

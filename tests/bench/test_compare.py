@@ -20,19 +20,30 @@ pytestmark = pytest.mark.host
 
 
 def test_a_quick_run_leaves_no_family_out():
-    everybody, quick, forced = (_choose([], of_each=kind) for kind in ("every knob", "one knob", "one pattern"))
+    kinds = ("every knob", "one knob", "one pattern")
+    everybody, quick, forced = (_choose([], model="mini", of_each=kind) for kind in kinds)
 
     def families(chosen: list[Contender]) -> set[tuple[str, bool]]:
         return {(c.family, c.is_compiled) for c in chosen}
 
     assert families(everybody) == families(quick) == families(forced)
     assert len(everybody) > len(quick) > len(forced) == len(families(everybody))
-    assert [c.name for c in _choose(["lite every 6"], of_each="one knob")] == [
+    assert [c.name for c in _choose(["lite every 6"], model="mini", of_each="one knob")] == [
         "diffusers TaylorSeer lite every 6",
         "diffusers TaylorSeer lite every 6, compiled",
     ]
     with pytest.raises(SystemExit, match="--contenders must be parts of names; none has 'teacash'"):
-        _choose(["teacash"], of_each="one knob")
+        _choose(["teacash"], model="mini", of_each="one knob")
+
+
+def test_caches_of_videos_race_where_there_is_one():
+    images, videos = (_choose([], model=f"random:{name}", of_each="one pattern") for name in ("qwen_image_small", "wan_small"))
+    assert {c.family for c in videos} - {c.family for c in images} == {
+        "diffusers PyramidAttentionBroadcast",
+        "diffusers FasterCache",
+    }
+    with pytest.raises(SystemExit, match="none has 'FasterCache'"):
+        _choose(["FasterCache"], model="random:small", of_each="one pattern")
 
 
 def test_a_reference_that_fails_stops_the_run_in_one_line(tmp_path: Path):
@@ -56,6 +67,7 @@ def complaint(arguments: list[str], monkeypatch, capsys) -> str:
         ("--random tiny --patterns {stored}", "--patterns are of 4 steps, and --steps is 28"),
         ("--random tiny --steps 2 --patterns {stored}", "--patterns are of 4 steps, and --steps is 2"),
         ("--random tiny --steps 4 --patterns {stored}", "--patterns know nothing of 'AFCache quality'"),
+        ("--random wan_huge", "argument --random: invalid choice: 'wan_huge' (choose from"),
         ("--random tiny --patterns nowhere.json", "nowhere.json is no result of this command (FileNotFoundError"),
     ],
 )

@@ -37,6 +37,8 @@ def test_contenders_have_names_of_their_own_and_say_whether_they_are_compiled():
         "diffusers TaylorSeer lite",
         "diffusers TaylorSeer",
         "diffusers MagCache",
+        "diffusers PyramidAttentionBroadcast",
+        "diffusers FasterCache",
         "ParaAttention",
     }
 
