@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from bench.models import random_flux, random_qwen_image, random_wan
 from bench.models.random_model import RANDOM
 from bench.race.contender import Contender
 from bench.race.contender_process import Racer, StepClock, check_forced, count_evaluations, pattern_of
@@ -43,6 +44,20 @@ def test_random_weights_draw_by_seed_as_many_tokens_as_they_say(name: str):
     assert draw(pipe, larger, 0, steps=2).size == 64 * image_tokens(larger)
     # Somebody else's process draws the same.
     assert np.array_equal(draw(load(task), task, 0, steps=3), first)
+
+
+@pytest.mark.parametrize(("module", "prefix"), [(random_flux, ""), (random_qwen_image, "qwen_image_"), (random_wan, "wan_")])
+def test_sizes_keep_their_tokens(module: Any, prefix: str):
+    """Results that are stored name a size, and are of so many tokens."""
+    told = {name: size.tokens for name, size in module.SIZES.items()}
+    assert told == {name: image_tokens(task_of(prefix + name)) for name in module.SIZES}
+
+
+def test_flux_is_drawn_as_ever():
+    size, task = random_flux.SIZES["tiny"], task_of("tiny")
+    transformer = random_flux.make_transformer(dim=size.dim, double=size.double, single=size.single)
+    before = random_flux.draw_random(random_flux.make_pipeline(transformer), size.tokens, seed=7, steps=3)
+    assert np.array_equal(draw(load(task), task, 7, steps=3), before)
 
 
 @pytest.mark.parametrize("name", TINY)
