@@ -61,7 +61,8 @@ def compile_pipeline(
         backend: torch.compile's backend.
         mode: torch.compile's mode.
         dynamic: torch.compile's dynamic shapes; None lets a second shape make them dynamic, False compiles each shape by
-            itself and updates the history in place; so does None where ranks share a sequence, or a model runs its own forward.
+            itself and updates the history in place; so does None where ranks share a sequence. A model that runs its own
+            forward in the step's graph is compiled for each shape, and its history is a fresh value.
         parallel: how to share the work among the processes that torchrun started; on all of them the pipeline is called with
             the same arguments and returns the same images. Every process holds all weights.
         decide_ahead: read decisions once a refresh, for all steps up to the next one; a step then reads one flag before it is

@@ -97,7 +97,10 @@ class Steps:
         options = dataclasses.replace(self._options, opens_subclasses=self._weights.has_subclasses)
         if not config.rule.is_cached:
             return CompiledStep(full_step(model, self._layout), self._compiler, options)
-        step = cached_step(model, self._layout, config, history_writer(self._options))
+        # Hosts' rotary embeddings may be complex, and beside complex numbers inductor takes no branch that writes (torch 2.13).
+        is_traced_host = options.enabled and self._family.dynamic is False
+        writer = None if is_traced_host else history_writer(self._options)
+        step = cached_step(model, self._layout, config, writer)
         return CompiledStep(step, self._compiler, options)
 
 
