@@ -13,12 +13,15 @@ from bench.record.render import table
 
 def main() -> None:
     """Print the tables: equal quality, costs on a larger model, beside forced refreshes; FLUX.1-dev's steps and messages."""
-    mini, medium, small = (_rows(name) for name in ("mini", "random_medium", "random_small"))
+    names = ("mini", "random_medium", "random_small", "random_qwen_image_small")
+    mini, medium, small, qwen_image = (_rows(name) for name in names)
     print(table([shown_quality(row) for row in quality_rows(mini)]))
     print()
     print(table([{**_cost(facts, facts["contender"]), "PSNR on mini-FLUX": _quality(facts)} for facts in _by_quality(medium)]))
     print()
     print(table([_cost(facts, facts["family"]) for facts in _by_efficiency(small)]))
+    print()
+    print(table([_cost(facts, facts["contender"]) for facts in _by_efficiency(qwen_image)]))
     shapes = json.loads(newest_result("full_size_fake_flux1", kind=None).read_text())["rows"]
     print()
     print(table([_step(facts) for facts in shapes if "TFLOP" in facts]))
