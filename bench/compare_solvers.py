@@ -113,7 +113,7 @@ def main() -> None:
         f"tolerances {', '.join(f'{tolerance:g}' for tolerance in TOLERANCES)}, with correction=False and as it is; mean PSNR "
         "in float64 against the uncached images of the same scheduler, linearly between tolerances. Images decide one by one.",
     ]
-    print(write_result("compare_solvers", "Catching up under four schedulers", rows, notes=notes))
+    print(write_result("compare_solvers", "Catching up, scheduler by scheduler", rows, notes=notes))
 
 
 if __name__ == "__main__":
