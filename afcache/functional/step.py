@@ -149,7 +149,7 @@ def _take_at_once(
     for each, outcome, its in zip(prepared, outcomes, decisions, strict=True):
         outcome = measure(each, outcome, its.refresh)
         velocity, solver = answer(each, outcome, its.refresh, schedule)
-        state = advance(each, outcome, its, schedule, config=config, solver=solver)
+        state = advance(each, outcome, its, schedule, config=config)._replace(solver=solver)
         record = StepRecord(
             refresh=its.refresh.clone(),
             is_computed=_is_computed(is_refreshed, coupling),

@@ -159,7 +159,6 @@ def advance(
     *,
     config: CacheConfig,
     groups: GroupState | None = None,
-    solver: SolverState | None = None,
 ) -> CacheState:
     """The state after the step: refreshed samples start a new segment, the others extend theirs.
 
@@ -170,7 +169,6 @@ def advance(
         schedule: where the step stands.
         config: settings; static.
         groups: what groups of blocks remember after the step.
-        solver: what is known of the solver's outputs after the step.
 
     """
     state, refresh = prepared.state, decision.refresh
@@ -193,7 +191,7 @@ def advance(
         trail=state.trail,
         gate=remember(state.gate, prepared.observation, refresh, config=config),
         groups=groups,
-        solver=solver,
+        solver=state.solver,
     )
 
 

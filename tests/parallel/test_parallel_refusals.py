@@ -121,13 +121,13 @@ def test_an_xfuser_that_cannot_be_imported_names_the_cure(pipe, monkeypatch):
         afcache.compile_pipeline(pipe, parallel=ParallelConfig(ring_degree=2))
 
 
-def test_a_model_that_diffusers_has_shared_out_is_not_shared_out_again(pipe):
-    pipe.transformer._parallel_config = object()
+def test_a_model_that_diffusers_has_shared_out_is_not_shared_out_again(pipe, monkeypatch):
+    monkeypatch.setattr(pipe.transformer, "_parallel_config", object())
     with pytest.raises(ValueError, match=r"parallel must be None, got .*enable_parallelism has shared the model out already"):
         afcache.compile_pipeline(pipe, parallel=ParallelConfig(cfg_degree=2))
 
 
-def test_a_model_that_diffusers_has_shared_out_is_no_single_graph(pipe):
-    pipe.transformer._parallel_config = object()
+def test_a_model_that_diffusers_has_shared_out_is_no_single_graph(pipe, monkeypatch):
+    monkeypatch.setattr(pipe.transformer, "_parallel_config", object())
     with pytest.raises(NotImplementedError, match=r"asks for one graph, and FluxTransformer2DModel shares its work .*'blocks'"):
         afcache.compile_pipeline(pipe, compile="step")

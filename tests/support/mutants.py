@@ -33,7 +33,7 @@ MUTANTS = (
     # Signs.
     Mutant("catch-up with the wrong sign", ERROR_CONTROL, "+ factor * difference", "- factor * difference", ERROR_TESTS),
     Mutant("lag of the wrong sign", ERROR_CONTROL, "lag + (sigma_next", "lag - (sigma_next", ERROR_TESTS),
-    Mutant("a solver told the opposite", SOLVER, "factor = -(response", "factor = (response", SOLVER_TESTS),
+    Mutant("a solver told the opposite", SOLVER, "_finite(-(response", "_finite((response", SOLVER_TESTS),
     Mutant("what an earlier refresh left is lost", SOLVER, "found + _share(", "found + 0 * _share(", SOLVER_TESTS),
     Mutant(
         "Euler step backwards",
