@@ -75,9 +75,10 @@ def compile_pipeline(
         ValueError: conflicting or invalid settings, more groups or blocks than the transformer has, or no transformer.
         RuntimeError: `parallel` does not fit the processes that run, or xfuser cannot be imported.
     Cost:
-        Memory: order + 2 velocities in float32 per guidance branch (1 MiB each at 1024 x 1024 pixels); where residuals are
-        forecast, as many residuals of the image tokens (24 MiB each at width 3072 and bfloat16); as many for each group of
-        a `Layerwise` config, and its "attention" strategy keeps one per block. The first image also pays for compilation.
+        Memory: order + 2 velocities in float32 per guidance branch (1 MiB each at 1024 x 1024 pixels), and one more under
+        solvers that mix several outputs; where residuals are forecast, as many residuals of the image tokens (24 MiB each at
+        width 3072 and bfloat16); as many for each group of a `Layerwise` config, and its "attention" strategy keeps one per
+        block. The first image also pays for compilation.
 
     """
     if parallel is not None and not isinstance(parallel, ParallelConfig):

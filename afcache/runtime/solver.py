@@ -1,4 +1,4 @@
-"""What a scheduler makes of the model's outputs, found by a dry run of a copy of it before the first step."""
+"""What a scheduler makes of the model's outputs, found before its first step by a dry run of another one of its settings."""
 
 import weakref
 from typing import Any, NamedTuple

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from bench.models import random_flux, random_qwen_image, random_wan
+from bench.models.random_parts import Size
 
 
 class RandomModel(NamedTuple):
@@ -42,7 +43,7 @@ def _flux(size: random_flux.Size) -> RandomModel:
     )
 
 
-def _qwen_image(size: random_qwen_image.Size) -> RandomModel:
+def _qwen_image(size: Size) -> RandomModel:
     return RandomModel(
         f"Qwen-Image of {size.layers} blocks, {size.heads} heads of {size.head_dim}, true CFG {random_qwen_image.GUIDANCE:g}: "
         "two calls a step, one after the other",
@@ -55,7 +56,7 @@ def _qwen_image(size: random_qwen_image.Size) -> RandomModel:
     )
 
 
-def _wan(size: random_wan.Size) -> RandomModel:
+def _wan(size: Size) -> RandomModel:
     return RandomModel(
         f"Wan 2.1 of {size.layers} blocks, {size.heads} heads of {size.head_dim}, {random_wan.FRAMES} latent frames, UniPC, "
         f"guidance {random_wan.GUIDANCE:g}: two calls a step, one after the other",

@@ -1,24 +1,16 @@
 """Qwen-Image of random weights, for costs."""
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, QwenImagePipeline, QwenImageTransformer2DModel
 
-TEXT_TOKENS = 64
+from bench.models.random_parts import Size, two_prompts
+
 # What its pipeline has by default; with a negative prompt the transformer is called twice a step.
 GUIDANCE = 4.0
 _ROTARY = {128: (16, 56, 56), 32: (4, 14, 14)}
-
-
-class Size(NamedTuple):
-    """A Qwen-Image of random weights: heads and their width, blocks, image tokens."""
-
-    heads: int
-    head_dim: int
-    layers: int
-    tokens: int
 
 
 # The real one has 24 heads of 128 and 60 blocks.
@@ -58,9 +50,8 @@ def draw_random(pipe: Any, tokens: int, *, seed: int = 0, steps: int = 28) -> np
     """Latents of a prompt and a negative one, both as long, as nothing but embeddings."""
     side = int(tokens**0.5) * 16
     generator = torch.Generator().manual_seed(seed)
-    shape = (1, TEXT_TOKENS, pipe.transformer.config.joint_attention_dim)
-    prompt, negative = (torch.randn(shape, generator=generator).to(pipe.device, pipe.dtype) for _ in range(2))
-    mask = torch.ones(shape[:2], dtype=torch.int64, device=pipe.device)
+    prompt, negative = two_prompts(pipe, pipe.transformer.config.joint_attention_dim, generator)
+    mask = torch.ones(prompt.shape[:2], dtype=torch.int64, device=pipe.device)
     latents = pipe(
         prompt_embeds=prompt,
         prompt_embeds_mask=mask,

@@ -1,25 +1,17 @@
 """Wan 2.1, text to video, of random weights, for costs."""
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 from diffusers import UniPCMultistepScheduler, WanPipeline, WanTransformer3DModel
 
-TEXT_TOKENS = 64
+from bench.models.random_parts import Size, two_prompts
+
 # Of the latents; four pictures make one of them, after the first.
 FRAMES = 5
 # What its pipeline has by default; the transformer is called twice a step.
 GUIDANCE = 5.0
-
-
-class Size(NamedTuple):
-    """A Wan of random weights: heads and their width, blocks, image tokens of all frames."""
-
-    heads: int
-    head_dim: int
-    layers: int
-    tokens: int
 
 
 # The smallest that was trained has 12 heads of 128 and 30 blocks.
@@ -52,8 +44,7 @@ def draw_random(pipe: Any, tokens: int, *, seed: int = 0, steps: int = 28) -> np
     """Latents of a video of a prompt and a negative one, both as long, as Wan's own are; nothing but embeddings."""
     side = int((tokens // FRAMES) ** 0.5) * 16
     generator = torch.Generator().manual_seed(seed)
-    shape = (1, TEXT_TOKENS, pipe.transformer.config.text_dim)
-    prompt, negative = (torch.randn(shape, generator=generator).to(pipe.device, pipe.dtype) for _ in range(2))
+    prompt, negative = two_prompts(pipe, pipe.transformer.config.text_dim, generator)
     latents = pipe(
         prompt_embeds=prompt,
         negative_prompt_embeds=negative,
