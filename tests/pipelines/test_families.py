@@ -222,7 +222,7 @@ def test_a_refusal_of_the_second_expert_leaves_the_first_alone():
 
 def test_a_guider_that_hooks_layers_runs_the_models_own_forward(caplog: pytest.LogCaptureFixture):
     kind = next(kind for kind in CACHED if kind.name == "WanModularPipeline [skipped layer]")
-    logging.get_logger("afcache.pipeline").propagate = True
+    logging.get_logger("afcache.runtime.modes").propagate = True
     pipe = kind.make()
     expected = draw(pipe, kind, steps=STEPS)
     afcache.compile_pipeline(pipe, tolerance=0.0, backend="eager")
