@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from afcache._typing import Flags, Latents, PerSample, Scalar, typed
+from afcache.functional.process import moved
 from afcache.functional.shapes import per_sample
 from afcache.functional.state import CacheState, Coupling, StepSchedule, Trail
 from afcache.functional.update import Branch, Taken, restart
@@ -117,8 +118,8 @@ def leave_trail(taken: Taken, latents: Latents, restarted: Flags | None, schedul
 
 @typed
 def trail_of(latents: Latents, velocity: Latents, schedule: StepSchedule) -> Trail:
-    """Where a velocity leads: from latents x `[batch, *latent]`, in Euler's way, to the schedule's next noise level."""
-    step = (schedule.sigma_next - schedule.sigma) * velocity.to(torch.float32)
+    """Where a velocity leads: from latents x `[batch, *latent]`, to first order, to the schedule's next noise level."""
+    step = moved(latents, velocity, schedule.sigma_next - schedule.sigma, process=schedule.process)
     length = _inner(step, step).sqrt()
     return Trail(latents.to(torch.float32) + step, length, torch.zeros_like(length) + schedule.sigma_next)
 

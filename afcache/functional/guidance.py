@@ -14,6 +14,7 @@ from afcache.functional.decision import predict_error
 from afcache.functional.distance import relative_l2
 from afcache.functional.initial import uncoupled
 from afcache.functional.model import Model
+from afcache.functional.process import direction
 from afcache.functional.shapes import per_sample
 from afcache.functional.state import CacheState, Coupling, GroupRecord, Lead, StepRecord, StepSchedule
 from afcache.functional.update import Computed, Prepared
@@ -57,7 +58,7 @@ def weigh(guidance_scale: PerSample, *, config: CacheConfig) -> tuple[PerSample,
 
 @typed
 def measure_errors(
-    model: Model, prepared: tuple[Prepared, ...], computed: tuple[Computed, ...], coupling: Coupling
+    model: Model, prepared: tuple[Prepared, ...], computed: tuple[Computed, ...], schedule: StepSchedule, coupling: Coupling
 ) -> tuple[Computed, ...]:
     """What the forecasts of a refresh were off by: each branch's own, and the guided velocity's in the last branch's place.
 
@@ -67,19 +68,23 @@ def measure_errors(
         model: the transformer.
         prepared: the branches of a call, with their forecasts.
         computed: the same branches, computed.
+        schedule: where the step stands.
         coupling: with a guidance scale where the guided error is asked for, and with what a branch that was called before this
             one has found.
 
     """
-    over_tokens = model.exchange.over_tokens
-    errors = [
-        relative_l2(its.velocity, each.velocity, reduction=over_tokens) for its, each in zip(prepared, computed, strict=True)
-    ]
+    latents = model.architecture.latents(prepared[0].inputs)
+
+    def error(estimate: Velocity, exact: Velocity) -> PerSample:
+        ends = (direction(velocity, latents, process=schedule.process) for velocity in (estimate, exact))
+        return relative_l2(*ends, reduction=model.exchange.over_tokens)
+
+    errors = [error(its.velocity, each.velocity) for its, each in zip(prepared, computed, strict=True)]
     scale, found = coupling.guidance_scale, coupling.lead
     if scale is not None and (len(computed) == 2 or found is not None):
         first = Lead(computed[0].velocity, prepared[0].velocity) if found is None else found
         estimate, exact = (first.forecast, prepared[-1].velocity), (first.velocity, computed[-1].velocity)
-        guided = relative_l2(guide(estimate, scale), guide(exact, scale), reduction=over_tokens)
+        guided = error(guide(estimate, scale), guide(exact, scale))
         is_guided = torch.isfinite(scale) if found is None else torch.isfinite(scale) & coupling.is_follower
         errors[-1] = torch.where(is_guided, guided, errors[-1])
     # One message for all branches.

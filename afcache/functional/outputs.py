@@ -55,7 +55,7 @@ def prepare_output(model: Model, before: Branch, schedule: StepSchedule, *, conf
     return Prepared(
         inputs=inputs,
         state=state,
-        velocity=release_output(kept_hat, latents, schedule.sigma, target=config.target),
+        velocity=release_output(kept_hat, latents, schedule.sigma, target=config.target, process=schedule.process),
         orders=orders,
         growth=growth(state.nodes, orders, schedule.sigma, config=config),
     )
@@ -69,6 +69,7 @@ def compute_outputs(
     inputs = tuple(each.inputs for each in prepared)
     computed = []
     for its, velocity in zip(inputs, full_forwards(model, inputs), strict=True):
-        kept = keep_output(velocity, model.architecture.latents(its), schedule.sigma, target=config.target)
+        latents = model.architecture.latents(its)
+        kept = keep_output(velocity, latents, schedule.sigma, target=config.target, process=schedule.process)
         computed.append(Computed(velocity, kept))
     return tuple(computed)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from afcache.functional.process import Process
 from afcache.functional.state import StepSchedule
 from afcache.settings.changes import OPEN
 from afcache.settings.config import CacheConfig
@@ -28,6 +29,7 @@ def schedule_steps(
     noise_floor: float | None = None,
     each: Sequence[CacheConfig] | None = None,
     responses: Tensor | None = None,
+    processes: Sequence[Process] | None = None,
 ) -> list[StepSchedule]:
     """Take a trajectory's schedule apart into its steps, once, so that no step has to make tensors of numbers.
 
@@ -39,6 +41,7 @@ def schedule_steps(
             those of `config` for all, as 0-d tensors.
         responses: what the last outputs weigh in the latents after each step, newest first, `[steps, window]`; None under
             Euler's step.
+        processes: of each step, of a model that is no flow's; None of a flow.
 
     """
 
@@ -65,15 +68,17 @@ def schedule_steps(
             **chosen,
             noise_floor=floor,
             response=None if weights is None else weights[i],
+            process=None if processes is None else processes[i],
         )
         for i in range(num_steps)
     ]
 
 
 def stack_steps(steps: Sequence[StepSchedule]) -> StepSchedule:
-    """Several steps as one: every field has a leading axis of steps. A solver's response decides nothing, and is left out."""
-    fields = zip(*(step._replace(response=step.sigma) for step in steps), strict=True)
-    return StepSchedule(*map(torch.stack, fields))._replace(response=None)
+    """Several steps as one: every field has a leading axis of steps. What decides nothing is left out: response and process."""
+    bare = (step._replace(response=None, process=None) for step in steps)
+    fields = ([value for value in values if value is not None] for values in zip(*bare, strict=True))
+    return StepSchedule(*(torch.stack(values) if values else None for values in fields))  # pyright: ignore[reportArgumentType]
 
 
 def tolerance_scale(sigmas: Tensor) -> Tensor:

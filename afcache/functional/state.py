@@ -28,6 +28,7 @@ from afcache._typing import (
     Votes,
     Window,
 )
+from afcache.functional.process import Process
 
 
 class GateState(NamedTuple):
@@ -168,6 +169,7 @@ class StepSchedule(NamedTuple):
         damping: 0 forecasts in full, 1 reuses what the last refresh kept; float32.
         noise_floor: relative velocity error that rounding alone makes; float32.
         response: what the last outputs weigh in the latents after the step, newest first; float32; None under Euler's step.
+        process: of a model that is no flow's; None of a flow.
 
     """
 
@@ -180,6 +182,7 @@ class StepSchedule(NamedTuple):
     damping: Setting
     noise_floor: Scalar
     response: Response | None = None
+    process: Process | None = None
 
 
 class Lead(NamedTuple):

@@ -133,7 +133,7 @@ def _take_at_once(
     def compute() -> tuple[Outcome, ...]:
         computed = _compute(model, prepared, schedule, config=config)
         outcomes = []
-        for each, its in zip(prepared, measure_errors(model, prepared, computed, coupling), strict=True):
+        for each, its in zip(prepared, measure_errors(model, prepared, computed, schedule, coupling), strict=True):
             outcome = _keep(each, its, decision.refresh, schedule, config=config, writer=writer)
             # In the forecast's dtype: under autocast the model's may be another, and both sides of a branch are alike.
             outcomes.append(outcome._replace(computed=(its.velocity.to(each.velocity.dtype),)) if is_led else outcome)

@@ -10,7 +10,8 @@ x: the latents at noise level sigma, v: the velocity computed there.
 
 "noise" is where the straight line through (x, v) arrives at noise level tau: the predicted noise for tau = 1, the clean image
 for tau = 0. It does not change along a straight path, and uses the present x, which a cached step knows exactly. A tau a little
-above 1 keeps the division away from zero at sigma = 1.
+above 1 keeps the division away from zero at sigma = 1. Of models that are no flow's, "velocity" is their output, whatever that
+predicts, and the noise is `afcache.functional.process`'s.
 
 Reference:
     Liu, Gong, Liu, 2022, arXiv 2209.03003: paths of rectified flow are straight where the velocity is constant.
@@ -20,6 +21,7 @@ import torch
 from torch import Tensor
 
 from afcache._typing import Latents, Scalar, Tokens, Velocity, typed
+from afcache.functional.process import Process
 from afcache.settings.config import Target
 
 # tau: of 1.02 to 2.5, the best at few and at many steps on trained models.
@@ -39,7 +41,9 @@ def release_residual(residual_hat: Tokens, start: Tokens) -> Tokens:
 
 
 @typed
-def keep_output(velocity: Velocity, latents: Latents, sigma: Scalar, *, target: Target) -> Velocity:
+def keep_output(
+    velocity: Velocity, latents: Latents, sigma: Scalar, *, target: Target, process: Process | None = None
+) -> Velocity:
     """z: what the history keeps of a velocity.
 
     Args:
@@ -47,6 +51,7 @@ def keep_output(velocity: Velocity, latents: Latents, sigma: Scalar, *, target: 
         latents: x, of the same shape.
         sigma: noise level of the step.
         target: "velocity" or "noise"; static.
+        process: how both are joined; None in a flow.
 
     Returns:
         float32, fresh: bfloat16 latents and velocities are exact in it, z is not in theirs.
@@ -54,11 +59,16 @@ def keep_output(velocity: Velocity, latents: Latents, sigma: Scalar, *, target: 
     """
     if target == "velocity":
         return velocity.to(torch.float32, copy=True)
-    return latents.to(torch.float32) + (NOISE_LEVEL - sigma) * velocity.to(torch.float32)
+    x, v = latents.to(torch.float32), velocity.to(torch.float32)
+    if process is not None:
+        return process.noise_of_latents * x + process.noise_of_output * v
+    return x + (NOISE_LEVEL - sigma) * v
 
 
 @typed
-def release_output(forecast: Velocity, latents: Latents, sigma: Scalar, *, target: Target) -> Velocity:
+def release_output(
+    forecast: Velocity, latents: Latents, sigma: Scalar, *, target: Target, process: Process | None = None
+) -> Velocity:
     """v_hat: the velocity at `latents` that a forecast of z means.
 
     Args:
@@ -66,10 +76,15 @@ def release_output(forecast: Velocity, latents: Latents, sigma: Scalar, *, targe
         latents: x at the step.
         sigma: its noise level.
         target: "velocity" or "noise"; static.
+        process: how both are joined; None in a flow.
 
     Returns:
         in the dtype of `latents`.
 
     """
-    velocity: Tensor = forecast if target == "velocity" else (forecast - latents.to(torch.float32)) / (NOISE_LEVEL - sigma)
+    velocity: Tensor = forecast
+    if target != "velocity" and process is not None:
+        velocity = (forecast - process.noise_of_latents * latents.to(torch.float32)) / process.noise_of_output
+    elif target != "velocity":
+        velocity = (forecast - latents.to(torch.float32)) / (NOISE_LEVEL - sigma)
     return velocity.to(latents.dtype)

@@ -139,7 +139,8 @@ def answer(prepared: Prepared, outcome: Outcome, refresh: Flags, schedule: StepS
     solver = prepared.state.solver
     if solver is None or schedule.response is None:
         return outcome.velocity, solver
-    return respond(solver, outcome.velocity, prepared.velocity, schedule.response, growth=prepared.growth, refresh=refresh)
+    growth = prepared.growth if schedule.process is None else prepared.growth * schedule.process.scale
+    return respond(solver, outcome.velocity, prepared.velocity, schedule.response, growth=growth, refresh=refresh)
 
 
 @typed

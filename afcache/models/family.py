@@ -8,6 +8,7 @@ from torch import Tensor
 
 from afcache._typing import Flag, HostModule, Latents
 from afcache.functional.model import Architecture, AttentionKernel
+from afcache.functional.state import StepSchedule
 from afcache.settings.config import Target
 
 
@@ -87,7 +88,7 @@ class Calls(NamedTuple):
         probe: `(transformer, dtype=, device=) -> inputs` of a small sample, always the same; None where nobody knows one.
         of_ranks: asked for by ranks that draw together; None where a family's cannot.
         prompt_first: whether, of guidance branches that share a call, the prompt's is the first.
-        confirm: `(reader, latents before and after a step, its length, velocities) -> bool`: of a family that nobody described,
+        confirm: `(reader, latents before and after a step, its schedule, outputs) -> bool`: of a family that nobody described,
             whether its outputs have to be turned round; raises where they are no velocities. None for all others.
         passes: `(reader, args, kwargs) -> bool`: calls that are no step of a trajectory, and run the model's own forward.
 
@@ -99,7 +100,7 @@ class Calls(NamedTuple):
     probe: Callable[..., Any] | None = None
     of_ranks: "CallsOfRanks | None" = None
     prompt_first: bool = True
-    confirm: Callable[[Any, Tensor, Tensor, Tensor, list[Tensor]], bool] | None = None
+    confirm: Callable[[Any, Tensor, Tensor, StepSchedule, list[Tensor]], bool] | None = None
     passes: Callable[[Any, tuple[Any, ...], dict[str, Any]], bool] | None = None
 
 

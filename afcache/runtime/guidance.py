@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 
 from afcache.functional.guidance import infer_guidance
+from afcache.functional.process import mean_output
+from afcache.functional.state import StepSchedule
 from afcache.runtime.branches import BranchCalls
 
 
@@ -26,20 +28,20 @@ class Guidance:
         """One number says nothing of three branches."""
         self.scale, self.pair = None, []
 
-    def learn(self, branches: list[BranchCalls], before: Tensor, after: Tensor, length: Tensor) -> None:
+    def learn(self, branches: list[BranchCalls], before: Tensor, after: Tensor, schedule: StepSchedule) -> None:
         """Infer the scale from the first step of a pair of branches that the scheduler took.
 
         Args:
             branches: of the last step.
             before, after: latents on either side of it.
-            length: of the step in sigma; negative, 0-d.
+            schedule: of that step.
 
         """
         velocities = [velocity for branch in branches for velocity in branch.velocities]
         if len(velocities) != 2 or branches == self.pair:
             return
         first, second = velocities
-        self.scale = guidance_of_step(before, after, length, velocities=(first, second))
+        self.scale = guidance_of_step(before, after, schedule, velocities=(first, second))
         self.pair = list(branches)
 
     def known(self, branches: list[BranchCalls], place: int, branch: BranchCalls) -> Tensor | None:
@@ -47,16 +49,15 @@ class Guidance:
         return self.scale if branches == self.pair and self.pair[place : place + 1] == [branch] else None
 
 
-def guidance_of_step(before: Tensor, after: Tensor, length: Tensor, *, velocities: tuple[Tensor, Tensor]) -> Tensor:
+def guidance_of_step(before: Tensor, after: Tensor, schedule: StepSchedule, *, velocities: tuple[Tensor, Tensor]) -> Tensor:
     """The guidance scale of the step that a scheduler took, per sample; NaN where none explains it.
 
     Args:
         before, after: latents on either side of the step.
-        length: of the step in sigma; negative, 0-d.
+        schedule: of the step.
         velocities: of both branches.
 
     """
-    start = before.to(torch.float32)
-    step = (after.to(torch.float32) - start) / length
-    rounding = torch.finfo(after.dtype).eps * start.flatten(1).norm(dim=1) / length.abs()
+    step, length = mean_output(before, after, schedule.sigma_next - schedule.sigma, process=schedule.process)
+    rounding = torch.finfo(after.dtype).eps * before.to(torch.float32).flatten(1).norm(dim=1) / length.abs()
     return infer_guidance(step, *velocities, rounding=rounding)

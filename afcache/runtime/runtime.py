@@ -18,6 +18,7 @@ from afcache.parallel.agreement import is_lost_connection, lost_rank
 from afcache.parallel.groups import ParallelContext
 from afcache.runtime.clock import start_clock
 from afcache.runtime.compiled import CompileOptions
+from afcache.runtime.diffusion import is_diffusion, processes_of
 from afcache.runtime.foresight import Foresight
 from afcache.runtime.host import Host, sharing_of
 from afcache.runtime.noise_floor import measure_noise_floor
@@ -183,8 +184,8 @@ class Runtime:
         if trajectory.calls_at_index or before is None or not velocities:
             return
         assert self.family.calls.confirm is not None
-        length = trajectory.sigmas[index + 1] - trajectory.sigmas[index]
-        if self.family.calls.confirm(self.reader, before, call.latents, length, velocities):
+        schedule = trajectory.schedule[index - trajectory.first_index]
+        if self.family.calls.confirm(self.reader, before, call.latents, schedule, velocities):
             trajectory.forget(call)
 
     def _clock_of(self, call: Call) -> Clock:
@@ -209,7 +210,9 @@ class Runtime:
         settings = for_each(config if self.in_use is None else self.in_use, latents.shape[0])
         correction, responses = self._correction(scheduler, step)
         walked = None if responses is None else responses[step.index :]
-        schedule = schedule_steps(sigmas[step.index :], config, noise_floor=floor, each=settings, responses=walked)
+        processes = processes_of(scheduler, step.index, latents.device) if is_diffusion(scheduler) else None
+        steps = {"noise_floor": floor, "each": settings, "responses": walked, "processes": processes}
+        schedule = schedule_steps(sigmas[step.index :], config, **steps)
         kind = Trajectory if parallel is None else Together
         trajectory = kind(
             bound=self._bound,
@@ -226,7 +229,7 @@ class Runtime:
             foresight=Foresight(config, schedule) if self.decides_ahead else None,
         )
         self.trajectories.begin(scheduler, trajectory)
-        if step.index == (scheduler.begin_index or 0):
+        if step.index == (getattr(scheduler, "begin_index", None) or 0):
             self._tell_if_all_are_forced(len(schedule))
         return trajectory
 

@@ -8,22 +8,20 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
-from diffusers import (
-    DPMSolverMultistepScheduler,
-    DPMSolverSinglestepScheduler,
-    FlowMatchEulerDiscreteScheduler,
-    FlowMatchLCMScheduler,
-    UniPCMultistepScheduler,
-)
+from diffusers import CogVideoXDPMScheduler, FlowMatchEulerDiscreteScheduler, FlowMatchLCMScheduler
 from jaxtyping import Float
 from torch import Tensor
 
 from afcache._typing import Sigmas
 from afcache.models.family import Clock
+from afcache.runtime.diffusion import ONE_STEP, SOLVERS, is_diffusion, levels_of
 from afcache.runtime.switches import version_of
 
-_SOLVERS = (DPMSolverMultistepScheduler, DPMSolverSinglestepScheduler, UniPCMultistepScheduler)
-_SUPPORTED = f"FlowMatchEulerDiscreteScheduler, and with flow sigmas {', '.join(kind.__name__ for kind in _SOLVERS)}"
+_OF_FLOWS = (FlowMatchEulerDiscreteScheduler, FlowMatchLCMScheduler)
+_SUPPORTED = (
+    f"FlowMatchEulerDiscreteScheduler, {', '.join(kind.__name__ for kind in SOLVERS)} (with use_flow_sigmas=True, or where the "
+    f"model predicts noise or v), and {' and '.join(kind.__name__ for kind in ONE_STEP)} of such models"
+)
 
 
 class ScheduledStep(NamedTuple):
@@ -31,7 +29,8 @@ class ScheduledStep(NamedTuple):
 
     Attributes:
         timesteps: the scheduler's own tensor; its identity names the trajectory, because `set_timesteps` makes a new one.
-        sigmas: noise levels, one more than steps; the scheduler's own tensor, too.
+        sigmas: noise levels, one more than steps; the scheduler's own tensor, too, or of a model that is no flow's always the
+            same that was made of it.
         index: the step that is about to be taken.
         version: of the noise levels, counted up by edits in place.
 
@@ -66,15 +65,16 @@ def check_scheduler(scheduler: Any, *, forecasts: bool = True) -> None:
 
     """
     name = type(scheduler).__name__
-    mixes = any(_has_step_of(scheduler, kind) for kind in _SOLVERS)
-    is_known = any(_has_step_of(scheduler, kind) for kind in (FlowMatchEulerDiscreteScheduler, FlowMatchLCMScheduler))
-    if is_known or (mixes and scheduler.config.get("use_flow_sigmas", False)):
+    mixes = _has_step_of(scheduler, SOLVERS)
+    is_known = _has_step_of(scheduler, (*_OF_FLOWS, CogVideoXDPMScheduler))
+    is_known = is_known or (mixes and scheduler.config.get("use_flow_sigmas", False))
+    if is_known or (_has_step_of(scheduler, (*SOLVERS, *ONE_STEP)) and is_diffusion(scheduler)):
         if forecasts and _draws_noise(scheduler):
             raise NotImplementedError(
                 f"scheduler {name} as configured draws new noise at every step, so that nothing remembered of earlier steps "
-                "forecasts the next. Turn that off (stochastic_sampling=False, algorithm_type='dpmsolver++', or "
-                "FlowMatchEulerDiscreteScheduler for LCM), take fewer steps without a cache (afcache.restore_pipeline(pipe)), "
-                "or compute every step with CacheConfig(policy='none')."
+                "forecasts the next. Turn that off (stochastic_sampling=False, algorithm_type='dpmsolver++', or another one: "
+                "FlowMatchEulerDiscreteScheduler for LCM, CogVideoXDDIMScheduler for CogVideoXDPMScheduler), take fewer steps "
+                "without a cache (afcache.restore_pipeline(pipe)), or compute every step with CacheConfig(policy='none')."
             )
         return
     raise NotImplementedError(
@@ -85,24 +85,37 @@ def check_scheduler(scheduler: Any, *, forecasts: bool = True) -> None:
 
 def is_eulers(scheduler: Any) -> bool:
     """Whether the next latents are x + (sigma_next - sigma) v, so that nothing is remembered of earlier velocities."""
-    return _has_step_of(scheduler, FlowMatchEulerDiscreteScheduler) and not _draws_noise(scheduler)
+    return _has_step_of(scheduler, (FlowMatchEulerDiscreteScheduler,)) and not _draws_noise(scheduler)
 
 
 def is_solver(scheduler: Any) -> bool:
     """Whether the next latents may mix several velocities, without any noise: what `afcache.runtime.solver` looks into."""
-    return any(_has_step_of(scheduler, kind) for kind in _SOLVERS) and not _draws_noise(scheduler)
+    return _has_step_of(scheduler, (*SOLVERS, *ONE_STEP)) and not _draws_noise(scheduler)
+
+
+def begins(scheduler: Any) -> bool:
+    """Whether it has taken no step yet; one that counts none is as it was before its first."""
+    index = getattr(scheduler, "step_index", None)
+    return index is None or index == scheduler.begin_index
+
+
+def noise_levels(scheduler: Any) -> Sigmas:
+    """Noise levels of its schedule, always the same tensor until the schedule is another."""
+    return levels_of(scheduler) if is_diffusion(scheduler) else scheduler.sigmas
 
 
 def _draws_noise(scheduler: Any) -> bool:
     """Whether each step draws new noise."""
-    if isinstance(scheduler, FlowMatchLCMScheduler) or scheduler.config.get("stochastic_sampling", False):
+    if isinstance(scheduler, FlowMatchLCMScheduler | CogVideoXDPMScheduler) or scheduler.config.get(
+        "stochastic_sampling", False
+    ):
         return True
     return str(scheduler.config.get("algorithm_type", "")).startswith("sde-")
 
 
-def _has_step_of(scheduler: Any, kind: type) -> bool:
-    """Whether the scheduler is of this kind and did not replace its step."""
-    return isinstance(scheduler, kind) and getattr(type(scheduler), "step", None) is kind.step  # pyright: ignore
+def _has_step_of(scheduler: Any, kinds: tuple[Any, ...]) -> bool:
+    """Whether the scheduler is of one of these kinds and did not replace its step."""
+    return any(isinstance(scheduler, kind) and type(scheduler).step is kind.step for kind in kinds)
 
 
 def read_step(
@@ -123,12 +136,11 @@ def read_step(
         ValueError: two steps of the schedule have the same sigma.
 
     """
-    timesteps, sigmas = scheduler.timesteps, scheduler.sigmas
-    if scheduler.step_index is not None:
-        index = scheduler.step_index
-    elif scheduler.begin_index is not None:
-        index = scheduler.begin_index
-    else:
+    timesteps, sigmas = scheduler.timesteps, noise_levels(scheduler)
+    index = getattr(scheduler, "step_index", None)
+    if index is None:
+        index = getattr(scheduler, "begin_index", None)
+    if index is None:
         index = int((timesteps.to(timestep.device) - clock.read(timestep)[0]).abs().argmin())
     if index >= len(timesteps) or index + 1 >= len(sigmas):
         return None

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from afcache.functional.solver_response import WINDOW
-from afcache.runtime.scheduler import ScheduledStep
+from afcache.runtime.scheduler import ScheduledStep, begins
 
 # Solvers compute in float32; a nonlinear one is off by its whole effect.
 _ROUNDING = 1e-4
@@ -62,10 +62,10 @@ def response_of(scheduler: Any, step: ScheduledStep) -> Tensor | None:
 
     """
     known = _known.get(scheduler)
-    begins = scheduler.step_index in (None, scheduler.begin_index)
-    if known is not None and step.is_of(known.step) and (not begins or known.step.index == step.index):
+    is_first = begins(scheduler)
+    if known is not None and step.is_of(known.step) and (not is_first or known.step.index == step.index):
         return known.response
-    if not begins:
+    if not is_first:
         return None
     config = dict(scheduler.config)
     if known is not None and known.is_of(step, config):
@@ -108,7 +108,8 @@ def _walk(scheduler: Any, begin: int, values: Tensor) -> Tensor:
     for name in _SCHEDULE & vars(scheduler).keys():
         value = getattr(scheduler, name)
         setattr(walker, name, value.cpu() if isinstance(value, Tensor) else value)
-    walker.set_begin_index(begin)
+    if hasattr(walker, "set_begin_index"):
+        walker.set_begin_index(begin)
     x, after = values[0].reshape(1, -1, 1, 1), []
     for timestep, output in zip(walker.timesteps[begin:], values[1:], strict=True):
         x = walker.step(output.reshape(1, -1, 1, 1), timestep, x, return_dict=False)[0]

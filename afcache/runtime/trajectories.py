@@ -109,7 +109,7 @@ class Trajectories:
         here = threading.get_ident()
         for scheduler, step in places:
             others = [each for each in self._of.get(scheduler, []) if each.is_open and each.thread != here]
-            if scheduler.step_index is not None and any(step.is_of(each.scheduled) for each in others):
+            if getattr(scheduler, "step_index", None) is not None and any(step.is_of(each.scheduled) for each in others):
                 raise RuntimeError(
                     f"pipe is called by thread {here}, and thread {others[-1].thread} draws with the same "
                     f"{type(scheduler).__name__}, which holds the state of one image. Give each thread a pipeline with a "

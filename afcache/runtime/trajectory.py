@@ -257,8 +257,8 @@ class Trajectory:
 
     def _learn_guidance(self, latents: Tensor) -> None:
         if self.latents_before is not None:
-            length = self.sigmas[self.index_before + 1] - self.sigmas[self.index_before]
-            self.guidance.learn(self.branches, self.latents_before, latents, length)
+            schedule = self.schedule[self.index_before - self.first_index]
+            self.guidance.learn(self.branches, self.latents_before, latents, schedule)
 
     def _lead(self, leader: BranchCalls, followers: list[BranchCalls]) -> Coupling:
         """What the leading branch needs to decide for all."""

@@ -97,7 +97,7 @@ class _Step(torch.nn.Module):
         inputs: tuple[dict[str, Any], ...],
         latents: Tensor,
         states: tuple[dict[str, Any], ...],
-        schedule: dict[str, Tensor],
+        schedule: dict[str, Any],
         guidance_scale: Tensor,
     ) -> Any:
         return _plain(

@@ -6,6 +6,8 @@ from typing import Any
 import pytest
 import torch
 from diffusers import (
+    CogVideoXDDIMScheduler,
+    DDIMScheduler,
     DPMSolverMultistepScheduler,
     DPMSolverSinglestepScheduler,
     FlowMatchEulerDiscreteScheduler,
@@ -16,7 +18,7 @@ from torch import Tensor
 from afcache.functional import error_control
 from afcache.functional.solver_response import WINDOW, respond
 from afcache.functional.state import SolverState
-from afcache.runtime.scheduler import ScheduledStep
+from afcache.runtime.scheduler import ScheduledStep, noise_levels
 from afcache.runtime.solver import response_of
 
 FLOW: dict[str, Any] = {"use_flow_sigmas": True, "prediction_type": "flow_prediction", "flow_shift": 3.0}
@@ -27,6 +29,9 @@ SCHEDULERS = {
     "dpm++ 2, Euler at the end": lambda: DPMSolverMultistepScheduler(**FLOW, euler_at_final=True),
     **{f"singlestep {n}": lambda n=n: DPMSolverSinglestepScheduler(solver_order=n, **FLOW) for n in (1, 2, 3)},
     **{f"unipc {n}": lambda n=n: UniPCMultistepScheduler(solver_order=n, **FLOW) for n in (1, 2, 3)},
+    "ddim, v": lambda: DDIMScheduler(clip_sample=False, prediction_type="v_prediction"),
+    "dpm++ 2, v": lambda: DPMSolverMultistepScheduler(prediction_type="v_prediction"),
+    "cogvideox": lambda: CogVideoXDDIMScheduler(rescale_betas_zero_snr=True, prediction_type="v_prediction"),
     "unipc, few corrections": lambda: UniPCMultistepScheduler(disable_corrector=[0, 1, 2], **FLOW),
 }
 STEPS = 14
@@ -50,14 +55,16 @@ def velocity_at(sigma: Tensor, degree: int) -> Tensor:
 def sample(scheduler: Any, pattern: tuple[str, str] | None, *, corrects: bool = True, steps: int = STEPS) -> Tensor:
     """Latents at the end, where forecasts reuse the last computed velocity, and errors grow as |sigma - sigma_n|."""
     scheduler.set_timesteps(steps)
-    scheduler.set_begin_index(0)
-    responses = response_of(scheduler, ScheduledStep(scheduler.timesteps, scheduler.sigmas, 0))
+    if hasattr(scheduler, "set_begin_index"):
+        scheduler.set_begin_index(0)
+    sigmas = noise_levels(scheduler)
+    responses = response_of(scheduler, ScheduledStep(scheduler.timesteps, sigmas, 0))
     assert responses is not None
     x = torch.ones(2, 4, 1, 1, dtype=torch.float64)
     kept, nodes = torch.zeros(2, 4), torch.zeros(2)
     solver = SolverState(torch.zeros(WINDOW - 1, 2), torch.zeros(WINDOW - 1, 2), torch.zeros(2, 4))
     for index, timestep in enumerate(scheduler.timesteps):
-        sigma = scheduler.sigmas[index].to(torch.float32)
+        sigma = sigmas[index].to(torch.float32)
         computed = velocity_at(sigma.double(), 1).float()
         refresh = torch.tensor([pattern is None or pattern[i][index] == "F" for i in BATCH])
         velocity = torch.where(refresh[:, None], computed, kept)

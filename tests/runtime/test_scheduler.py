@@ -3,6 +3,7 @@ from typing import Any
 import pytest
 import torch
 from diffusers import (
+    CogVideoXDPMScheduler,
     DEISMultistepScheduler,
     DPMSolverMultistepScheduler,
     EDMDPMSolverMultistepScheduler,
@@ -101,8 +102,9 @@ def test_a_step_is_known_to_be_eulers_exactly_where_it_is(scheduler):
         FlowMatchEulerDiscreteScheduler(stochastic_sampling=True),
         FlowMatchLCMScheduler(),
         DPMSolverMultistepScheduler(**FLOW, algorithm_type="sde-dpmsolver++"),
+        CogVideoXDPMScheduler(),
     ],
-    ids=["stochastic", "lcm", "sde"],
+    ids=["stochastic", "lcm", "sde", "cogvideox"],
 )
 def test_new_noise_at_every_step_is_refused_unless_every_step_is_computed(scheduler):
     with pytest.raises(NotImplementedError, match=f"scheduler {type(scheduler).__name__} as configured draws new noise"):
@@ -126,9 +128,10 @@ def test_sigmas_below_zero_are_blamed_on_no_setting():
     assert "karras" not in str(caught.value)
 
 
-def test_check_scheduler_refuses_multistep_without_flow_sigmas():
+def test_solvers_without_flow_sigmas_are_those_of_models_that_are_no_flow():
+    check_scheduler(DPMSolverMultistepScheduler())
     with pytest.raises(NotImplementedError, match="scheduler DPMSolverMultistepScheduler is not supported; caching knows"):
-        check_scheduler(DPMSolverMultistepScheduler())
+        check_scheduler(DPMSolverMultistepScheduler(prediction_type="flow_prediction"))
 
 
 @pytest.mark.parametrize(

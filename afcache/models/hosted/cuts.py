@@ -15,6 +15,19 @@ def first_channels(transformer: HostModule, arguments: dict[str, Any]) -> Cuts:
     return (Cut(1, 0, channels, is_returned=False),) if arguments["hidden_states"].shape[1] > channels else ()
 
 
+def before_variances(transformer: HostModule, arguments: dict[str, Any]) -> Cuts:
+    """The output's second half of channels are variances, which pipelines throw away."""
+    channels = arguments["hidden_states"].shape[1]
+    beyond = transformer.config.out_channels - channels
+    return (Cut(1, 0, channels, beyond=beyond),) if beyond else ()
+
+
+def first_channels_of_frames(transformer: HostModule, arguments: dict[str, Any]) -> Cuts:
+    """Conditions are appended to the channels, which come after the frames."""
+    channels = transformer.config.out_channels
+    return (Cut(2, 0, channels, is_returned=False),) if arguments["hidden_states"].shape[2] > channels else ()
+
+
 def before_references(transformer: HostModule, arguments: dict[str, Any]) -> Cuts:
     """Reference images are appended to the tokens: the first of their positions' numbers differs from the first token's."""
     del transformer

@@ -15,6 +15,7 @@ class Cut(NamedTuple):
         axis: of the tensor, the batch being 0.
         start, length: of the part.
         is_returned: whether the output has the rest of the axis as well.
+        beyond: how many elements the output alone has, after the rest.
 
     """
 
@@ -22,6 +23,7 @@ class Cut(NamedTuple):
     start: int
     length: int
     is_returned: bool = True
+    beyond: int = 0
 
 
 Cuts = tuple[Cut, ...]
@@ -87,7 +89,7 @@ def fill_output(velocity: Tensor, argument: Argument, cuts: Cuts) -> Any:
     if isinstance(argument, list):
         return list(velocity.unbind())
     for cut in cuts:
-        missing = argument.shape[cut.axis] - cut.start - cut.length
+        missing = argument.shape[cut.axis] - cut.start - cut.length + cut.beyond
         if cut.is_returned and (cut.start or missing):
             axis = cut.axis % velocity.ndim
             velocity = F.pad(velocity, [0, 0] * (velocity.ndim - axis - 1) + [cut.start, missing])

@@ -10,7 +10,9 @@ from afcache.models.hosted.conventions import Conventions
 from afcache.models.hosted.cuts import (
     after_given_frames,
     before_references,
+    before_variances,
     first_channels,
+    first_channels_of_frames,
     frames_by_settings,
     listed_shapes,
     marked_frames,
@@ -239,4 +241,28 @@ HOSTED: tuple[Known, ...] = (
     ),
     hosted("Mochi", "MochiTransformer3DModel", ("MochiPipeline",), Conventions(clock=IN_TIMESTEPS, shares=True)),
     hosted("PRX", "PRXTransformer2DModel", ("PRXPipeline",), Conventions(shares=True)),
+    # No flows: models that predict noise, or its difference to a clean image.
+    hosted(
+        "CogVideoX",
+        "CogVideoXTransformer3DModel",
+        (
+            "CogVideoXPipeline",
+            "CogVideoXImageToVideoPipeline",
+            "CogVideoXVideoToVideoPipeline",
+            "CogVideoXFunControlPipeline",
+        ),
+        Conventions(cuts=first_channels_of_frames, clock=IN_TIMESTEPS, shares=True),
+    ),
+    hosted(
+        "PixArt",
+        "PixArtTransformer2DModel",
+        ("PixArtAlphaPipeline", "PixArtSigmaPipeline"),
+        Conventions(cuts=before_variances, clock=IN_TIMESTEPS, shares=True),
+    ),
+    hosted(
+        "DiT",
+        "DiTTransformer2DModel",
+        ("DiTPipeline",),
+        Conventions(cuts=before_variances, clock=IN_TIMESTEPS, shares=True, prompt_first=True),
+    ),
 )

@@ -9,6 +9,8 @@ import torch
 from diffusers.utils import logging
 from torch import Tensor
 
+from afcache.functional.process import mean_output
+from afcache.functional.state import StepSchedule
 from afcache.models.family import Family
 from afcache.models.hosted.call import Reader
 from afcache.models.hosted.conventions import Conventions
@@ -60,12 +62,12 @@ class UnseenReader(Reader):
             )
         return (self.sign * output).contiguous()
 
-    def confirm(self, before: Tensor, after: Tensor, length: Tensor, velocities: list[Tensor]) -> bool:
+    def confirm(self, before: Tensor, after: Tensor, schedule: StepSchedule, velocities: list[Tensor]) -> bool:
         """See, once, that the scheduler's step is a combination of the outputs.
 
         Args:
             before, after: latents on either side of it.
-            length: of the step in sigma, 0-d.
+            schedule: of the step.
             velocities: what the calls of that step were answered, of the shape of the latents.
 
         Returns:
@@ -79,7 +81,8 @@ class UnseenReader(Reader):
         """
         if self.is_confirmed:
             return False
-        step = ((after.double() - before.double()) / length.double()).flatten()
+        taken, length = mean_output(before, after, schedule.sigma_next - schedule.sigma, process=schedule.process)
+        step = taken.double().flatten()
         outputs = torch.stack([velocity.double().flatten() for velocity in velocities], dim=1)
         weights = torch.linalg.lstsq(outputs, step[:, None]).solution
         missed = float((outputs @ weights - step[:, None]).norm() / step.norm())

@@ -46,17 +46,22 @@ def make_text() -> Any:
 def make_text_later() -> Any:
     """As CogVideoX1.5-5B, whose patches span two frames."""
     rotary = {"use_rotary_positional_embeddings": True, "patch_size_t": 2, "patch_bias": False}
-    return _make(CogVideoXPipeline, CogVideoXDPMScheduler, 1.0, **rotary)
+    return _make(CogVideoXPipeline, CogVideoXDDIMScheduler, 1.0, **rotary)
 
 
 def make_image() -> Any:
     """As CogVideoX-5b-I2V."""
     rotary = {"use_rotary_positional_embeddings": True, "use_learned_positional_embeddings": True}
-    return _make(CogVideoXImageToVideoPipeline, CogVideoXDPMScheduler, 1.0, in_channels=2 * CHANNELS, **rotary)
+    return _make(CogVideoXImageToVideoPipeline, CogVideoXDDIMScheduler, 1.0, in_channels=2 * CHANNELS, **rotary)
 
 
 def make_video() -> Any:
-    return _make(CogVideoXVideoToVideoPipeline, CogVideoXDPMScheduler, 1.0, use_rotary_positional_embeddings=True)
+    return _make(CogVideoXVideoToVideoPipeline, CogVideoXDDIMScheduler, 1.0, use_rotary_positional_embeddings=True)
+
+
+def make_noisy() -> Any:
+    """With the scheduler of CogVideoX-5b, which adds noise at every step."""
+    return _make(CogVideoXPipeline, CogVideoXDPMScheduler, 1.0, use_rotary_positional_embeddings=True)
 
 
 def make_control() -> Any:
@@ -92,4 +97,5 @@ KINDS = [
     Kind("CogVideoXImageToVideoPipeline", FAMILY, make_image, _image, ON, OFF),
     Kind("CogVideoXVideoToVideoPipeline", FAMILY, make_video, _video, ON, OFF),
     Kind("CogVideoXFunControlPipeline", FAMILY, make_control, _control, ON, OFF),
+    Kind("CogVideoXPipeline [new noise]", FAMILY, make_noisy, _text, ON, OFF),
 ]

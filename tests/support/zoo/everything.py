@@ -25,7 +25,7 @@ def _kinds() -> list[Kind]:
 KINDS = _kinds()
 _CACHED = {name for known in KNOWN for name in known.pipelines}
 # Schedulers that draw new noise at every step, which are refused whatever the model.
-_REFUSED = {"SanaSprintPipeline", "SanaSprintImg2ImgPipeline", "HiDreamImagePipeline [Dev]"}
+_REFUSED = {"SanaSprintPipeline", "SanaSprintImg2ImgPipeline", "HiDreamImagePipeline [Dev]", "CogVideoXPipeline [new noise]"}
 # A scheduler that is not known.
 _REFUSED |= {"MiniMaxH3ModularPipeline"}
 # Whose transformers nobody has described, and whose first steps explain themselves.
