@@ -33,7 +33,7 @@ SCHEDULERS: dict[str, Callable[[], Any]] = {
         prediction_type="v_prediction", rescale_betas_zero_snr=True, timestep_spacing="trailing", snr_shift_scale=3.0
     ),
 }
-TOLERANCES = (0.001, 0.002, 0.004, 0.008, 0.012, 0.016, 0.024, 0.032, 0.064)
+TOLERANCES = (0.002, 0.004, 0.008, 0.012, 0.016, 0.024, 0.032)
 QUALITIES = (45, 40, 35)
 GUIDANCE = 2.0
 CONDITIONS = ("encoder_hidden_states", "pooled_projections", "txt_ids", "img_ids")
@@ -118,7 +118,7 @@ def main() -> None:
     add = parser.add_argument
     add("--seeds", type=int, default=32)
     add("--first-seed", type=int, default=16000)
-    add("--steps", type=int, default=50)
+    add("--steps", type=int, default=28)
     arguments = parser.parse_args()
     seeds = range(arguments.first_seed, arguments.first_seed + arguments.seeds)
     flow = sampling.load()
@@ -127,7 +127,9 @@ def main() -> None:
         for cfg in (1.0, GUIDANCE):
             pipe = Plain(flow, make(), seeds, cfg)
             references = pipe(arguments.steps)
-            for target, corrects in WAYS:
+            # Of a model that predicts noise, both targets keep the same.
+            is_noise = pipe.transformer.predicts == "epsilon"
+            for target, corrects in WAYS[:2] if is_noise else WAYS:
                 way, curve = target if corrects else f"{target}, not corrected", []
                 for tolerance in TOLERANCES:
                     config = dataclasses.replace(tuned(tolerance, target=target), correction=corrects)
@@ -140,7 +142,7 @@ def main() -> None:
     notes = [
         f"mini-FLUX as a model of each process, {arguments.steps} steps, seeds {seeds.start} to {seeds.stop - 1}, float32, "
         "nothing compiled; the presets' policy. PSNR in float64 against the uncached images of the same process and scheduler; "
-        "images decide one by one. Where the model predicts noise, that is what both targets keep, and they are one.",
+        "images decide one by one. Where the model predicts noise, that is what both targets keep, and they are one way.",
     ]
     print(write_result("compare_processes", "Models that are no flow's", [*equal, *rows], notes=notes, shown=equal))
 
