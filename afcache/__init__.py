@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 from afcache._version import __version__
 
 if TYPE_CHECKING:
-    from afcache.assets import mini_flux_folder
-    from afcache.assets.pipeline import load_mini_flux
+    from afcache.assets import mini_flux_folder, mini_wan_folder, recommended_settings
+    from afcache.assets.pipeline import load_mini_flux, load_mini_wan
+    from afcache.calibration.clips import ClipQuality, clip_quality
     from afcache.calibration.magnitudes import calibrate_magnitudes, measure_noise
     from afcache.calibration.metrics import psnr, ssim
     from afcache.calibration.tolerance import calibrate
@@ -40,6 +41,7 @@ _HOMES = {
     "PRESETS": "settings.presets",
     "CacheConfig": "settings.config",
     "CacheState": "functional.state",
+    "ClipQuality": "calibration.clips",
     "Denoised": "sampling.result",
     "FluxInputs": "models.flux1.inputs",
     "Layerwise": "settings.config",
@@ -49,6 +51,7 @@ _HOMES = {
     "calibrate_magnitudes": "calibration.magnitudes",
     "cached_forward": "sampling.primitives",
     "check_state": "sampling.primitives",
+    "clip_quality": "calibration.clips",
     "compile_pipeline": "pipeline",
     "denoise": "sampling.loop",
     "denoising_step": "sampling.primitives",
@@ -56,10 +59,13 @@ _HOMES = {
     "init_state": "sampling.primitives",
     "load_checkpoint": "sampling.checkpoint",
     "load_mini_flux": "assets.pipeline",
+    "load_mini_wan": "assets.pipeline",
     "measure_noise": "calibration.magnitudes",
     "mini_flux_folder": "assets",
+    "mini_wan_folder": "assets",
     "policy": "settings.policies",
     "psnr": "calibration.metrics",
+    "recommended_settings": "assets",
     "report": "reports.records",
     "restore_pipeline": "pipeline",
     "save_checkpoint": "sampling.checkpoint",
@@ -73,6 +79,7 @@ __all__ = [
     "PRESETS",
     "CacheConfig",
     "CacheState",
+    "ClipQuality",
     "Denoised",
     "FluxInputs",
     "Layerwise",
@@ -83,6 +90,7 @@ __all__ = [
     "calibrate",
     "calibrate_magnitudes",
     "check_state",
+    "clip_quality",
     "compile_pipeline",
     "denoise",
     "denoising_step",
@@ -90,10 +98,13 @@ __all__ = [
     "init_state",
     "load_checkpoint",
     "load_mini_flux",
+    "load_mini_wan",
     "measure_noise",
     "mini_flux_folder",
+    "mini_wan_folder",
     "policy",
     "psnr",
+    "recommended_settings",
     "report",
     "restore_pipeline",
     "save_checkpoint",

@@ -34,15 +34,17 @@ def test_the_wheel_carries_assets_types_and_licence(wheel: Path):
         "afcache/assets/mini_flux/model_index.json",
         "afcache/assets/mini_flux/transformer/diffusion_pytorch_model.safetensors",
         "afcache/assets/mini_flux/ATTRIBUTION.md",
+        "afcache/assets/mini_wan/model_index.json",
+        "afcache/assets/mini_wan/ATTRIBUTION.md",
     ):
         assert name in names
     assert any(name.endswith("LICENSE") for name in names)
     assert not any(name.startswith(("tests/", "bench/")) for name in names)
-    # mini-FLUX's weights, and those of no other model.
+    # The weights of mini-FLUX and mini-Wan, and those of no other model.
     weights = {name for name in names if name.endswith(".safetensors")}
-    assert len(weights) == 4
-    assert all(name.startswith("afcache/assets/mini_flux/") for name in weights)
-    assert wheel.stat().st_size < 6.5 * 2**20
+    assert len(weights) == 7
+    assert all(name.startswith(("afcache/assets/mini_flux/", "afcache/assets/mini_wan/")) for name in weights)
+    assert wheel.stat().st_size < 13.5 * 2**20
 
 
 def test_the_wheel_draws_from_an_empty_environment(wheel: Path, tmp_path: Path):

@@ -1,4 +1,4 @@
-"""mini-FLUX: a small trained FluxPipeline that ships with the package."""
+"""The small trained pipelines that ship with the package: mini-FLUX draws pictures, mini-Wan videos."""
 
 import json
 from pathlib import Path
@@ -13,6 +13,16 @@ _SCALES = ("true_cfg_scale", "guidance_scale")
 def mini_flux_folder() -> Path:
     """The folder of mini-FLUX, in diffusers' layout."""
     return Path(__file__).parent / "mini_flux"
+
+
+def mini_wan_folder() -> Path:
+    """The folder of mini-Wan, in diffusers' layout."""
+    return Path(__file__).parent / "mini_wan"
+
+
+def shipped() -> dict[str, Path]:
+    """The folders of all that ship, by the names that the command line has for them."""
+    return {"mini-flux": mini_flux_folder(), "mini-wan": mini_wan_folder()}
 
 
 def recommended_settings(folder: Path) -> dict[str, Any]:

@@ -1,11 +1,11 @@
-"""mini-FLUX, loaded."""
+"""mini-FLUX and mini-Wan, loaded."""
 
 from typing import Any
 
 import torch
-from diffusers import FluxPipeline
+from diffusers import FluxPipeline, WanPipeline
 
-from afcache.assets import mini_flux_folder, recommended_settings
+from afcache.assets import mini_flux_folder, mini_wan_folder, recommended_settings
 
 
 def load_mini_flux(*, dtype: torch.dtype = torch.float32, **options: Any) -> FluxPipeline:
@@ -22,3 +22,18 @@ def load_mini_flux(*, dtype: torch.dtype = torch.float32, **options: Any) -> Flu
     pipe = FluxPipeline.from_pretrained(mini_flux_folder(), dtype=dtype, **options)
     pipe.default_sample_size = recommended_settings(mini_flux_folder())["height"] // pipe.vae_scale_factor
     return pipe
+
+
+def load_mini_wan(*, dtype: torch.dtype = torch.float32, **options: Any) -> WanPipeline:
+    """Load mini-Wan: a handwritten digit that moves over a photograph, 17 frames of 32 x 32 pixels, 3.1 million parameters.
+
+    Wan's defaults are those of a large model, so say what it was trained for:
+
+        pipe("a handwritten seven moves left over a flower", **afcache.recommended_settings(afcache.mini_wan_folder()))
+
+    Args:
+        dtype: of all components.
+        options: passed to `WanPipeline.from_pretrained`.
+
+    """
+    return WanPipeline.from_pretrained(mini_wan_folder(), dtype=dtype, **options)

@@ -8,7 +8,7 @@ from numpy.typing import ArrayLike
 from skimage.metrics import structural_similarity
 
 
-def _as_unit_range(image: ArrayLike) -> np.ndarray:
+def as_unit_range(image: ArrayLike) -> np.ndarray:
     """uint8 pictures become [0, 1]; floating ones are taken as [0, 1] already. Always float64: uint8 differences wrap."""
     array = np.asarray(image)
     return array.astype(np.float64) / 255 if array.dtype == np.uint8 else array.astype(np.float64)
@@ -27,7 +27,7 @@ def psnr(image: ArrayLike, reference: ArrayLike) -> float:
         ValueError: the shapes differ.
 
     """
-    first, second = _as_unit_range(image), _as_unit_range(reference)
+    first, second = as_unit_range(image), as_unit_range(reference)
     if first.shape != second.shape:
         raise ValueError(f"image has shape {first.shape}, reference {second.shape}; compare pictures of one size.")
     mse = float(np.mean((first - second) ** 2))
@@ -40,6 +40,6 @@ def ssim(image: ArrayLike, reference: ArrayLike) -> float:
     Reference:
         Wang et al., 2004, "Image quality assessment"; scikit-image's implementation, window 7, per channel.
     """
-    first, second = _as_unit_range(image), _as_unit_range(reference)
+    first, second = as_unit_range(image), as_unit_range(reference)
     value: Any = structural_similarity(first, second, channel_axis=-1, data_range=1.0)
     return float(value)

@@ -129,8 +129,12 @@ def build_parser() -> argparse.ArgumentParser:
 def _add_drawing(parser: argparse.ArgumentParser) -> None:
     """What both commands that draw must know."""
     add = parser.add_argument
-    add("--prompt", action="append", metavar="TEXT", help="what to draw; may be repeated (mini-FLUX has defaults)")
-    add("--model", metavar="FOLDER_OR_HUB_ID", help="a pipeline that draws from text (default: mini-FLUX, which is built in)")
+    add("--prompt", action="append", metavar="TEXT", help="what to draw; may be repeated (what is built in has defaults)")
+    add(
+        "--model",
+        metavar="FOLDER_OR_HUB_ID",
+        help="draws from text; mini-flux (default) and mini-wan are built in",
+    )
     add("--steps", type=_steps, default=28, help="denoising steps (default 28)")
     add("--seed", type=_seed, default=0, help="seed of the first image (default 0)")
     add("--guidance-scale", type=float, help="guidance, as pipelines mean it that call it so (default: the pipeline's)")

@@ -74,13 +74,18 @@ def _alternate(draw: Draw, job: Job) -> tuple[float, float]:
 
 def _print_comparison(results: list[Comparison], timings: dict[str, tuple[float, float]], settings: CacheConfig) -> None:
     noun = "videos" if results[0].cached.is_video else "images"
-    print(f"\n{'prompt':<42} {'steps computed (F) or forecast (.)':<36} {'blocks':>7} {'PSNR':>8} {'SSIM':>7}")
-    for result in results:
+    clips = [result.clip for result in results]
+    in_time = f" {'worst frame':>12} {'flicker':>8}" if all(clips) else ""
+    print(f"\n{'prompt':<42} {'steps computed (F) or forecast (.)':<36} {'blocks':>7} {'PSNR':>8} {'SSIM':>7}{in_time}")
+    for result, clip in zip(results, clips, strict=True):
         name = f"{result.job.prompt[:34]} #{result.job.seed}"
+        in_time = "" if clip is None else f" {clip.worst_frame:9.1f} dB {clip.flicker:8.4f}"
         print(
             f"{name:<42} {result.report.pattern():<36} {result.report.block_speedup:6.2f}x "
-            f"{result.psnr:5.1f} dB {result.ssim:7.4f}"
+            f"{result.psnr:5.1f} dB {result.ssim:7.4f}{in_time}"
         )
+    if all(clips):
+        print("flicker: what changes from frame to frame and should not, relative to what moves; 0 is none")
     ran, uncached_count = count_evaluations([result.report for result in results])
     quality = statistics.mean(min(result.psnr, 150.0) for result in results)
     print(f"\nblock evaluations  {uncached_count / ran:.2f}x fewer, at {quality:.1f} dB (mean) against the uncached {noun}")

@@ -4,12 +4,20 @@ import argparse
 import hashlib
 from dataclasses import dataclass
 
-MINI_PROMPTS = (
-    "a handwritten seven on a flower",
-    "a handwritten three on a palace",
-    "a handwritten five on a flower",
-    "a handwritten eight on a palace",
-)
+# Of the models that are built in, by name.
+_PROMPTS = {
+    "mini-flux": (
+        "a handwritten seven on a flower",
+        "a handwritten three on a palace",
+        "a handwritten five on a flower",
+        "a handwritten eight on a palace",
+    ),
+    "mini-wan": (
+        "a handwritten seven moves left over a flower",
+        "a handwritten three moves up over a palace",
+        "a handwritten five moves right over a flower",
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -22,12 +30,20 @@ class Job:
 
 
 def make_jobs(arguments: argparse.Namespace) -> list[Job]:
-    """Every prompt with the same seeds; the default prompts with one seed each, to show different pictures."""
+    """Every prompt with the same seeds; the default prompts with one seed each, to show different pictures.
+
+    Raises:
+        ValueError: there is no prompt, and the model has no default ones.
+
+    """
     seeds = [arguments.seed + i for i in range(arguments.num_images)]
     if arguments.prompt:
         pairs = [(prompt, seed) for prompt in arguments.prompt for seed in seeds]
     else:
-        pairs = [(prompt, seed + i) for i, prompt in enumerate(MINI_PROMPTS) for seed in seeds]
+        name = arguments.model or "mini-flux"
+        if name not in _PROMPTS:
+            raise ValueError(f"--prompt is needed with --model {name}; only {' and '.join(_PROMPTS)} have default prompts.")
+        pairs = [(prompt, seed + i) for i, prompt in enumerate(_PROMPTS[name]) for seed in seeds]
     stems: list[str] = []
     for prompt, seed in pairs:
         stem = f"{_name(prompt)}_seed{seed}"

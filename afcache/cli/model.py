@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from afcache._checks import show
-from afcache.assets import mini_flux_folder
+from afcache.assets import mini_flux_folder, shipped
 from afcache.cli.silence import quiet_imports
 
 
@@ -26,8 +26,8 @@ class Model:
 
     @property
     def is_mini(self) -> bool:
-        """Whether it is the one that ships with the package."""
-        return self.name == str(mini_flux_folder())
+        """Whether it is one of those that ship with the package."""
+        return self.name in map(str, shipped().values())
 
     @property
     def pipeline(self) -> str:
@@ -52,16 +52,19 @@ class Model:
 
 
 def resolve_model(name: str | None) -> Model:
-    """The pipeline of a folder or hub id; None is mini-FLUX.
+    """The pipeline of a folder or hub id, or one that ships with the package; None is mini-FLUX.
 
     Raises:
         ValueError: there is none, or the hub cannot be reached.
 
     """
-    name = str(mini_flux_folder()) if name is None else name
+    name = str(mini_flux_folder() if name is None else shipped().get(name, name))
     is_hub_id = name.count("/") == 1 and not name.startswith((".", "/", "~")) and not os.path.exists(name)
     if not is_hub_id and not os.path.isdir(name):
-        raise ValueError(f"--model {name!r}: no such folder (a hub id looks like black-forest-labs/FLUX.1-dev).")
+        raise ValueError(
+            f"--model {name!r}: no such folder (a hub id looks like black-forest-labs/FLUX.1-dev; "
+            f"{' and '.join(shipped())} are built in)."
+        )
     if not is_hub_id and (Path(name) / "modular_model_index.json").is_file():
         raise ValueError(
             f"--model {name!r} is a modular pipeline, which the command does not draw with. In Python, compile_pipeline "

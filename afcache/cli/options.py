@@ -40,8 +40,6 @@ def check_drawing(arguments: argparse.Namespace) -> None:
         raise ValueError(f"--guidance-scale must be finite and >= 0, got {plain:g}.")
     if arguments.negative_prompt is not None and scale == 1:
         raise ValueError(_without_guidance())
-    if not arguments.prompt and arguments.model is not None:
-        raise ValueError("--prompt is needed with --model; only mini-FLUX has default prompts.")
 
 
 def check_sizes(model: Model, arguments: argparse.Namespace) -> None:

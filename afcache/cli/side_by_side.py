@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw
 
+from afcache.calibration.clips import ClipQuality, clip_quality
 from afcache.calibration.metrics import psnr, ssim
 from afcache.cli.jobs import Job
 from afcache.cli.pictures import Drawn, as_image, beside, save_film, strip
@@ -39,6 +40,12 @@ class Comparison:
         """1 means equal; the mean over all frames."""
         pairs = zip(self.cached.frames, self.uncached.frames, strict=True)
         return float(np.mean([ssim(*pair) for pair in pairs]))
+
+    @cached_property
+    def clip(self) -> ClipQuality | None:
+        """Of a video of two frames or more."""
+        is_clip = self.cached.is_video and len(self.cached.frames) > 1
+        return clip_quality(self.cached.frames, self.uncached.frames) if is_clip else None
 
     @cached_property
     def panels(self) -> tuple[tuple[np.ndarray, str], ...]:

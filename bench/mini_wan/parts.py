@@ -5,10 +5,11 @@ from typing import Any
 
 from diffusers import AutoencoderKLWan, UniPCMultistepScheduler, WanTransformer3DModel
 
+from afcache.assets import mini_wan_folder
 from bench.mini_wan import text
 
 # Where the trained model is, in diffusers' layout, and the one of two experts.
-WEIGHTS = Path(__file__).parent / "weights"
+WEIGHTS = mini_wan_folder()
 EXPERTS = Path(__file__).parent / "experts"
 LATENT_CHANNELS = 8
 BASE_DIM = 16

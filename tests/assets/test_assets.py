@@ -72,3 +72,13 @@ def test_the_prompt_matters_and_the_picture_is_one(pipe):
     # A white digit on a darker ground: bright pixels exist and are the minority.
     bright = (seven.min(axis=-1) > 0.8).mean()
     assert 0.02 < bright < 0.6
+
+
+def test_mini_wan_draws_a_clip_of_the_trained_size():
+    pipe = afcache.load_mini_wan()
+    pipe.set_progress_bar_config(disable=True)
+    settings = {**afcache.recommended_settings(afcache.mini_wan_folder()), "num_inference_steps": 2}
+    clip = pipe("a handwritten seven moves left over a flower", output_type="np", **settings).frames
+    assert clip.shape == (1, 17, 32, 32, 3)
+    assert 3e6 < sum(p.numel() for p in pipe.transformer.parameters()) < 3.2e6
+    assert sum(path.stat().st_size for path in afcache.mini_wan_folder().rglob("*") if path.is_file()) < 8 * MIB

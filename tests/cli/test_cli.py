@@ -176,6 +176,13 @@ def test_the_same_prompt_twice_is_two_files_and_a_plain_one_names_them():
     assert [job.stem for job in jobs] == ["a_cat_seed3", "a_cat_seed4", "a_cat_seed3_2", "a_cat_seed4_3"]
 
 
+@pytest.mark.parametrize(("model", "words"), [(None, "on a"), ("mini-flux", "on a"), ("mini-wan", "moves")])
+def test_models_that_are_built_in_have_prompts(model: str | None, words: str):
+    jobs = make_jobs(Namespace(prompt=None, model=model, num_images=2, seed=3))
+    assert all(words in job.prompt for job in jobs)
+    assert len({job.stem for job in jobs}) == len(jobs) >= 6
+
+
 def test_nothing_of_an_earlier_run_stays_under_a_name(tmp_path):
     stale = tmp_path / "a_two_seed0_uncached.png"
     others = tmp_path / "a_two_seed1_uncached.png", tmp_path / "mine.png"

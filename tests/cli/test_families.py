@@ -1,6 +1,7 @@
 """The command line with pipelines of other families: tiny ones of the zoo, with text encoders, and mini-Wan."""
 
 import json
+import re
 import wave
 from pathlib import Path
 from typing import Any
@@ -10,12 +11,13 @@ import pytest
 import torch
 from PIL import Image
 
+import afcache
 from afcache.cli.main import main
-from bench.mini_wan import parts as mini_wan
+from bench.mini_wan.parts import EXPERTS
 from tests.cli.test_cli import fail, pixels
 from tests.support.prompted import PROMPTED, SIZES
 
-WAN = str(Path(mini_wan.__file__).parent / "weights")
+WAN = str(afcache.mini_wan_folder())
 PROMPT = "a handwritten two on a palace"
 STEM = "a_handwritten_two_on_a_palace_seed0"
 SHORT = ["--no-compile", "--prompt", PROMPT]
@@ -94,6 +96,8 @@ def test_a_video_is_compared_frame_by_frame(tmp_path, capsys, monkeypatch):
     generate(WAN, tmp_path, *arguments)
     output = capsys.readouterr().out
     assert "against the uncached videos" in output
+    assert re.search(r"SSIM +worst frame +flicker\n.*F.* dB +[01]\.\d+ +\d+\.\d dB +\d+\.\d+\n", output)
+    assert "flicker: what changes from frame to frame and should not" in output
     assert "no MP4 was written beside the GIF: that needs an encoder, pip install imageio-ffmpeg" in output
     assert f"side by side: {tmp_path}/compare.gif" in output
     assert frames_of(tmp_path / "compare.gif") == 5
@@ -113,8 +117,8 @@ def test_a_video_is_compared_frame_by_frame(tmp_path, capsys, monkeypatch):
 
 @pytest.mark.host
 def test_two_experts_are_drawn_with_and_reported_together(tmp_path):
-    generate(Path(WAN).parent / "experts", tmp_path, "--no-cache", *FEW)
-    generate(Path(WAN).parent / "experts", tmp_path / "cached", "--tolerance", "0", *FEW)
+    generate(EXPERTS, tmp_path, "--no-cache", *FEW)
+    generate(EXPERTS, tmp_path / "cached", "--tolerance", "0", *FEW)
     drawn, expected = (pixels(path / f"{STEM}_frames.png").astype(int) for path in (tmp_path / "cached", tmp_path))
     assert np.abs(drawn - expected).max() <= 1
     assert json.loads((tmp_path / "cached" / f"{STEM}.json").read_text())["pattern"] == "FFFF"
