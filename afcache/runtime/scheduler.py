@@ -11,7 +11,6 @@ import torch
 from diffusers import (
     DPMSolverMultistepScheduler,
     DPMSolverSinglestepScheduler,
-    FlowMatchEulerDiscreteScheduler,
     FlowMatchLCMScheduler,
     UniPCMultistepScheduler,
 )
@@ -20,6 +19,7 @@ from torch import Tensor
 
 from afcache._typing import Sigmas
 from afcache.models.family import Clock
+from afcache.models.schedulers import EULERS
 from afcache.runtime.switches import version_of
 
 _SOLVERS = (DPMSolverMultistepScheduler, DPMSolverSinglestepScheduler, UniPCMultistepScheduler)
@@ -67,7 +67,7 @@ def check_scheduler(scheduler: Any, *, forecasts: bool = True) -> None:
     """
     name = type(scheduler).__name__
     mixes = any(_has_step_of(scheduler, kind) for kind in _SOLVERS)
-    is_known = any(_has_step_of(scheduler, kind) for kind in (FlowMatchEulerDiscreteScheduler, FlowMatchLCMScheduler))
+    is_known = any(_has_step_of(scheduler, kind) for kind in (*EULERS, FlowMatchLCMScheduler))
     if is_known or (mixes and scheduler.config.get("use_flow_sigmas", False)):
         if forecasts and _draws_noise(scheduler):
             raise NotImplementedError(
@@ -83,9 +83,29 @@ def check_scheduler(scheduler: Any, *, forecasts: bool = True) -> None:
     )
 
 
+def check_beside(name: str, beside: Any, scheduler: Any) -> None:
+    """Raise unless what is drawn beside the sample takes Euler's steps as the sample does, as many.
+
+    Args:
+        name: of its scheduler in the pipeline.
+        beside: that scheduler, or None.
+        scheduler: the sample's.
+
+    Raises:
+        NotImplementedError: it does not.
+
+    """
+    if beside is None or not (is_eulers(beside) and is_eulers(scheduler)) or len(beside.sigmas) != len(scheduler.sigmas):
+        raise NotImplementedError(
+            f"{name} is {'missing' if beside is None else type(beside).__name__} beside scheduler {type(scheduler).__name__}; what "
+            "is drawn on a schedule of its own is cached where both take Euler's steps, as many. Assign the schedulers that the "
+            "pipeline came with, or call afcache.restore_pipeline(pipe) to run without caching."
+        )
+
+
 def is_eulers(scheduler: Any) -> bool:
     """Whether the next latents are x + (sigma_next - sigma) v, so that nothing is remembered of earlier velocities."""
-    return _has_step_of(scheduler, FlowMatchEulerDiscreteScheduler) and not _draws_noise(scheduler)
+    return any(_has_step_of(scheduler, kind) for kind in EULERS) and not _draws_noise(scheduler)
 
 
 def is_solver(scheduler: Any) -> bool:

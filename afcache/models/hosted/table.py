@@ -16,6 +16,7 @@ from afcache.models.hosted.cuts import (
     marked_frames,
 )
 from afcache.models.hosted.family import hosted
+from afcache.models.hosted.packed import after_conditions, of_last_row, with_all_levels
 
 _PACKED_WITH_REFERENCES = Conventions(cuts=before_references, depends="img_ids")
 _CONTROL = ("controlnet_block_samples", "controlnet_single_block_samples", "block_controlnet_hidden_states")
@@ -46,6 +47,12 @@ def _audio_and_video(sample: Any, audio_sample: Any) -> Any:
 
 def _pair(result: Any) -> Any:
     return result[0], result[1]
+
+
+def _audio_and_video_h3(sample: Any, audio_sample: Any) -> Any:
+    from diffusers.models.transformers.transformer_minimax_h3 import MiniMaxH3TransformerOutput
+
+    return MiniMaxH3TransformerOutput(sample=sample, audio_sample=audio_sample)
 
 
 def _make_rope(transformer: Any) -> None:
@@ -236,6 +243,24 @@ HOSTED: tuple[Known, ...] = (
         "MotifVideoTransformer3DModel",
         ("MotifVideoPipeline",),
         Conventions(cuts=first_channels, clock=IN_TIMESTEPS),
+    ),
+    hosted(
+        "MiniMax-H3",
+        "MiniMaxH3Transformer3DModel",
+        (),
+        Conventions(
+            beside="audio_hidden_states",
+            schedule="audio_scheduler",
+            cuts=after_conditions,
+            depends="video_indices",
+            moment=of_last_row,
+            arrange=with_all_levels,
+            clock=IN_TIMESTEPS,
+            sign=-1,
+            writes_latents=True,
+            wrap=_audio_and_video_h3,
+            output=_pair,
+        ),
     ),
     hosted("Mochi", "MochiTransformer3DModel", ("MochiPipeline",), Conventions(clock=IN_TIMESTEPS, shares=True)),
     hosted("PRX", "PRXTransformer2DModel", ("PRXPipeline",), Conventions(shares=True)),
