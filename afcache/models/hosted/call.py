@@ -16,7 +16,7 @@ from afcache.models.family import Call
 from afcache.models.hosted.architecture import HostInputs, latents_of, output_of, velocity_of
 from afcache.models.hosted.conventions import Conventions, given_sample, with_sample
 from afcache.models.hosted.pace import Pace, pace_of
-from afcache.models.hosted.samples import Cuts, own_sample, read_sample
+from afcache.models.hosted.samples import Cuts, own_sample
 
 # Where pipelines put options of attention, among them the scale of adapters.
 _OPTIONS = ("joint_attention_kwargs", "attention_kwargs", "cross_attention_kwargs")

@@ -1,7 +1,7 @@
 """What is drawn beside the sample on a schedule of its own, shown as if it were on the sample's.
 
-s, u: noise levels of the sample and of what is beside it, x: its latents, v: its velocity, dx/du. Two schedules that differ by a
-shift alone are projective images of each other, and such maps keep lines straight:
+s, u: noise levels of the sample and of what is beside it, x: its latents, v: its velocity, dx/du. Two schedules that differ by
+a shift alone are projective images of each other, and such maps keep lines straight:
 
     u = k s / p,  p(s) = 1 - (1 - k) s;    x = (1 - u) x_0 + u n    <=>    y = p x = (1 - s) x_0 + s (k n)
 
@@ -9,8 +9,8 @@ So y is a flow over s, straight where x is straight over u, with the same end. E
 
     w = dy/ds = a v + b x,    a = p_next (u_next - u) / (s_next - s),    b = k - 1
 
-which holds for any two schedules and any k. What is told of x and v by y and w, a forecast, its error, where a step leads and what
-catching up returns, needs s alone, and is right for both.
+which holds for any two schedules and any k. A forecast of w, its error, where a step leads and what catching up returns need
+s alone, and are right for the sample and for what is beside it.
 """
 
 from typing import NamedTuple

@@ -1,7 +1,7 @@
-"""Calls whose sample, what is beside it, and conditions are rows of one sequence, each with a timestep of its own (MiniMax-H3).
+"""Calls in which video, audio and conditions are rows of one sequence, each with a timestep of its own (MiniMax-H3).
 
-`timestep [levels]` holds the different ones, `timestep_indices [seq]` which is whose, `video_indices` and `audio_indices` where in
-the sequence each kind's rows are, conditions first.
+`timestep [levels]` holds the different ones, `timestep_indices [seq]` says which is a row's, `video_indices` and
+`audio_indices` where in the sequence the rows of each kind are, conditions first.
 """
 
 from typing import Any

@@ -1,5 +1,7 @@
 """The families whose models run their own forward: one entry each."""
 
+import importlib
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -39,20 +41,18 @@ def _writes_keys(arguments: dict[str, Any]) -> bool:
     return caches is not None and any(cache.mode == "write" for cache in caches.caches)
 
 
-def _audio_and_video(sample: Any, audio_sample: Any) -> Any:
-    from diffusers.models.transformers.transformer_ltx2 import AudioVisualModelOutput
+def _of_module(module: str, name: str) -> Callable[..., Any]:
+    """A class of outputs that diffusers exports nowhere, imported when it is asked for."""
 
-    return AudioVisualModelOutput(sample=sample, audio_sample=audio_sample)
+    def wrap(sample: Any, audio_sample: Any) -> Any:
+        kind = getattr(importlib.import_module(f"diffusers.models.transformers.{module}"), name)
+        return kind(sample=sample, audio_sample=audio_sample)
+
+    return wrap
 
 
 def _pair(result: Any) -> Any:
     return result[0], result[1]
-
-
-def _audio_and_video_h3(sample: Any, audio_sample: Any) -> Any:
-    from diffusers.models.transformers.transformer_minimax_h3 import MiniMaxH3TransformerOutput
-
-    return MiniMaxH3TransformerOutput(sample=sample, audio_sample=audio_sample)
 
 
 def _make_rope(transformer: Any) -> None:
@@ -139,7 +139,7 @@ HOSTED: tuple[Known, ...] = (
             clock=IN_TIMESTEPS,
             shares=True,
             varying=("audio_timestep", "sigma", "audio_sigma"),
-            wrap=_audio_and_video,
+            wrap=_of_module("transformer_ltx2", "AudioVisualModelOutput"),
             output=_pair,
             # Perturbed guidance asks in Python whether all are perturbed.
             traces=_never,
@@ -258,7 +258,7 @@ HOSTED: tuple[Known, ...] = (
             clock=IN_TIMESTEPS,
             sign=-1,
             writes_latents=True,
-            wrap=_audio_and_video_h3,
+            wrap=_of_module("transformer_minimax_h3", "MiniMaxH3TransformerOutput"),
             output=_pair,
         ),
     ),

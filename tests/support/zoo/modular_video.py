@@ -9,7 +9,7 @@ from diffusers.guiders import ClassifierFreeGuidance, LTX2Guidance
 from tests.support.zoo import hunyuan_video, ltx, ltx2, wan
 from tests.support.zoo.kind import Kind
 from tests.support.zoo.modular import OUTSIDE, as_given, assemble, take
-from tests.support.zoo.parts import build, embeddings, ones, picture, tokenizer
+from tests.support.zoo.parts import picture, tokenizer
 
 WAN_CHANNELS = 16
 
