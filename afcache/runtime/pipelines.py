@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from afcache.models.family import CLOCKS, Call, Clock
+from afcache.models.family import CLOCKS, Clock
 from afcache.runtime.controls import Controls, controls_of, watch
 from afcache.runtime.scheduler import ScheduledStep, check_beside, check_scheduler, read_step
 
@@ -140,22 +140,19 @@ class Pipelines:
         of_caller = [] if caller is None else [place for place in found if place[0] is caller.scheduler]
         return of_caller or found
 
-    def place(self, call: Call, scheduler: Any, step: ScheduledStep) -> Call:
-        """The call with everything on the sample's schedule.
+    def levels(self, scheduler: Any, step: ScheduledStep) -> tuple[Tensor, Tensor, int]:
+        """Noise levels of the sample, those of what is drawn beside it, and the present step of both.
 
         Args:
-            call: of the transformer.
             scheduler, step: the sample's.
 
         Raises:
-            NotImplementedError: what is beside the sample has a scheduler that cannot be put there.
+            NotImplementedError: what is beside it has a scheduler that cannot be put on the sample's schedule.
 
         """
-        if call.placed is None:
-            return call
         beside = next(served.beside for served in self._served if served.scheduler is scheduler)
         check_beside(self._beside, beside, scheduler)
-        return call.placed(step.sigmas, beside.sigmas, step.index)
+        return step.sigmas, beside.sigmas, step.index
 
     def _caller(self) -> Any:
         """The served pipeline whose call this is, innermost first, as the stack has it; None in a loop by hand."""
