@@ -13,7 +13,7 @@ class Cut(NamedTuple):
 
     Attributes:
         axis: of the tensor, the batch being 0.
-        start, length: of the part.
+        start, length: of the part; a start below 0 counts from the end, where the output may have another number before it.
         is_returned: whether the output has the rest of the axis as well.
         is_beside: whether it is of what is drawn beside the sample.
 
@@ -89,10 +89,11 @@ def fill_output(velocity: Tensor, argument: Argument, cuts: Cuts) -> Any:
     if isinstance(argument, list):
         return list(velocity.unbind())
     for cut in cuts:
-        missing = argument.shape[cut.axis] - cut.start - cut.length
-        if cut.is_returned and (cut.start or missing):
+        before = cut.start if cut.start >= 0 else argument.shape[cut.axis] + cut.start
+        missing = argument.shape[cut.axis] - before - cut.length
+        if cut.is_returned and (before or missing):
             axis = cut.axis % velocity.ndim
-            velocity = F.pad(velocity, [0, 0] * (velocity.ndim - axis - 1) + [cut.start, missing])
+            velocity = F.pad(velocity, [0, 0] * (velocity.ndim - axis - 1) + [before, missing])
     return velocity
 
 

@@ -11,6 +11,7 @@ from afcache.models.family import FROM_THE_END, IN_TIMESTEPS, Clock, Known
 from afcache.models.hosted.conventions import Conventions
 from afcache.models.hosted.cuts import (
     after_given_frames,
+    after_references,
     before_references,
     first_channels,
     frames_by_settings,
@@ -76,6 +77,13 @@ HOSTED: tuple[Known, ...] = (
             "QwenImageControlNetInpaintPipeline",
         ),
         Conventions(cuts=listed_shapes, varying=_CONTROL),
+    ),
+    hosted(
+        "Qwen-Image 2.1",
+        "QwenImage21Transformer2DModel",
+        ("QwenImage21Pipeline",),
+        # How many tokens it has is asked in Python.
+        Conventions(cuts=after_references, passes=_fills_keys, traces=_never),
     ),
     hosted(
         "FLUX.2",
