@@ -150,7 +150,8 @@ class Reading:
         return self._read()
 
     def _placed(self, sigmas: Tensor, beside: Tensor, index: int) -> Call:
-        self._pace = pace_of(sigmas, beside, index)
+        # Most schedulers keep their levels on the host.
+        self._pace = pace_of(sigmas.to(self.call.latents.device), beside, index)
         return self._read()
 
 
