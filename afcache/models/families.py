@@ -12,8 +12,9 @@ from afcache.models.hosted.unseen import is_candidate, unseen_family
 KNOWN: tuple[Known, ...] = (KNOWN_FLUX1, *HOSTED)
 
 
-# Where pipelines keep transformers: of some, experts for high and for low noise, or one for the prompt and one without.
-_PLACES = ("transformer", "transformer_2", "unconditional_transformer")
+# Where pipelines keep transformers: of some, experts for high and for low noise, one for the prompt and one without, or one for
+# references.
+_PLACES = ("transformer", "transformer_2", "unconditional_transformer", "transformer_ref")
 
 
 def transformers_of(pipe: Any) -> list[Any]:

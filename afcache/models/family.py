@@ -61,6 +61,8 @@ class Call(NamedTuple):
         again: `() -> Call`: the same call, of which nothing is taken over from earlier ones: an image begins with it. None
             where nothing ever is.
         ask: `(forward) -> velocity [batch, img_seq, ...]` by the host's own forward; None where inputs were made by hand.
+        placed: `(sigmas of the sample, of what is beside it, index of the step) -> Call`: the same call, of which all is on the
+            sample's schedule; None where there is no other.
 
     """
 
@@ -75,6 +77,7 @@ class Call(NamedTuple):
     branches: int = 1
     ask: Callable[[Callable[..., Any]], Tensor] | None = None
     again: "Callable[[], Call] | None" = None
+    placed: "Callable[[Tensor, Tensor, int], Call] | None" = None
 
 
 class Calls(NamedTuple):
@@ -91,6 +94,7 @@ class Calls(NamedTuple):
         confirm: `(reader, latents before and after a step, its schedule, outputs) -> bool`: of a family that nobody described,
             whether its outputs have to be turned round; raises where they are no velocities. None for all others.
         passes: `(reader, args, kwargs) -> bool`: calls that are no step of a trajectory, and run the model's own forward.
+        beside: the pipelines' scheduler of what is drawn beside the sample on a schedule of its own; "" where none is.
 
     """
 
@@ -102,6 +106,7 @@ class Calls(NamedTuple):
     prompt_first: bool = True
     confirm: Callable[[Any, Tensor, Tensor, StepSchedule, list[Tensor]], bool] | None = None
     passes: Callable[[Any, tuple[Any, ...], dict[str, Any]], bool] | None = None
+    beside: str = ""
 
 
 class CallsOfRanks(NamedTuple):

@@ -187,5 +187,7 @@ def _answer(self: Any, *args: Any, **kwargs: Any) -> Any:
     runtime.check_sharing()
     calls = runtime.family.calls
     if calls.passes is not None and calls.passes(runtime.reader, args, kwargs):
+        if runtime.host is not None:
+            runtime.host.prepare()
         return original_forward(self)(*args, **kwargs)
     return calls.answer(self, runtime.reader, runtime.forward, *args, **kwargs)

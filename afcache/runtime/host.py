@@ -71,13 +71,17 @@ class Host:
         """The velocity of one call."""
         assert call.ask is not None
         original = original_forward(self._transformer)
-        if not self._is_ready:
-            self._compile_blocks()
-            self._is_ready = True
+        self.prepare()
         if self._compiled_call is None:
             return call.ask(original)
         with self._in_place(original):
             return call.ask(self._compiled_call)
+
+    def prepare(self) -> None:
+        """Compile the blocks that repeat, once; before the first call of any kind, or its graphs come with a later image."""
+        if not self._is_ready:
+            self._compile_blocks()
+            self._is_ready = True
 
     def _compile_blocks(self) -> None:
         """Compile the blocks that repeat, each kind once, unless something is compiled already."""

@@ -9,16 +9,24 @@ from torch import Tensor
 
 from afcache.models.family import CLOCKS, Clock
 from afcache.runtime.controls import Controls, controls_of, watch
-from afcache.runtime.scheduler import ScheduledStep, check_scheduler, read_step
+from afcache.runtime.scheduler import ScheduledStep, check_beside, check_scheduler, read_step
 
 
 class Served:
-    """A pipeline whose scheduler is read at every call; when the pipeline is gone, its last scheduler still counts."""
+    """A pipeline whose schedulers are read at every call; when the pipeline is gone, its last ones still count.
 
-    def __init__(self, pipe: Any) -> None:
+    Args:
+        pipe: the pipeline.
+        beside: its scheduler of what is drawn beside the sample; "" where that has no schedule of its own.
+
+    """
+
+    def __init__(self, pipe: Any, beside: str = "") -> None:
         self._reference = weakref.ref(pipe)
+        self._name = beside
         # A pipeline that is being deep-copied has no scheduler yet.
         self._scheduler = getattr(pipe, "scheduler", None)
+        self._beside = getattr(pipe, beside, None) if beside else None
 
     @property
     def pipe(self) -> Any:
@@ -33,17 +41,31 @@ class Served:
             self._scheduler = pipe.scheduler
         return self._scheduler
 
+    @property
+    def beside(self) -> Any:
+        """Its present scheduler of what is drawn beside the sample."""
+        pipe = self._reference()
+        if pipe is not None:
+            self._beside = getattr(pipe, self._name, None)
+        return self._beside
+
 
 class Pipelines:
-    """All pipelines that are served; those made by `from_pipe` share the transformer."""
+    """All pipelines that are served; those made by `from_pipe` share the transformer.
 
-    def __init__(self) -> None:
+    Args:
+        beside: their scheduler of what is drawn beside the sample; "" where that has no schedule of its own.
+
+    """
+
+    def __init__(self, beside: str = "") -> None:
+        self._beside = beside
         self._served: list[Served] = []
 
     def add(self, pipe: Any) -> None:
         """Read the scheduler of this pipeline, too."""
         if all(known is not pipe for known in self.alive()):
-            self._served.append(Served(pipe))
+            self._served.append(Served(pipe, self._beside))
         watch([pipe])
 
     def alive(self) -> list[Any]:
@@ -117,6 +139,20 @@ class Pipelines:
         caller = self._caller() if len(found) > 1 else None
         of_caller = [] if caller is None else [place for place in found if place[0] is caller.scheduler]
         return of_caller or found
+
+    def levels(self, scheduler: Any, step: ScheduledStep) -> tuple[Tensor, Tensor, int]:
+        """Noise levels of the sample, those of what is drawn beside it, and the present step of both.
+
+        Args:
+            scheduler, step: the sample's.
+
+        Raises:
+            NotImplementedError: what is beside it has a scheduler that cannot be put on the sample's schedule.
+
+        """
+        beside = next(served.beside for served in self._served if served.scheduler is scheduler)
+        check_beside(self._beside, beside, scheduler)
+        return step.sigmas, beside.sigmas, step.index
 
     def _caller(self) -> Any:
         """The served pipeline whose call this is, innermost first, as the stack has it; None in a loop by hand."""

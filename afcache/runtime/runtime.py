@@ -91,7 +91,7 @@ class Runtime:
         self.family = family_of(transformer)
         self.reader = self.family.calls.reader(transformer)
         self._clock = self.family.calls.clock
-        self.pipelines = Pipelines()
+        self.pipelines = Pipelines(self.family.calls.beside)
         self.trajectories = Trajectories()
         # Calls of several threads take turns.
         self._turn = threading.RLock()
@@ -159,6 +159,7 @@ class Runtime:
     def _forward(self, call: Call) -> Tensor:
         expects, forecasts = self.trajectories.expects, self.config.rule.is_cached
         places = self.pipelines.locate(call.timestep, self._clock_of(call), expects=expects, forecasts=forecasts)
+        call = call if call.placed is None else call.placed(*self.pipelines.levels(*places[0]))
         scheduler, step, trajectory = self.trajectories.find(call, places)
         if trajectory is None:
             call = call if call.again is None else call.again()

@@ -8,16 +8,17 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
-from diffusers import CogVideoXDPMScheduler, FlowMatchEulerDiscreteScheduler, FlowMatchLCMScheduler
+from diffusers import CogVideoXDPMScheduler, FlowMatchLCMScheduler
 from jaxtyping import Float
 from torch import Tensor
 
 from afcache._typing import Sigmas
 from afcache.models.family import Clock
+from afcache.models.schedulers import EULERS
 from afcache.runtime.diffusion import ONE_STEP, SOLVERS, is_diffusion, levels_of
 from afcache.runtime.switches import version_of
 
-_OF_FLOWS = (FlowMatchEulerDiscreteScheduler, FlowMatchLCMScheduler)
+_OF_FLOWS = (*EULERS, FlowMatchLCMScheduler)
 _SUPPORTED = (
     f"FlowMatchEulerDiscreteScheduler, {', '.join(kind.__name__ for kind in SOLVERS)} (with use_flow_sigmas=True, or where the "
     f"model predicts noise or v), and {' and '.join(kind.__name__ for kind in ONE_STEP)} of such models"
@@ -83,9 +84,30 @@ def check_scheduler(scheduler: Any, *, forecasts: bool = True) -> None:
     )
 
 
+def check_beside(name: str, beside: Any, scheduler: Any) -> None:
+    """Raise unless what is drawn beside the sample takes Euler's steps as the sample does, as many.
+
+    Args:
+        name: of its scheduler in the pipeline.
+        beside: that scheduler, or None.
+        scheduler: the sample's.
+
+    Raises:
+        NotImplementedError: it does not.
+
+    """
+    if beside is None or not (is_eulers(beside) and is_eulers(scheduler)) or len(beside.sigmas) != len(scheduler.sigmas):
+        found = "missing" if beside is None else f"a {type(beside).__name__}"
+        raise NotImplementedError(
+            f"{name} is {found} beside scheduler {type(scheduler).__name__}; what is drawn on a schedule of its own is cached "
+            "where both take Euler's steps, as many. Assign the schedulers that the pipeline came with, or call "
+            "afcache.restore_pipeline(pipe) to run without caching."
+        )
+
+
 def is_eulers(scheduler: Any) -> bool:
     """Whether the next latents are x + (sigma_next - sigma) v, so that nothing is remembered of earlier velocities."""
-    return _has_step_of(scheduler, (FlowMatchEulerDiscreteScheduler,)) and not _draws_noise(scheduler)
+    return _has_step_of(scheduler, EULERS) and not _draws_noise(scheduler)
 
 
 def is_solver(scheduler: Any) -> bool:

@@ -9,7 +9,8 @@ from torch import Tensor
 from afcache._typing import HostModule
 from afcache.functional.model import Architecture, Model, Sizes
 from afcache.models.hosted.conventions import Conventions, given_sample, with_sample
-from afcache.models.hosted.samples import Cuts, cut_output, place_sample, read_sample
+from afcache.models.hosted.pace import Pace, enter, leave
+from afcache.models.hosted.samples import Argument, Cuts, cut_output, fill_output, place_sample, read_sample
 
 
 class HostInputs(NamedTuple):
@@ -20,6 +21,7 @@ class HostInputs(NamedTuple):
         cuts: where in its argument the sample is.
         sign: 1 where the output is the velocity, -1 where pipelines turn it round.
         part, parts: which of the guidance branches that share the call, in the order of its batch.
+        pace: of what is drawn beside the sample on a schedule of its own; None where nothing is.
 
     """
 
@@ -28,6 +30,32 @@ class HostInputs(NamedTuple):
     sign: int = 1
     part: int = 0
     parts: int = 1
+    pace: Pace | None = None
+
+
+def latents_of(conventions: Conventions, inputs: HostInputs) -> Tensor:
+    """The sample, `[batch, *latent]`."""
+    given = given_sample(conventions, inputs.arguments)
+    if inputs.pace is not None:
+        given = (given[0], inputs.pace.scale * given[1])
+    return read_sample(given, inputs.cuts)
+
+
+def velocity_of(conventions: Conventions, inputs: HostInputs, result: Any) -> Tensor:
+    """The velocity of the sample in what a forward returned; it may be a view."""
+    output, sign = conventions.output(result), inputs.sign
+    if inputs.pace is not None:
+        output = (output[0], sign * enter(inputs.pace, sign * output[1], given_sample(conventions, inputs.arguments)[1]))
+    return sign * cut_output(output, inputs.cuts)
+
+
+def output_of(conventions: Conventions, inputs: HostInputs, velocity: Tensor, given: Argument) -> Any:
+    """What the pipeline expects, by the velocity of the sample that it gave: the inverse of `velocity_of`."""
+    sign = inputs.sign
+    output = fill_output(sign * velocity, given, inputs.cuts)
+    if inputs.pace is not None:
+        output = (output[0], sign * leave(inputs.pace, sign * output[1], given[1]))
+    return output
 
 
 def hosted_architecture(conventions: Conventions, forward: Callable[..., Any]) -> Architecture:
@@ -40,7 +68,7 @@ def hosted_architecture(conventions: Conventions, forward: Callable[..., Any]) -
     """
 
     def latents(inputs: HostInputs) -> Tensor:
-        whole = read_sample(given_sample(conventions, inputs.arguments), inputs.cuts)
+        whole = latents_of(conventions, inputs)
         # A copy: torch.cond takes no two inputs that share their memory.
         return whole if inputs.parts == 1 else whole.chunk(inputs.parts)[inputs.part].clone()
 
@@ -49,8 +77,8 @@ def hosted_architecture(conventions: Conventions, forward: Callable[..., Any]) -
         for call in inputs:
             # The first of those that share a call makes it.
             if call.part == 0:
-                output = conventions.output(forward(model.transformer, **call.arguments, return_dict=False))
-                velocity = call.sign * cut_output(output, call.cuts)
+                result = forward(model.transformer, **call.arguments, return_dict=False)
+                velocity = velocity_of(conventions, call, result)
                 found += [_own(part, latents(call)) for part in velocity.chunk(call.parts)]
         return tuple(found)
 

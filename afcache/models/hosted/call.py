@@ -13,9 +13,10 @@ from torch.utils import _pytree as pytree
 
 from afcache._typing import Flag, HostModule
 from afcache.models.family import Call
-from afcache.models.hosted.architecture import HostInputs
+from afcache.models.hosted.architecture import HostInputs, latents_of, output_of, velocity_of
 from afcache.models.hosted.conventions import Conventions, given_sample, with_sample
-from afcache.models.hosted.samples import Cuts, cut_output, fill_output, own_sample, read_sample
+from afcache.models.hosted.pace import Pace, pace_of
+from afcache.models.hosted.samples import Cuts, own_sample
 
 # Where pipelines put options of attention, among them the scale of adapters.
 _OPTIONS = ("joint_attention_kwargs", "attention_kwargs", "cross_attention_kwargs")
@@ -52,11 +53,12 @@ class Reader:
         """Look at the next call as if it were the first."""
         self._cuts = self._shared = None
 
-    def read(self, arguments: dict[str, Any]) -> Call:
+    def read(self, arguments: dict[str, Any], pace: Pace | None = None) -> Call:
         """What the runtime asks of a call.
 
         Args:
             arguments: of the transformer's forward, but `return_dict` and the scale of adapters.
+            pace: of what is drawn beside the sample, once that is known.
 
         """
         conventions = self._conventions
@@ -64,23 +66,25 @@ class Reader:
             conventions.prime(self._transformer)
             self._is_primed = True
         source = given_sample(conventions, arguments)
-        arguments = with_sample(conventions, arguments, own_sample(source, is_kept=not conventions.writes_latents))
+        given = own_sample(source, is_kept=not conventions.writes_latents)
+        arguments = conventions.arrange(with_sample(conventions, arguments, given))
         structure = _structure(arguments)
         conditions = _tensors({name: value for name, value in arguments.items() if not self._varies(name)})
         cuts = self._cuts_of(arguments, structure)
-        x = read_sample(given_sample(conventions, arguments), cuts)
+        inputs = HostInputs(arguments, cuts, self.sign, pace=pace)
+        x = latents_of(conventions, inputs)
         branches = self._branches_of(x, structure, conditions)
         return Call(
-            inputs=HostInputs(arguments, cuts, self.sign),
+            inputs=inputs,
             latents=x if branches == 1 else x.chunk(branches)[0],
             source=pytree.tree_leaves(source)[0],
-            timestep=arguments[conventions.time],
+            timestep=arguments[conventions.time] if conventions.moment is None else conventions.moment(arguments),
             prefix_length=0,
             conditions=tuple(conditions),
             is_controlled=_is_controlled(arguments),
             structure=structure,
             branches=branches,
-            ask=functools.partial(self._ask, arguments, cuts, x.shape),
+            ask=functools.partial(self._ask, inputs, x.shape),
         )
 
     def _varies(self, name: str) -> bool:
@@ -88,11 +92,10 @@ class Reader:
         named = (self._conventions.argument, self._conventions.beside, self._conventions.time, *self._conventions.varying)
         return name in named or name.startswith("timestep")
 
-    def _ask(self, arguments: dict[str, Any], cuts: Cuts, shape: torch.Size, host: Callable[..., Any]) -> Tensor:
+    def _ask(self, inputs: HostInputs, shape: torch.Size, host: Callable[..., Any]) -> Tensor:
         """The velocity by the host's own forward."""
-        output = self._conventions.output(host(**arguments, return_dict=False))
-        velocity = cut_output(output, cuts).reshape(shape)
-        return (self.sign * velocity).contiguous()
+        result = host(**inputs.arguments, return_dict=False)
+        return velocity_of(self._conventions, inputs, result).reshape(shape).contiguous()
 
     def _cuts_of(self, arguments: dict[str, Any], structure: Any) -> Cuts:
         named = arguments.get(self._conventions.depends)
@@ -121,25 +124,35 @@ class Reader:
 
 
 class Reading:
-    """One call, which may be read again where it turns out to begin an image.
+    """One call, which may be read again where it turns out to begin an image, or once it is known at which step it is.
 
     Args:
         reader: of calls.
         arguments: of the transformer's forward.
+        is_paced: whether something is drawn beside the sample on a schedule of its own.
 
     Attributes:
         call: as it was read last.
 
     """
 
-    def __init__(self, reader: Reader, arguments: dict[str, Any]) -> None:
+    def __init__(self, reader: Reader, arguments: dict[str, Any], *, is_paced: bool = False) -> None:
         self._reader, self._arguments = reader, arguments
-        self.call = reader.read(arguments)._replace(again=self._again)
+        self._pace: Pace | None = None
+        self.call = self._read()._replace(placed=self._placed if is_paced else None)
+
+    def _read(self) -> Call:
+        self.call = self._reader.read(self._arguments, self._pace)._replace(again=self._again)
+        return self.call
 
     def _again(self) -> Call:
         self._reader.forget()
-        self.call = self._reader.read(self._arguments)
-        return self.call
+        return self._read()
+
+    def _placed(self, sigmas: Tensor, beside: Tensor, index: int) -> Call:
+        # Most schedulers keep their levels on the host.
+        self._pace = pace_of(sigmas.to(self.call.latents.device), beside, index)
+        return self._read()
 
 
 def answer(
@@ -165,9 +178,11 @@ def answer(
 
     def run(_: HostModule, **options: Any) -> Any:
         # The decorator around this has taken the scale out.
-        reading = Reading(reader, {**arguments, **options})
-        velocity = reader.sign * forward(reading.call)
-        return fill_output(velocity, given_sample(conventions, arguments), reading.call.inputs.cuts)
+        reading = Reading(reader, {**arguments, **options}, is_paced=bool(conventions.schedule))
+        velocity = forward(reading.call)
+        # Of a family that was never seen the sign may have been found out meanwhile.
+        inputs = reading.call.inputs._replace(sign=reader.sign)
+        return output_of(conventions, inputs, velocity, given_sample(conventions, arguments))
 
     for name in _OPTIONS:
         if "scale" in (arguments.get(name) or {}):

@@ -20,6 +20,10 @@ def _first(result: Any) -> Any:
     return result if isinstance(result, Tensor) else result[0]
 
 
+def _as_given(arguments: dict[str, Any]) -> dict[str, Any]:
+    return arguments
+
+
 def given_sample(conventions: "Conventions", arguments: dict[str, Any]) -> Argument:
     """What the sample comes in."""
     first = arguments[conventions.argument]
@@ -39,9 +43,12 @@ class Conventions(NamedTuple):
     Attributes:
         argument: of the transformer's forward, in which the sample comes: a tensor, or a list with an entry for each image.
         beside: another one, of what is drawn together with it: audio beside video.
+        schedule: the pipelines' scheduler of that, where it has one of its own (`afcache.models.hosted.pace`); "" shares one.
         cuts: `(transformer, arguments) -> Cuts`: where in it; may wait for the device.
         depends: the argument that leaves the cuts as they were while it is the very same tensor; "" asks at every call.
         time: the argument that holds the timestep.
+        moment: `(arguments) -> Tensor`: the sample's own timestep, where that argument holds others, too.
+        arrange: `(arguments) -> arguments`: in the same shapes at every step, where pipelines' differ; the output is the same.
         clock: what that counts.
         sign: 1 where the output is the velocity, -1 where pipelines turn it round.
         shares: whether guidance branches may share a call, one after the other in the batch.
@@ -59,9 +66,12 @@ class Conventions(NamedTuple):
 
     argument: str = "hidden_states"
     beside: str = ""
+    schedule: str = ""
     cuts: Callable[[HostModule, dict[str, Any]], Cuts] = _no_cuts
     depends: str = ""
     time: str = "timestep"
+    moment: Callable[[dict[str, Any]], Tensor] | None = None
+    arrange: Callable[[dict[str, Any]], dict[str, Any]] = _as_given
     clock: Clock = IN_SIGMA
     sign: int = 1
     shares: bool = False

@@ -46,6 +46,13 @@ def listed_shapes(transformer: HostModule, arguments: dict[str, Any]) -> Cuts:
     return (Cut(1, 0, count),) if count < arguments["hidden_states"].shape[1] else ()
 
 
+def after_references(transformer: HostModule, arguments: dict[str, Any]) -> Cuts:
+    """`img_shapes` lists references, then the sample: its tokens are the last, of an output that holds words as well, too."""
+    del transformer
+    count = math.prod(arguments["img_shapes"][0][-1])
+    return (Cut(1, -count, count),)
+
+
 def after_given_frames(transformer: HostModule, arguments: dict[str, Any]) -> Cuts:
     """The first frame is given where its tokens have timestep 0; conditions may be appended to the channels."""
     timestep: Tensor = arguments["timestep"]

@@ -43,6 +43,7 @@ def hosted_family(name: str, conventions: Conventions, kind: type[torch.nn.Modul
             answer=functools.partial(answer, conventions),
             clock=conventions.clock,
             prompt_first=conventions.prompt_first,
+            beside=conventions.schedule,
             passes=None if conventions.passes is None else functools.partial(_passes, conventions.passes),
         ),
         checks=Checks(

@@ -13,9 +13,10 @@ class Cut(NamedTuple):
 
     Attributes:
         axis: of the tensor, the batch being 0.
-        start, length: of the part.
+        start, length: of the part; a start below 0 counts from the end, where the output may have another number before it.
         is_returned: whether the output has the rest of the axis as well.
         beyond: how many elements the output alone has, after the rest.
+        is_beside: whether it is of what is drawn beside the sample.
 
     """
 
@@ -24,6 +25,7 @@ class Cut(NamedTuple):
     length: int
     is_returned: bool = True
     beyond: int = 0
+    is_beside: bool = False
 
 
 Cuts = tuple[Cut, ...]
@@ -58,7 +60,7 @@ def read_sample(argument: Argument, cuts: Cuts) -> Tensor:
     and audio, both are in one row, the second scaled so that they weigh alike in every norm, whatever their sizes.
     """
     if isinstance(argument, tuple):
-        return _in_one_row(_narrow(argument[0], cuts), argument[1])
+        return _in_one_row(*_narrow_two(argument, cuts))
     x = argument
     if isinstance(argument, list):
         x = torch.stack([each[-1] if isinstance(each, list) else each for each in argument])
@@ -69,7 +71,7 @@ def cut_output(output: Any, cuts: Cuts) -> Tensor:
     """The part of an output that belongs to the sample."""
     returned = tuple(cut for cut in cuts if cut.is_returned)
     if isinstance(output, tuple):
-        return _in_one_row(_narrow(output[0], returned), output[1])
+        return _in_one_row(*_narrow_two(output, returned))
     whole = torch.stack(list(output)) if isinstance(output, list) else output
     return _narrow(whole, returned)
 
@@ -84,23 +86,24 @@ def fill_output(velocity: Tensor, argument: Argument, cuts: Cuts) -> Any:
 
     """
     if isinstance(argument, tuple):
-        first, second = _in_two(velocity, _narrow(argument[0], cuts), argument[1])
-        return fill_output(first, argument[0], cuts), second
+        parts = zip(_in_two(velocity, *_narrow_two(argument, cuts)), argument, _of_each(cuts), strict=True)
+        return tuple(fill_output(part, its, mine) for part, its, mine in parts)
     if isinstance(argument, list):
         return list(velocity.unbind())
     for cut in cuts:
-        missing = argument.shape[cut.axis] - cut.start - cut.length + cut.beyond
-        if cut.is_returned and (cut.start or missing):
+        before = cut.start if cut.start >= 0 else argument.shape[cut.axis] + cut.start
+        missing = argument.shape[cut.axis] - before - cut.length + cut.beyond
+        if cut.is_returned and (before or missing):
             axis = cut.axis % velocity.ndim
-            velocity = F.pad(velocity, [0, 0] * (velocity.ndim - axis - 1) + [cut.start, missing])
+            velocity = F.pad(velocity, [0, 0] * (velocity.ndim - axis - 1) + [before, missing])
     return velocity
 
 
 def place_sample(argument: Argument, x: Tensor, cuts: Cuts) -> Argument:
     """The argument with another sample in it; everything fresh."""
     if isinstance(argument, tuple):
-        first, second = _in_two(x, _narrow(argument[0], cuts), argument[1])
-        return place_sample(argument[0], first, cuts), second
+        parts = zip(argument, _in_two(x, *_narrow_two(argument, cuts)), _of_each(cuts), strict=True)
+        return tuple(place_sample(its, part, mine) for its, part, mine in parts)
     if isinstance(argument, list):
         pairs = zip(argument, x.unbind(), strict=True)
         return [[*each[:-1], new.clone()] if isinstance(each, list) else new.clone() for each, new in pairs]
@@ -115,6 +118,16 @@ def _narrow(tensor: Tensor, cuts: Cuts) -> Tensor:
     for cut in cuts:
         tensor = tensor.narrow(cut.axis, cut.start, cut.length)
     return tensor
+
+
+def _of_each(cuts: Cuts) -> tuple[Cuts, Cuts]:
+    """Of the sample, and of what is beside it."""
+    return tuple(cut for cut in cuts if not cut.is_beside), tuple(cut for cut in cuts if cut.is_beside)
+
+
+def _narrow_two(pair: tuple[Tensor, Tensor], cuts: Cuts) -> tuple[Tensor, Tensor]:
+    first, second = map(_narrow, pair, _of_each(cuts))
+    return first, second
 
 
 def _in_one_row(first: Tensor, second: Tensor) -> Tensor:

@@ -1,5 +1,7 @@
 """The families whose models run their own forward: one entry each."""
 
+import importlib
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -9,6 +11,7 @@ from afcache.models.family import FROM_THE_END, IN_TIMESTEPS, Clock, Known
 from afcache.models.hosted.conventions import Conventions
 from afcache.models.hosted.cuts import (
     after_given_frames,
+    after_references,
     before_references,
     before_variances,
     first_channels,
@@ -18,6 +21,7 @@ from afcache.models.hosted.cuts import (
     marked_frames,
 )
 from afcache.models.hosted.family import hosted
+from afcache.models.hosted.packed import after_conditions, of_last_row, with_all_levels
 
 _PACKED_WITH_REFERENCES = Conventions(cuts=before_references, depends="img_ids")
 _CONTROL = ("controlnet_block_samples", "controlnet_single_block_samples", "block_controlnet_hidden_states")
@@ -40,10 +44,14 @@ def _writes_keys(arguments: dict[str, Any]) -> bool:
     return caches is not None and any(cache.mode == "write" for cache in caches.caches)
 
 
-def _audio_and_video(sample: Any, audio_sample: Any) -> Any:
-    from diffusers.models.transformers.transformer_ltx2 import AudioVisualModelOutput
+def _of_module(module: str, name: str) -> Callable[..., Any]:
+    """A class of outputs that diffusers exports nowhere, imported when it is asked for."""
 
-    return AudioVisualModelOutput(sample=sample, audio_sample=audio_sample)
+    def wrap(sample: Any, audio_sample: Any) -> Any:
+        kind = getattr(importlib.import_module(f"diffusers.models.transformers.{module}"), name)
+        return kind(sample=sample, audio_sample=audio_sample)
+
+    return wrap
 
 
 def _pair(result: Any) -> Any:
@@ -71,6 +79,13 @@ HOSTED: tuple[Known, ...] = (
             "QwenImageControlNetInpaintPipeline",
         ),
         Conventions(cuts=listed_shapes, varying=_CONTROL),
+    ),
+    hosted(
+        "Qwen-Image 2.1",
+        "QwenImage21Transformer2DModel",
+        ("QwenImage21Pipeline",),
+        # How many tokens it has is asked in Python.
+        Conventions(cuts=after_references, passes=_fills_keys, traces=_never),
     ),
     hosted(
         "FLUX.2",
@@ -134,7 +149,7 @@ HOSTED: tuple[Known, ...] = (
             clock=IN_TIMESTEPS,
             shares=True,
             varying=("audio_timestep", "sigma", "audio_sigma"),
-            wrap=_audio_and_video,
+            wrap=_of_module("transformer_ltx2", "AudioVisualModelOutput"),
             output=_pair,
             # Perturbed guidance asks in Python whether all are perturbed.
             traces=_never,
@@ -238,6 +253,24 @@ HOSTED: tuple[Known, ...] = (
         "MotifVideoTransformer3DModel",
         ("MotifVideoPipeline",),
         Conventions(cuts=first_channels, clock=IN_TIMESTEPS),
+    ),
+    hosted(
+        "MiniMax-H3",
+        "MiniMaxH3Transformer3DModel",
+        (),
+        Conventions(
+            beside="audio_hidden_states",
+            schedule="audio_scheduler",
+            cuts=after_conditions,
+            depends="video_indices",
+            moment=of_last_row,
+            arrange=with_all_levels,
+            clock=IN_TIMESTEPS,
+            sign=-1,
+            writes_latents=True,
+            wrap=_of_module("transformer_minimax_h3", "MiniMaxH3TransformerOutput"),
+            output=_pair,
+        ),
     ),
     hosted("Mochi", "MochiTransformer3DModel", ("MochiPipeline",), Conventions(clock=IN_TIMESTEPS, shares=True)),
     hosted("PRX", "PRXTransformer2DModel", ("PRXPipeline",), Conventions(shares=True)),

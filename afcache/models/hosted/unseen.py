@@ -12,10 +12,10 @@ from torch import Tensor
 from afcache.functional.process import mean_output
 from afcache.functional.state import StepSchedule
 from afcache.models.family import Family
+from afcache.models.hosted.architecture import HostInputs
 from afcache.models.hosted.call import Reader
 from afcache.models.hosted.conventions import Conventions
 from afcache.models.hosted.family import hosted_family
-from afcache.models.hosted.samples import Cuts
 
 logger = logging.get_logger(__name__)
 # How far the scheduler's step may be from what the outputs make of it, relative to it.
@@ -52,8 +52,8 @@ class UnseenReader(Reader):
         super().__init__(transformer, _CONVENTIONS)
         self.is_confirmed = False
 
-    def _ask(self, arguments: dict[str, Any], cuts: Cuts, shape: torch.Size, host: Callable[..., Any]) -> Tensor:
-        output = _only(host(**arguments, return_dict=False))
+    def _ask(self, inputs: HostInputs, shape: torch.Size, host: Callable[..., Any]) -> Tensor:
+        output = _only(host(**inputs.arguments, return_dict=False))
         if not isinstance(output, Tensor) or output.shape != shape:
             found = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
             raise NotImplementedError(

@@ -26,8 +26,6 @@ KINDS = _kinds()
 _CACHED = {name for known in KNOWN for name in known.pipelines}
 # Schedulers that draw new noise at every step, which are refused whatever the model.
 _REFUSED = {"SanaSprintPipeline", "SanaSprintImg2ImgPipeline", "HiDreamImagePipeline [Dev]", "CogVideoXPipeline [new noise]"}
-# A scheduler that is not known.
-_REFUSED |= {"MiniMaxH3ModularPipeline"}
 # Whose transformers nobody has described, and whose first steps explain themselves.
 _UNSEEN = ("StableAudio3", "AceStep", "LongCatAudio", "HunyuanVideoFramepack")
 _REFUSED |= {"StableAudio3Pipeline [distilled]", "AceStepPipeline"}

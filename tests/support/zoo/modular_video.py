@@ -1,16 +1,15 @@
-"""Modular pipelines of videos, tiny: Wan, LTX-Video, LTX-2, HunyuanVideo 1.5 and MiniMax-H3."""
+"""Modular pipelines of videos, tiny: Wan, LTX-Video, LTX-2 and HunyuanVideo 1.5."""
 
 from typing import Any
 
 import diffusers
 import torch
-from diffusers import MiniMaxH3Scheduler, MiniMaxH3Transformer3DModel
 from diffusers.guiders import ClassifierFreeGuidance, LTX2Guidance
 
 from tests.support.zoo import hunyuan_video, ltx, ltx2, wan
 from tests.support.zoo.kind import Kind
 from tests.support.zoo.modular import OUTSIDE, as_given, assemble, take
-from tests.support.zoo.parts import build, embeddings, ones, picture, tokenizer
+from tests.support.zoo.parts import picture, tokenizer
 
 WAN_CHANNELS = 16
 
@@ -60,14 +59,6 @@ def make_hunyuan() -> Any:
     return assemble(diffusers.HunyuanVideo15AutoBlocks, **take(pipe, *names))
 
 
-def make_minimax() -> Any:
-    sizes: dict[str, Any] = {"num_attention_heads": 2, "attention_head_dim": 12, "hidden_size": 24, "num_layers": 2}
-    sizes |= {"num_refiner_layers": 1, "ffn_dim": 32, "text_dim": 16, "freq_dim": 16, "time_embed_hidden_dim": 16}
-    transformer = build(MiniMaxH3Transformer3DModel, gain=1.2, time_embed_dim=16, rope_freq_dim=2, **sizes)
-    schedulers: dict[str, Any] = {"scheduler": MiniMaxH3Scheduler(), "audio_scheduler": MiniMaxH3Scheduler(shift=6.0)}
-    return assemble(diffusers.MiniMaxH3Blocks, transformer=transformer, **schedulers)
-
-
 def modular(arguments: dict[str, Any], **more: Any) -> dict[str, Any]:
     return {**{name: value for name, value in arguments.items() if name != "output_type"}, "output": "latents", **more}
 
@@ -102,17 +93,6 @@ def _hunyuan_image(pipe: Any, prompt: int) -> dict[str, Any]:
     return {**_hunyuan(pipe, prompt), "image": picture(128, 64)}
 
 
-def _minimax(pipe: Any, prompt: int) -> dict[str, Any]:
-    tags = ones(24) * pipe.text_tag
-    size = {"width": 32, "height": 32, "num_frames": 124}
-    return {
-        "prompt_embeds": embeddings(prompt, 24, 16),
-        "text_token_tags": tags,
-        **size,
-        "output": ["latents", "audio_latents"],
-    }
-
-
 KINDS = [
     Kind("WanModularPipeline", "Wan 2.1", make_wan, wan_text, {}, latents=as_given),
     Kind("WanModularPipeline [unguided]", "Wan 2.1", make_wan_unguided, wan_text, None, {}, latents=as_given),
@@ -123,5 +103,4 @@ KINDS = [
     Kind("LTX2ModularPipeline", "LTX-2", make_ltx2, _ltx2, {}, latents=as_given),
     Kind("HunyuanVideo15ModularPipeline", "HunyuanVideo 1.5", make_hunyuan, _hunyuan, {}, latents=as_given),
     Kind("HunyuanVideo15ModularPipeline [image]", "HunyuanVideo 1.5", make_hunyuan, _hunyuan_image, {}, latents=as_given),
-    Kind("MiniMaxH3ModularPipeline", "MiniMax-H3", make_minimax, _minimax, latents=as_given),
 ]
