@@ -2,6 +2,7 @@
 
     python bench/compare_compiled.py --mini --quick          # one knob of every peer
     python bench/compare_compiled.py --mini                  # every knob, compiled and eager; over half an hour
+    python bench/compare_compiled.py --mini-wan --eager      # videos: block evaluations and quality, nothing compiled
     python bench/compare_compiled.py --random small          # what cached steps cost; quality is not compared
     python bench/compare_compiled.py --random medium --patterns bench/results/compare_mini_cpu_YYYYMM.json
     python bench/compare_compiled.py --random flux1 --dtype bfloat16 --at-once 1
@@ -73,6 +74,8 @@ def _task(arguments: argparse.Namespace) -> Task:
 
 
 def _model(arguments: argparse.Namespace) -> str:
+    if arguments.mini_wan:
+        return "mini-wan"
     return "mini" if arguments.mini else f"random:{arguments.random}" if arguments.random else arguments.model
 
 
@@ -92,8 +95,8 @@ def _measured(path: str) -> dict[str, dict[str, Any]]:
 
 def _complaint(arguments: argparse.Namespace, chosen: Sequence[Contender]) -> str | None:
     """What is wrong with options that would have no effect, or another than they say."""
-    if arguments.mini and arguments.resolution:
-        return "--resolution cannot be given with --mini: mini-FLUX has one size."
+    if (arguments.mini or arguments.mini_wan) and arguments.resolution:
+        return "--resolution cannot be given with --mini or --mini-wan: mini-FLUX and mini-Wan have one size."
     if arguments.patterns is None:
         return None
     if not arguments.random:
@@ -131,6 +134,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--mini", action="store_true", help="mini-FLUX, which comes with the package")
+    what.add_argument("--mini-wan", action="store_true", help="mini-Wan, which draws videos, and comes with the package, too")
     what.add_argument("--random", choices=RANDOM, help="random weights: the cost of cached steps, never quality")
     what.add_argument("--model", help="a folder or hub id of a FLUX.1 pipeline")
     what.add_argument(
@@ -154,6 +158,7 @@ def main() -> None:
         type=int,
         help="processes beside the two references', each with a whole model in memory (default 6; on a GPU 1)",
     )
+    parser.add_argument("--eager", action="store_true", help="compile nothing but the reference")
     parser.add_argument("--quick", action="store_true", help="one knob of every peer, 4 images, two compile at a time")
     parser.add_argument("--limit", type=float, default=1800, help="seconds that a contender may take for one answer")
     parser.add_argument(
@@ -169,6 +174,9 @@ def main() -> None:
     forces_one_pattern = arguments.random and not arguments.patterns
     of_each = "one pattern" if forces_one_pattern else "one knob" if arguments.quick else "every knob"
     chosen = _choose(arguments.contenders, model=_model(arguments), of_each=of_each)
+    if arguments.eager:
+        # The references race anyway, and times are compared with the compiled one's, too.
+        chosen = [contender for contender in chosen if contender.kind == "reference" or not contender.is_compiled]
     if complaint := _complaint(arguments, chosen):
         parser.error(complaint)
     _compare(arguments, chosen)

@@ -16,7 +16,6 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import torch
 from diffusers import WanPipeline, WanTransformer3DModel
 from torch import Tensor
 
@@ -24,7 +23,7 @@ import afcache
 from afcache import CacheConfig
 from afcache.calibration.metrics import psnr
 from afcache.settings.presets import tuned
-from bench.mini_wan import data
+from bench.mini_wan import sampling
 from bench.mini_wan.parts import EXPERTS
 from bench.record.recording import write_result
 from bench.record.render import table
@@ -68,8 +67,8 @@ def join(pipe: Any) -> Any:
 
 def draw(pipe: Any, seed: int, settings: dict[str, Any]) -> np.ndarray:
     """A clip `[frames, height, width, 3]` in [0, 1]."""
-    generator = torch.Generator().manual_seed(seed)
-    return pipe(data.prompt_of(seed), generator=generator, output_type="np", **settings).frames[0]
+    options = dict(settings)
+    return sampling.draw(pipe, seed, steps=options.pop("num_inference_steps"), **options)
 
 
 def switch_of(pipe: Any, settings: dict[str, Any]) -> int:

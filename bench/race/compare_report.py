@@ -97,11 +97,14 @@ def _shares(evaluations: list[list[float]], seconds: list[list[float]]) -> dict[
 
 def _quality(images: list[np.ndarray], references: list[np.ndarray]) -> dict[str, Any]:
     psnr = [min(afcache.psnr(a, b), 150.0) for a, b in zip(images, references, strict=True)]
-    facts: dict[str, Any] = {
-        "psnr": statistics.mean(psnr),
-        "psnr_worst": min(psnr),
-        "ssim": statistics.mean(afcache.ssim(a, b) for a, b in zip(images, references, strict=True)),
-    }
+    facts: dict[str, Any] = {"psnr": statistics.mean(psnr), "psnr_worst": min(psnr)}
+    if images[0].ndim == 4:
+        clips = [afcache.clip_quality(a, b) for a, b in zip(images, references, strict=True)]
+        facts["ssim"] = statistics.mean(clip.ssim for clip in clips)
+        facts["psnr_worst_frame"] = min(min(clip.worst_frame, 150.0) for clip in clips)
+        facts["flicker"] = statistics.mean(clip.flicker for clip in clips)
+        return facts
+    facts["ssim"] = statistics.mean(afcache.ssim(a, b) for a, b in zip(images, references, strict=True))
     if (distance := _lpips()) is not None:
         facts["lpips"] = statistics.mean(distance(a, b) for a, b in zip(images, references, strict=True))
     return facts
@@ -129,7 +132,10 @@ def shown(facts: dict[str, Any]) -> dict[str, str]:
     if "seconds" not in facts:
         shown_row = dict.fromkeys(_COLUMNS, "")
         return {**shown_row, "contender": facts["contender"], "seconds": f"failed: {facts['failure']}"}
-    return {title: show(facts) for title, show in _COLUMNS.items()}
+    shown_row = {title: show(facts) for title, show in _COLUMNS.items()}
+    if "flicker" in facts:
+        shown_row |= {"worst frame": _decibels(facts["psnr_worst_frame"]), "flicker": f"{facts['flicker']:.4f}"}
+    return shown_row
 
 
 def _graphs(facts: dict[str, Any]) -> str:
@@ -170,6 +176,12 @@ _COLUMNS: dict[str, Any] = {
 }
 
 
+_OF_VIDEOS = (
+    "An image is a clip: PSNR is that of all its frames, SSIM their mean; flicker is what changes from frame to frame and "
+    "should not, relative to what moves, the mean of all clips; the worst frame is that of all clips.",
+)
+
+
 def notes(task: Task, images: int, *, is_quick: bool) -> list[str]:
     """What a reader of the table must know."""
     lines = [
@@ -195,5 +207,6 @@ def notes(task: Task, images: int, *, is_quick: bool) -> list[str]:
     return [
         *lines,
         "PSNR (float64) and SSIM against the uncached, eager image of the same seed.",
+        *(_OF_VIDEOS if task.model == "mini-wan" else ()),
         f"MagCache's ratios are of its own calibration mode: {[round(ratio, 4) for ratio in task.mag_ratios]}.",
     ]

@@ -26,7 +26,7 @@ class Contender(NamedTuple):
         force: set-up with given refreshes; None where they cannot be given.
         step_share: share of the task's steps that it walks.
         module: package that must be installed.
-        only: random weights whose names begin like this; "" for every model.
+        only: a family of models; "" for all.
 
     """
 
@@ -43,7 +43,7 @@ class Contender(NamedTuple):
 
     def races(self, model: str) -> bool:
         """Whether it is meant for a task's model."""
-        return model.startswith(f"random:{self.only}") if self.only else True
+        return model.startswith((f"random:{self.only}", f"mini-{self.only}")) if self.only else True
 
 
 _LISTS = ("transformer_blocks", "single_transformer_blocks", "blocks")

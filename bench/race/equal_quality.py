@@ -50,6 +50,7 @@ def _fastest(rows: list[dict[str, Any]], quality: float) -> dict[str, Any] | str
         "speed-up": speed_of(best),
         "PSNR": best["psnr"],
         "worst PSNR": best["psnr_worst"],
+        **({"flicker": best["flicker"]} if "flicker" in best else {}),
     }
 
 

@@ -1,4 +1,4 @@
-"""What the comparison samples: mini-FLUX, somebody's FLUX, or random weights of a given size."""
+"""What the comparison samples: mini-FLUX, mini-Wan, somebody's FLUX, or random weights of a given size."""
 
 from typing import Any, NamedTuple
 
@@ -7,11 +7,13 @@ import torch
 from diffusers import FluxPipeline
 
 from bench.mini_flux import sampling
+from bench.mini_wan import sampling as sampling_of_videos
 from bench.models.random_flux import default_dtype
 from bench.models.random_model import RANDOM, RandomModel
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 DTYPES = tuple(_DTYPES)
+_TRAINED: dict[str, Any] = {"mini": sampling, "mini-wan": sampling_of_videos}
 PROMPTS = (
     "A lighthouse on a cliff at dusk, long exposure",
     "A red fox asleep in fresh snow, close-up",
@@ -28,7 +30,7 @@ class Task(NamedTuple):
     """What every contender does.
 
     Attributes:
-        model: "mini", "random:NAME", or a folder or hub id.
+        model: "mini", "mini-wan", "random:NAME", or a folder or hub id.
         steps: denoising steps.
         resolution: pixels of a side; None: what the model is made for.
         dtype: of the weights.
@@ -61,13 +63,13 @@ class Task(NamedTuple):
     @property
     def calls(self) -> int:
         """Of the transformer at each step."""
-        return self.random.calls if self.is_random else 1
+        return self.random.calls if self.is_random else 2 if self.model == "mini-wan" else 1
 
 
 def load(task: Task) -> Any:
     """A fresh pipeline on the task's device."""
-    if task.model == "mini":
-        pipe = sampling.load()
+    if task.model in _TRAINED:
+        pipe = _TRAINED[task.model].load()
         return pipe if (task.device, task.dtype) == ("cpu", "float32") else pipe.to(task.device, _DTYPES[task.dtype])
     if task.is_random:
         # Made in their own precision: in float32 the largest would need twice its memory for a moment.
@@ -80,11 +82,11 @@ def load(task: Task) -> Any:
 
 
 def draw(pipe: Any, task: Task, seed: int, *, steps: int | None = None) -> np.ndarray:
-    """One image `[height, width, 3]` in [0, 1]; of random weights its latents."""
+    """One image `[height, width, 3]`, or clip `[frames, height, width, 3]`, in [0, 1]; of random weights its latents."""
     steps = steps or task.steps
     generator = torch.Generator(task.device).manual_seed(seed)
-    if task.model == "mini":
-        return sampling.draw(pipe, seed, steps=steps)
+    if task.model in _TRAINED:
+        return _TRAINED[task.model].draw(pipe, seed, steps=steps)
     if task.is_random:
         return task.random.draw(pipe, image_tokens(task), seed=seed, steps=steps)
     size = {} if task.resolution is None else {"height": task.resolution, "width": task.resolution}

@@ -63,6 +63,7 @@ def complaint(arguments: list[str], monkeypatch, capsys) -> str:
     ("arguments", "message"),
     [
         ("--mini --resolution 64", "--resolution cannot be given with --mini"),
+        ("--mini-wan --resolution 64", "--resolution cannot be given with --mini"),
         ("--mini --patterns {stored}", "--patterns needs --random"),
         ("--random tiny --patterns {stored}", "--patterns are of 4 steps, and --steps is 28"),
         ("--random tiny --steps 2 --patterns {stored}", "--patterns are of 4 steps, and --steps is 2"),
