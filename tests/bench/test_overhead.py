@@ -11,7 +11,7 @@ pytestmark = pytest.mark.host
 
 
 def test_every_kind_of_step_is_measured_at_every_interval():
-    rows = measure_steps(64, [4, 8], 1, dim=64, backend="aot_eager")
+    rows = measure_steps(64, [4, 8], 1, dim=64, backend="eager")
     assert [(row["target"], row["compiled"], row["refresh every"]) for row in rows] == [
         (*kind, interval) for kind in KINDS for interval in (4, 8)
     ]
@@ -21,7 +21,7 @@ def test_every_kind_of_step_is_measured_at_every_interval():
 
 
 def test_the_look_at_the_latents_is_measured_for_both_kinds_of_step(monkeypatch):
-    monkeypatch.setattr(continuity_costs, "CompileOptions", lambda: CompileOptions(backend="aot_eager"))
+    monkeypatch.setattr(continuity_costs, "CompileOptions", lambda: CompileOptions(backend="eager"))
     with torch.no_grad():
         rows = continuity_costs.measure_continuity(64, 2)
     assert [row["forecast"] for row in rows] == ["noise", "residual"]

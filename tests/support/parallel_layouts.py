@@ -1,7 +1,6 @@
 """Which ranks are started, each layout once, and all that they do before they end."""
 
 import math
-import multiprocessing
 import os
 import socket
 import subprocess
@@ -12,6 +11,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from tests.support.forked import prepare_forks
 from tests.support.parallel_cases import Drawn
 
 ROOT = Path(__file__).parent.parent.parent
@@ -110,7 +110,9 @@ LAYOUTS = {
     ),
     "ulysses and ring": Layout(
         {"ulysses_degree": 2, "ring_degree": 2},
-        compiled("inductor") + voted("noise, guided") + eager("odd everything", "long text, odd image", "layerwise, odd", "noise"),
+        compiled("inductor")
+        + voted("noise, guided")
+        + eager("odd everything", "long text, odd image", "layerwise, odd", "noise"),
     ),
     "ulysses and guidance": Layout({"ulysses_degree": 2, "cfg_degree": 2}, compiled("guided") + eager("noise, guided")),
     "ring and guidance": Layout({"ring_degree": 2, "cfg_degree": 2}, eager("teacache, guided")),
@@ -142,8 +144,7 @@ def start(name: str, folder: Path) -> list[Met]:
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
-    fork = multiprocessing.get_context("forkserver")
-    fork.set_forkserver_preload(["tests.support.parallel_worker"])
+    fork = prepare_forks()
     shared = {"WORLD_SIZE": str(layout.size), "MASTER_ADDR": "localhost", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
     ranks = []
     for rank in range(layout.size):
