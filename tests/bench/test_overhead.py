@@ -1,13 +1,24 @@
 """What a cached step costs: every kind of step is timed, and its refreshes are the forced ones."""
 
+import functools
+
 import pytest
 import torch
 
 from afcache.runtime.compiled import CompileOptions
-from bench.scale import continuity_costs
+from bench.models.random_flux import make_transformer
+from bench.scale import continuity_costs, step_costs
 from bench.scale.step_costs import KINDS, STEPS, measure_steps
 
 pytestmark = pytest.mark.host
+
+
+@pytest.fixture(autouse=True)
+def few_blocks(monkeypatch) -> None:
+    """Instead of twelve, which take a compiler for long; a refresh still takes longer than a cached step."""
+    for module, double, single in ((step_costs, 2, 4), (continuity_costs, 1, 1)):
+        make = functools.partial(make_transformer, double=double, single=single)
+        monkeypatch.setattr(module, "make_transformer", lambda *, dim, make=make, **_: make(dim=dim))
 
 
 def test_every_kind_of_step_is_measured_at_every_interval():
