@@ -16,7 +16,11 @@ done
 make_environment "[test,bench]"
 .venv/bin/ruff check .
 .venv/bin/ruff format --check .
-.venv/bin/pyright
+# Beside the tests: by itself it would leave all processors but one without work.
+types="$(mktemp)"
+.venv/bin/pyright > "$types" 2>&1 &
+checking=$!
+trap 'kill "$checking" 2> /dev/null || true; rm -f "$types"' EXIT
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
 # Tests that share what is costly to start, such as ranks, are in one group, and run in one process.
 pytest=(.venv/bin/python -m pytest --numprocesses "${TEST_PROCESSES:-2}" --dist loadgroup)
@@ -25,4 +29,8 @@ if [ -n "$contract" ] || [ "$constraints" != "$(cat tests/contract/passed_with 2
     "${pytest[@]}" -m contract
     echo "$constraints" > tests/contract/passed_with
 fi
-exec "${pytest[@]}" -m "$chosen" ${arguments[@]+"${arguments[@]}"}
+status=0
+"${pytest[@]}" -m "$chosen" ${arguments[@]+"${arguments[@]}"} || status=$?
+wait "$checking" || status=$?
+cat "$types"
+exit "$status"

@@ -1,10 +1,12 @@
 import gc
+from collections.abc import Iterator
 
 import pytest
 import torch
 from diffusers import FluxPipeline
 
 import afcache
+from tests.support.equal_graphs import remember_graphs
 from tests.support.mini_flux import fresh_mini_flux
 from tests.support.sampling import shorten
 
@@ -14,6 +16,14 @@ def pytest_collection_finish() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(100_000, 20, 100)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def equal_graphs() -> Iterator[None]:
+    """What AOT made of a graph serves every test that traces an equal one."""
+    forget = remember_graphs()
+    yield
+    forget()
 
 
 @pytest.fixture(autouse=True)

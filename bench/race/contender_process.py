@@ -19,6 +19,8 @@ from bench.race.contenders import contenders
 from bench.race.subjects import Task, draw, load
 from bench.record.clock import seconds_of, start_clock
 
+# Nothing that another process has loaded, warmed up or changed: tests, which measure nothing, start theirs otherwise.
+START_METHOD = "spawn"
 _RECOMPILE_LIMIT = 1024
 # Dynamo's warning names the limit that it hit: this one, or the accumulated one.
 GAVE_UP = "recompile_limit"
@@ -247,7 +249,7 @@ class Racer:
         self.name = name
         self.failure: str | None = None
         self._limit = limit
-        context = multiprocessing.get_context("spawn")
+        context = multiprocessing.get_context(START_METHOD)
         self._connection, self._theirs = context.Pipe()
         self._process = context.Process(target=_serve, args=(self._theirs, name, task, list(seeds), log), daemon=True)
 

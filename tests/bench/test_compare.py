@@ -79,25 +79,41 @@ def test_options_without_effect_are_refused(arguments: str, message: str, tmp_pa
     assert message in complaint(arguments.format(stored=stored).split(), monkeypatch, capsys)
 
 
-def compare(folder: Path, *arguments: str) -> tuple[str, dict[str, dict[str, Any]]]:
-    """Run the command as a file, from another folder; what it printed, and its rows by contender."""
-    script = Path(__file__).parent.parent.parent / "bench" / "compare_compiled.py"
-    fixed = ["--seeds", "2", "--backend", "aot_eager", "--output", str(folder)]
-    result = subprocess.run(
-        [sys.executable, str(script), *arguments, *fixed], capture_output=True, text=True, cwd=folder, check=False
-    )
-    assert result.returncode == 0, result.stderr
+SCRIPT = Path(__file__).parent.parent.parent / "bench" / "compare_compiled.py"
+
+
+def fixed(folder: Path) -> list[str]:
+    return ["--seeds", "2", "--backend", "eager", "--output", str(folder)]
+
+
+def rows_of(folder: Path) -> dict[str, dict[str, Any]]:
+    """By contender."""
     (stored,) = (path for path in folder.glob("*.json") if "fastest" not in path.name)
-    return result.stdout, {row["contender"]: row for row in json.loads(stored.read_text())["rows"]}
+    return {row["contender"]: row for row in json.loads(stored.read_text())["rows"]}
 
 
-def test_from_end_to_end(tmp_path: Path):
+def compare(folder: Path, monkeypatch, capsys, *arguments: str) -> tuple[str, dict[str, dict[str, Any]]]:
+    """Run the command in this process; what it printed, and its rows."""
+    monkeypatch.setattr(sys, "argv", [str(SCRIPT), *arguments, *fixed(folder)])
+    main()
+    return capsys.readouterr().out, rows_of(folder)
+
+
+def compare_as_a_file(folder: Path, *arguments: str) -> tuple[str, dict[str, dict[str, Any]]]:
+    """The same as a file, from another folder."""
+    command = [sys.executable, str(SCRIPT), *arguments, *fixed(folder)]
+    result = subprocess.run(command, capture_output=True, text=True, cwd=folder, check=False)
+    assert result.returncode == 0, result.stderr
+    return result.stdout, rows_of(folder)
+
+
+def test_from_end_to_end(tmp_path: Path, monkeypatch, capsys):
     """Somebody's model, a folder as `save_pretrained` writes it; then random weights, with the decisions of the first run."""
     folder = str(tmp_path / "model")
     shorten(fresh_mini_flux()).save_pretrained(folder)
     names = ("AFCache fast, compiled", "compiled by regions", "ParaAttention 0.12, compiled")
     arguments = ("--resolution", "32", "--steps", "8")
-    printed, rows = compare(tmp_path, "--model", folder, *arguments, "--contenders", *names)
+    printed, rows = compare(tmp_path, monkeypatch, capsys, "--model", folder, *arguments, "--contenders", *names)
     assert "compiled, 40 dB or better: AFCache" in printed
     assert "failed: TypeError" in printed
     assert set(rows) == {"eager", "compiled", *names}
@@ -109,7 +125,7 @@ def test_from_end_to_end(tmp_path: Path):
     again = tmp_path / "again"
     again.mkdir()
     arguments = ("--steps", "8", "--patterns", str(stored), "--contenders", "AFCache fast, compiled")
-    printed, repeated = compare(again, "--random", "tiny", *arguments)
+    printed, repeated = compare_as_a_file(again, "--random", "tiny", *arguments)
     assert "says nothing about quality" in printed
     repetition, original = repeated["AFCache fast, compiled"], rows["AFCache fast, compiled"]
     assert repetition["pattern"] == original["pattern"]

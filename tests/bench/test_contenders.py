@@ -19,7 +19,7 @@ from bench.race.subjects import Task, load
 
 pytestmark = pytest.mark.host
 PATTERN = "FF.F..F...F."
-TASK = Task("random:tiny", steps=len(PATTERN), patterns={"": PATTERN}, backend="aot_eager")
+TASK = Task("random:tiny", steps=len(PATTERN), patterns={"": PATTERN}, backend="eager")
 # Installing cache-dit's cache changes a class of diffusers, so its contenders run in processes of their own.
 BY_NAME = {contender.name: contender for contender in contenders()}
 IN_PROCESS = [c for c in contenders() if c.force is not None and c.module == "diffusers" and not c.is_compiled]

@@ -116,7 +116,7 @@ def test_shapes_that_cannot_be_are_refused(text: str):
         parse_shape(text)
 
 
-SMALL = ["--gpu", "--size", "tiny", "--device", "cpu", "--backend", "aot_eager", "--steps", "8", "--rounds", "1"]
+SMALL = ["--gpu", "--size", "tiny", "--device", "cpu", "--backend", "eager", "--steps", "8", "--rounds", "1"]
 
 
 @pytest.mark.host
@@ -224,7 +224,7 @@ def test_what_does_not_fit_into_the_time_is_named(monkeypatch, tmp_path: Path):
 
 def test_a_measurement_that_fails_is_named(tmp_path: Path):
     where = {"device": "cpu", "size": "tiny", "output": tmp_path, "target": DEFAULT_TARGET}
-    bench = Bench(Namespace(**where, minutes=1.0, steps=8, rounds=1, backend="aot_eager"))
+    bench = Bench(Namespace(**where, minutes=1.0, steps=8, rounds=1, backend="eager"))
 
     def fail():
         yield {"pattern": "F."}

@@ -22,7 +22,7 @@ IN_PROCESS = list({c.family: c for c in contenders() if c.force and c.module == 
 
 
 def task_of(name: str, **changes: Any) -> Task:
-    return Task(f"random:{name}", len(PATTERN), patterns={"": PATTERN}, backend="aot_eager", **changes)
+    return Task(f"random:{name}", len(PATTERN), patterns={"": PATTERN}, backend="eager", **changes)
 
 
 def count(pipe: Any, task: Task) -> list[float]:
@@ -116,7 +116,7 @@ def test_contenders_that_are_forced_in_a_process_of_their_own(contender: str, na
 
 def test_a_contender_that_refreshes_elsewhere_fails(tmp_path: Path):
     """Nobody can reuse at the first step."""
-    task = Task("random:wan_tiny", 4, patterns={"": ".F.."}, backend="aot_eager")
+    task = Task("random:wan_tiny", 4, patterns={"": ".F.."}, backend="eager")
     racer = Racer("diffusers FirstBlockCache 0.12", task, [0], tmp_path / "log", limit=300)
     assert racer.start() is None
     assert racer.failure == "RuntimeError: told to refresh at .F.., it did at FF.."

@@ -9,7 +9,7 @@ from diffusers.models.controlnets.controlnet_flux import FluxMultiControlNetMode
 
 import afcache
 from tests.support.mini_flux import fresh_mini_flux
-from tests.support.one_graph import MIXED, assert_exact_and_one_graph, counters
+from tests.support.one_graph import MIXED, TRACED, assert_exact_and_one_graph, counters
 from tests.support.pipelines import BY_NAME, draw, make, make_controlnet, picture
 
 pytestmark = pytest.mark.host
@@ -43,7 +43,7 @@ def test_a_controlnet_that_is_not_always_called(comes: str):
 
     pipe.transformer.register_forward_pre_hook(switch, with_kwargs=True)
     expected = draw(pipe, kind)
-    afcache.compile_pipeline(pipe, tolerance=0.0, backend="aot_eager")
+    afcache.compile_pipeline(pipe, tolerance=0.0, backend=TRACED)
     assert (draw(pipe, kind) - expected).abs().max() < 1e-4
     # Once with residuals and once without.
     assert counters()["stats"]["unique_graphs"] == 2

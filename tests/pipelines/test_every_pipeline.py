@@ -11,7 +11,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 import afcache
 from afcache import CacheConfig, FluxInputs
 from afcache.models.flux1 import call as flux1_call
-from tests.support.one_graph import MIXED, assert_exact_and_one_graph, assert_exact_and_share_a_graph, counters
+from tests.support.one_graph import MIXED, TRACED, assert_exact_and_one_graph, assert_exact_and_share_a_graph, counters
 from tests.support.pipelines import BY_NAME, KINDS, Kind, draw, make, picture
 
 pytestmark = pytest.mark.host
@@ -165,7 +165,7 @@ def test_a_prompt_exchanged_by_a_callback_starts_the_cache_again():
 )
 def test_arguments_of_a_call(changes: dict[str, Any]):
     kind = BY_NAME["FluxPipeline"]
-    assert_exact_and_one_graph(make(kind, single=1), kind, **changes)
+    assert_exact_and_one_graph(make(kind, single=1), kind, backend=TRACED, **changes)
 
 
 @pytest.mark.parametrize("name", ["FluxPipeline", "FluxFillPipeline", "FluxControlNetPipeline", "FluxKontextPipeline"])

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import afcache
-from tests.support.one_graph import assert_exact_and_one_graph, counters
+from tests.support.one_graph import TRACED, assert_exact_and_one_graph, counters
 from tests.support.pipelines import BY_NAME, draw, load_ip_adapters, make, make_prior, picture
 
 pytestmark = pytest.mark.host
@@ -50,7 +50,7 @@ def test_image_prompts_rescaled_at_every_step_are_one_graph():
     names = ("callback_on_step_end", "ip_adapter_image_embeds", "negative_ip_adapter_image_embeds")
     changes: dict[str, Any] = dict(zip(names, (fade, [torch.ones(1, 1, 16)], [torch.ones(1, 1, 16)]), strict=True))
     expected = draw(pipe, kind, **changes)
-    afcache.compile_pipeline(pipe, tolerance=0.0, backend="aot_eager")
+    afcache.compile_pipeline(pipe, tolerance=0.0, backend=TRACED)
     assert (draw(pipe, kind, **changes) - expected).abs().max() < 1e-4
     assert counters()["stats"]["unique_graphs"] == 1
     afcache.compile_pipeline(pipe, afcache.policy("fixed", interval=100, warmup_steps=2), compile=False)
@@ -83,4 +83,4 @@ def test_prompt_embeddings_of_redux():
         afcache.compile_pipeline(prior)
     embeddings = prior(picture(), prompt="a two")
     assert embeddings.prompt_embeds.shape == (1, 512 + 4, 64)
-    assert_exact_and_one_graph(pipe, kind, prompt=None, **embeddings)
+    assert_exact_and_one_graph(pipe, kind, backend=TRACED, prompt=None, **embeddings)

@@ -40,7 +40,7 @@ def test_everything_is_one_graph(short, backend: str, tolerance: float):
 
 
 def test_a_new_kind_of_shape_adds_one_graph_and_the_next_of_its_kind_none(short):
-    afcache.compile_pipeline(short, ADAPTIVE, backend="aot_eager")
+    afcache.compile_pipeline(short, ADAPTIVE, backend="eager")
     sample(short, steps=3)
     expected = 1
     kinds: list[list[dict[str, Any]]] = [

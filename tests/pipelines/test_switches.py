@@ -9,7 +9,7 @@ from diffusers.models.controlnets.controlnet_flux import FluxMultiControlNetMode
 import afcache
 from afcache.runtime.controls import Controls, controls_of
 from tests.support.mini_flux import fresh_mini_flux
-from tests.support.one_graph import assert_exact_and_one_graph, assert_exact_and_share_a_graph
+from tests.support.one_graph import TRACED, assert_exact_and_one_graph, assert_exact_and_share_a_graph
 from tests.support.pipelines import BY_NAME, draw, load_ip_adapters, make, make_controlnet, picture
 
 pytestmark = pytest.mark.host
@@ -62,7 +62,7 @@ CASES: dict[str, dict[str, Any]] = {
 
 def test_switches_are_exact_and_share_a_graph():
     pipe = make(CONTROLNET, double=1, single=1)
-    assert_exact_and_share_a_graph([(pipe, CONTROLNET, changes) for changes in CASES.values()])
+    assert_exact_and_share_a_graph([(pipe, CONTROLNET, changes) for changes in CASES.values()], TRACED)
 
 
 @pytest.mark.parametrize("name", [name for name in CASES if name != "latents"])
@@ -73,7 +73,7 @@ def test_the_step_after_a_switch_is_computed(name: str):
 
 
 def test_one_of_several_controlnets_that_switches_is_exact_and_one_graph():
-    assert_exact_and_one_graph(two_controlnets(double=1, single=1), CONTROLNET, **FIRST_ENDS)
+    assert_exact_and_one_graph(two_controlnets(double=1, single=1), CONTROLNET, backend=TRACED, **FIRST_ENDS)
 
 
 @pytest.mark.parametrize("limits", [{"control_guidance_end": [0.5, 1.0]}, {"control_guidance_start": [0.0, 0.5]}])
@@ -107,7 +107,7 @@ def test_image_prompts_that_are_rescaled_are_one_graph_with_mixed_decisions():
 
     prompts = {name: [torch.ones(1, 1, 16)] for name in ("ip_adapter_image_embeds", "negative_ip_adapter_image_embeds")}
     pipe.set_ip_adapter_scale(0.5)
-    assert_exact_and_one_graph(pipe, kind, callback_on_step_end=fade, **prompts)
+    assert_exact_and_one_graph(pipe, kind, backend=TRACED, callback_on_step_end=fade, **prompts)
     assert afcache.report(pipe).pattern()[6] == "F"
 
 
@@ -118,7 +118,7 @@ def test_a_pipeline_made_from_another_is_exact_and_one_graph():
     )
     other.set_progress_bar_config(disable=True)
     afcache.restore_pipeline(other)
-    assert_exact_and_one_graph(other, CONTROLNET)
+    assert_exact_and_one_graph(other, CONTROLNET, backend=TRACED)
 
 
 def test_few_steps_compiled_lose_nothing():

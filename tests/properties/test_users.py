@@ -38,7 +38,7 @@ def search(sequences: int, *, start: int = 0) -> BaseException | None:
 
 @pytest.mark.host
 def test_no_sequence_of_actions_draws_a_wrong_image_in_silence():
-    failure = search(sequences := 20)
+    failure = search(sequences := 12)
     if failure is not None:
         raise failure
     assert RAN["sequences"] >= sequences

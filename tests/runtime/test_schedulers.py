@@ -61,7 +61,7 @@ def test_scheduler(pipe, name: str):
 
 def test_all_schedulers_share_two_graphs(short):
     """One graph where nothing is remembered of earlier outputs, one for solvers; mixed decisions under all, no break."""
-    afcache.compile_pipeline(short, ADAPTIVE, backend="aot_eager")
+    afcache.compile_pipeline(short, ADAPTIVE, backend="eager")
     original = short.scheduler
     for name, (kind, _) in SCHEDULERS.items():
         short.scheduler = original

@@ -1,5 +1,6 @@
 """One rank of a layout: draws its tasks, tells its stories, and writes down what it drew and met."""
 
+import gc
 import os
 from pathlib import Path
 
@@ -20,6 +21,9 @@ def draw_task(layout: Layout, task: Task) -> Drawn:
 
 def main(layout: Layout, folder: Path) -> None:
     torch.set_num_threads(1)
+    # As in conftest: what is imported by now stays.
+    gc.freeze()
+    gc.set_threshold(100_000, 20, 100)
     rank = parallel_mishaps.RANK = int(os.environ["RANK"])
     met = Met({task: draw_task(layout, task) for task in layout.tasks}, {})
     for story in layout.stories:

@@ -9,7 +9,6 @@ from typing import Any
 import diffusers
 from diffusers import (
     AutoencoderKL,
-    AutoencoderKLQwenImage,
     FlowMatchEulerDiscreteScheduler,
     FluxTransformer2DModel,
     SD3Transformer2DModel,
@@ -22,6 +21,7 @@ from tests.support.zoo.modular_image import LEVELS, SIZE, SQUARE, TEXT, TOKENS, 
 from tests.support.zoo.modular_video import modular
 from tests.support.zoo.parts import build, embeddings, noise, picture
 from tests.support.zoo.parts_video import clip
+from tests.support.zoo.qwen_image import RememberingQwenImage
 
 
 def make_flux(blocks: Any = diffusers.FluxAutoBlocks) -> Any:
@@ -57,7 +57,7 @@ def make_edit(blocks: Any = diffusers.QwenImageEditAutoBlocks) -> Any:
     levels: dict[str, Any] = {"base_dim": 2, "z_dim": 4, "dim_mult": [1] * 7, "num_res_blocks": 0}
     levels |= {"temperal_downsample": [False] * 6, "latents_mean": [0.1] * 4, "latents_std": [1.5] * 4}
     plain = make_qwen()
-    pipe = assemble(blocks, **take(plain, "transformer", "scheduler", "guider"), vae=build(AutoencoderKLQwenImage, 1, **levels))
+    pipe = assemble(blocks, **take(plain, "transformer", "scheduler", "guider"), vae=build(RememberingQwenImage, 1, **levels))
     for name in ("image_processor", "image_resize_processor"):
         getattr(pipe, name).register_to_config(vae_scale_factor=128)
     return pipe

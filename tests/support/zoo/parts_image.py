@@ -27,6 +27,19 @@ def flux_scheduler(**changes: Any) -> FlowMatchEulerDiscreteScheduler:
     return FlowMatchEulerDiscreteScheduler(**{"shift": 3.0, "use_dynamic_shifting": True, **shifting, **changes})
 
 
+class Remembering:
+    """An autoencoder that encodes a picture once: at a million pixels that takes longer than all of a tiny model's steps."""
+
+    def _encode(self, x: torch.Tensor) -> torch.Tensor:
+        known: list[tuple[torch.Tensor, torch.Tensor]] = self.__dict__.setdefault("_encoded", [])
+        for given, encoded in known:
+            if given.dtype == x.dtype and torch.equal(given, x):
+                return encoded.clone()
+        encoded = super()._encode(x)  # pyright: ignore[reportAttributeAccessIssue]
+        known.append((x.clone(), encoded.clone()))
+        return encoded
+
+
 class Certain:
     """An autoencoder without doubt: some pipelines sample what they encode, and from the global generator."""
 

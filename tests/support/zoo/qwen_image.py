@@ -18,7 +18,7 @@ from diffusers import (
 
 from tests.support.zoo.kind import Kind
 from tests.support.zoo.parts import build, embeddings, ones, picture
-from tests.support.zoo.parts_image import Certain, amplify, mask, words_and_pictures
+from tests.support.zoo.parts_image import Certain, Remembering, amplify, mask, words_and_pictures
 
 TEXT = 24
 SIZE = 512
@@ -46,6 +46,10 @@ class CertainQwenImage(Certain, AutoencoderKLQwenImage):
     """Qwen-Image's."""
 
 
+class RememberingQwenImage(Remembering, AutoencoderKLQwenImage):
+    """Qwen-Image's."""
+
+
 def autoencoder(model: type[AutoencoderKLQwenImage] = AutoencoderKLQwenImage) -> Any:
     """It halves pictures six times."""
     sizes: dict[str, Any] = {"base_dim": 2, "z_dim": 4, "num_res_blocks": 0}
@@ -62,7 +66,7 @@ def controlnet(extra: int) -> Any:
 def make(name: str, *, parts: Callable[[], dict[str, Any]] = dict, **changes: Any) -> Any:
     given: dict[str, Any] = {"scheduler": scheduler(), "vae": autoencoder(), "text_encoder": None, "tokenizer": None}
     if "Edit" in name or "Layered" in name:
-        given["processor"] = None
+        given |= {"processor": None, "vae": autoencoder(RememberingQwenImage)}
     transformer = amplify(build(QwenImageTransformer2DModel, **{**MODEL, **changes}), 3, "attn.to_out.0", "attn.add_v_proj")
     return getattr(diffusers, name)(transformer=transformer, **{**given, **parts()})
 
