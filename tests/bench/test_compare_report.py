@@ -51,6 +51,25 @@ def test_a_row_by_hand():
     assert (shown["over compiled"], shown["PSNR"], shown["graphs"]) == ("1.71x (1.71 to 1.71)", "40.0", "1 (2 breaks, 3 later)")
 
 
+def test_clips_are_measured_in_time():
+    run = race("AFCache balanced", 0.6, [1.0, 1.0, 0.0, 0.0], 0.0)
+    clip = np.linspace(0, 0.5, 3)[:, None, None, None] * np.ones((3, 8, 8, 3))
+    wrong = clip + np.array([0.0, 0.01, 0.0])[:, None, None, None]
+    run = run._replace(
+        drawn={seed: drawn._replace(pixels=wrong) for seed, drawn in run.drawn.items()},
+        rivals={
+            name: {seed: drawn._replace(pixels=clip) for seed, drawn in images.items()} for name, images in run.rivals.items()
+        },
+    )
+    facts = compare_report.row(run, Task("mini-wan", 4))
+    assert facts["psnr_worst_frame"] == pytest.approx(40)
+    # Each of two changes is off by 0.01 where 0.25 moves.
+    assert facts["flicker"] == pytest.approx(0.04)
+    shown = compare_report.shown(facts)
+    assert (shown["worst frame"], shown["flicker"]) == ("40.0", "0.0400")
+    assert any("flicker is" in note for note in compare_report.notes(Task("mini-wan", 4), 2, is_quick=False))
+
+
 def test_a_hit_recompile_limit_is_told():
     run = race("AFCache balanced, compiled", 0.35, [1.0, 1.0, 0.0, 0.0], 0.01)
     run = run._replace(finished=Finished(0, 500.0, hit_limit=True))

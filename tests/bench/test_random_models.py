@@ -140,3 +140,10 @@ def test_caches_of_attention_find_attentions_of_videos(family: str):
     assert shares[0] == 1.0
     # Of a block's three parts they leave at most the MLP.
     assert 0.3 < min(shares) < 1.0
+
+
+def test_a_trained_video_is_called_twice_a_step():
+    task = Task("mini-wan", 4)
+    pipe = load(task)
+    assert count(pipe, task) == [1.0] * 4
+    assert draw(pipe, task, 3, steps=2).shape == (17, 32, 32, 3)
