@@ -253,8 +253,9 @@ class Runtime:
         if is_eulers(scheduler):
             return "step", None
         reason = "draws noise or was replaced"
-        if is_solver(scheduler) and (self.parallel is not None or self.config.layerwise is not None):
-            reason = "is answered on one process alone, and without groups of blocks (leave parallel, or layerwise, out)"
+        holds_shares = self.parallel is not None and not self.config.forecasts_output
+        if is_solver(scheduler) and (holds_shares or self.config.layerwise is not None):
+            reason = "is answered where processes forecast outputs (target='noise'), and without groups of blocks"
         elif is_solver(scheduler):
             response = response_of(scheduler, step)
             if response is not None:

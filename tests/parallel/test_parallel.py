@@ -24,8 +24,10 @@ def assert_same(expected: Drawn, ranks: list[Met], task: Task) -> None:
     tolerance = 2e-3 if case.backend == "inductor" else 1e-4
     branches = len(expected.decisions) // case.steps
     leading = expected.decisions[::branches]
+    assert (expected.correction == "solver") == case.mixes
     for rank in ranks:
         drawn = rank.drawn[task]
+        assert drawn.correction == expected.correction
         assert (drawn.latents - expected.latents).abs().max() < tolerance
         assert torch.equal(drawn.latents, ranks[0].drawn[task].latents)
         own = len(drawn.decisions) // case.steps

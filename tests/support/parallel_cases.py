@@ -5,7 +5,7 @@ import dataclasses
 from typing import Any, NamedTuple
 
 import torch
-from diffusers import FluxControlNetPipeline, FluxKontextPipeline, FluxTransformer2DModel
+from diffusers import FluxControlNetPipeline, FluxKontextPipeline, FluxTransformer2DModel, UniPCMultistepScheduler
 from peft import LoraConfig
 from torch._dynamo.backends.registry import lookup_backend
 from torch.distributed.distributed_c10d import _resolve_process_group
@@ -24,6 +24,9 @@ LAYERWISE = afcache.policy("layerwise", groups=4)
 TWO_GROUPS = afcache.policy("layerwise", groups=2)
 
 
+FLOW = {"use_flow_sigmas": True, "use_dynamic_shifting": True, "prediction_type": "flow_prediction"}
+
+
 class Case(NamedTuple):
     """One image.
 
@@ -38,6 +41,7 @@ class Case(NamedTuple):
         steered_by: what steers the blocks beside the prompt: "controlnet", "image prompt", "reference image", "adapter"
             or nothing.
         blocks: double-stream and single-stream ones.
+        mixes: whether the scheduler mixes several outputs.
 
     """
 
@@ -50,6 +54,7 @@ class Case(NamedTuple):
     backend: str | None = "eager"
     steered_by: str = ""
     blocks: tuple[int, int] = (1, 2)
+    mixes: bool = False
 
 
 class Drawn(NamedTuple):
@@ -64,6 +69,7 @@ class Drawn(NamedTuple):
         reported: collectives and bytes of every call, by the report.
         counted: those that really ran, where nothing is compiled.
         branches: collectives on the path of every step, on refreshes, and on cached steps, where a graph was looked into.
+        correction: how forecasts were caught up with.
 
     """
 
@@ -75,6 +81,7 @@ class Drawn(NamedTuple):
     reported: list[tuple[int, int]]
     counted: list[tuple[int, int]]
     branches: tuple[int, int, int] | None
+    correction: str
 
 
 class MessageCounter(TorchDispatchMode):
@@ -169,6 +176,8 @@ CASES = {
     "velocity": Case(text=5, height=28, width=28, config=VELOCITY),
     "noise": Case(text=5, height=20, width=28, config=NOISE),
     "noise, guided": Case(text=5, height=28, width=28, cfg=2.0, config=NOISE, backend="aot_eager"),
+    "noise, solver": Case(text=5, height=28, width=28, config=NOISE, mixes=True),
+    "noise, solver, guided": Case(cfg=2.0, config=NOISE, mixes=True),
     "noise, controlnet": Case(text=5, height=28, width=28, config=NOISE, steered_by="controlnet"),
     "noise, controlnet, guided": Case(cfg=2.0, config=NOISE, steered_by="controlnet"),
     "noise, reference image, guided": Case(cfg=2.0, config=NOISE, steered_by="reference image"),
@@ -221,6 +230,9 @@ def draw(pipe: Any, case: Case, parallel: ParallelConfig | None = None, *, seed:
     elif case.steered_by == "image prompt":
         prompts = [torch.ones(1, 1, 16), torch.zeros(1, 1, 16)]
         guided |= {"ip_adapter_image_embeds": prompts[:1], "negative_ip_adapter_image_embeds": prompts[1:]}
+    scheduler = pipe.scheduler
+    if case.mixes:
+        pipe.scheduler = UniPCMultistepScheduler.from_config(scheduler.config, **FLOW)
     counter = MessageCounter(pipe.transformer)
     with contextlib.nullcontext() if backend else counter:
         latents = pipe(
@@ -234,6 +246,7 @@ def draw(pipe: Any, case: Case, parallel: ParallelConfig | None = None, *, seed:
             **guided,
         ).images
     report = afcache.report(pipe)
+    pipe.scheduler = scheduler
     counters = torch._dynamo.utils.counters
     return Drawn(
         latents,
@@ -244,4 +257,5 @@ def draw(pipe: Any, case: Case, parallel: ParallelConfig | None = None, *, seed:
         [(step.collectives, step.bytes_sent) for step in report.steps],
         counter.calls,
         reader.branches,
+        report.correction,
     )

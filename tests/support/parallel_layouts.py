@@ -85,7 +85,7 @@ LAYOUTS = {
         + voted("short text", "two groups")
         + eager("divisible", "short text", "long text, odd image", "odd everything", "teacache", "uncached", "guided")
         + eager("layerwise", "controlnet", "image prompt", "eager")
-        + eager("velocity", "noise", "noise, controlnet", "counted, noise")
+        + eager("velocity", "noise", "noise, solver", "noise, controlnet", "counted, noise")
         + counted("layerwise", "counted", "counted, layerwise", "counted, first and last blocks", "counted, uncached")
         + counted("counted, noise"),
         ("sizes", "otherwise", "using", "using, noise", "last bit", "disagree", "killed"),
@@ -104,6 +104,7 @@ LAYOUTS = {
         compiled("guided", "two groups, guided", "noise, guided")
         + eager("teacache, guided", "layerwise, guided", "controlnet, guided", "image prompt, guided")
         + eager("reference image, guided", "noise, controlnet, guided", "noise, reference image, guided", "counted, noise")
+        + eager("noise, solver, guided")
         + counted("counted", "counted, layerwise", "counted, noise"),
         ("stopped",),
         survivors=(0,),
