@@ -107,5 +107,5 @@ def _angles(scheduler: Any) -> tuple[Tensor, Tensor]:
 
 
 def _ratio(product: Tensor) -> Tensor:
-    """Lambda, from alpha^2."""
+    """The tangent of phi, from alpha^2."""
     return ((1 - product).clamp(min=0) / product).sqrt()
