@@ -202,7 +202,7 @@ class Runtime:
         check_model(self._transformer, self.family, self.options)
         self._weights.inspect()
         self.pipelines.watch_controls()
-        check_sigmas(step.sigmas[step.index :])
+        check_sigmas(step.sigmas[step.index :], is_flow=not is_diffusion(scheduler))
         shares_sequence = parallel is not None and parallel.layout.sequence.whole.size > 1
         self.family.checks.call(self.reader, config, shares_sequence=shares_sequence)
         sigmas = step.sigmas.to(latents.device, torch.float32)

@@ -119,6 +119,19 @@ def test_what_cuts_images_off_is_not_linear(change: dict[str, Any]):
     assert response_of(scheduler, ScheduledStep(scheduler.timesteps, noise_levels(scheduler), 0)) is None
 
 
+@pytest.mark.parametrize(
+    "scheduler",
+    [DDIMScheduler(set_alpha_to_one=False), DPMSolverMultistepScheduler(use_karras_sigmas=True, final_sigmas_type="sigma_min")],
+    ids=["DDIM", "DPM++"],
+)
+def test_a_last_level_that_repeats_is_no_sigma_of_the_scheduler(scheduler: Any):
+    scheduler.set_timesteps(20)
+    with pytest.raises(
+        ValueError, match=r"the noise level of scheduler, .*, repeats 0\.0\d+ at steps 19 and 20; .*steps_offset=1"
+    ):
+        check_sigmas(levels_of(scheduler), is_flow=False)
+
+
 def test_predictions_of_clean_images_are_refused():
     for scheduler in (DDIMScheduler(prediction_type="sample"), DPMSolverMultistepScheduler(prediction_type="sample")):
         with pytest.raises(NotImplementedError, match="is not supported; caching knows"):
