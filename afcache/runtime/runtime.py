@@ -159,7 +159,8 @@ class Runtime:
     def _forward(self, call: Call) -> Tensor:
         expects, forecasts = self.trajectories.expects, self.config.rule.is_cached
         places = self.pipelines.locate(call.timestep, self._clock_of(call), expects=expects, forecasts=forecasts)
-        call = call if call.placed is None else call.placed(*self.pipelines.levels(*places[0]))
+        if call.placed is not None and forecasts:
+            call = call.placed(*self.pipelines.levels(*places[0]))
         scheduler, step, trajectory = self.trajectories.find(call, places)
         if trajectory is None:
             call = call if call.again is None else call.again()

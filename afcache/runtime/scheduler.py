@@ -102,12 +102,16 @@ def check_beside(name: str, beside: Any, scheduler: Any) -> None:
 
     """
     if beside is None or not (is_eulers(beside) and is_eulers(scheduler)) or len(beside.sigmas) != len(scheduler.sigmas):
-        found = "missing" if beside is None else f"a {type(beside).__name__}"
+        found = "missing" if beside is None else f"a {_with_steps(beside)}"
         raise NotImplementedError(
-            f"{name} is {found} beside scheduler {type(scheduler).__name__}; what is drawn on a schedule of its own is cached "
+            f"{name} is {found} beside scheduler {_with_steps(scheduler)}; what is drawn on a schedule of its own is cached "
             "where both take Euler's steps, as many. Assign the schedulers that the pipeline came with, or call "
             "afcache.restore_pipeline(pipe) to run without caching."
         )
+
+
+def _with_steps(scheduler: Any) -> str:
+    return f"{type(scheduler).__name__} of {len(scheduler.timesteps)} steps"
 
 
 def is_eulers(scheduler: Any) -> bool:
