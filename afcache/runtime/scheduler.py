@@ -165,6 +165,8 @@ def read_step(
 
     Raises:
         ValueError: two steps of the schedule have the same sigma.
+    Cost:
+        waits for the device where the scheduler does not count its steps, too.
 
     """
     timesteps, sigmas = scheduler.timesteps, noise_levels(scheduler)
