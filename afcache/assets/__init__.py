@@ -25,14 +25,17 @@ def shipped() -> dict[str, Path]:
     return {"mini-flux": mini_flux_folder(), "mini-wan": mini_wan_folder()}
 
 
-def recommended_settings(folder: Path) -> dict[str, Any]:
+def recommended_settings(folder: str | Path) -> dict[str, Any]:
     """What is stored beside a model, of height, width (pixels), num_frames, max_sequence_length (text tokens) and guidance.
+
+    Args:
+        folder: of the model; nothing is recommended where it has no `recommended.json`.
 
     Raises:
         ValueError: the file is no JSON object, or a value is out of its range.
 
     """
-    path = folder / "recommended.json"
+    path = Path(folder) / "recommended.json"
     if not path.is_file():
         return {}
     cure = "Mend the file, or remove it: it only spares options of the command line."

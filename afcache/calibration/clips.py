@@ -31,8 +31,8 @@ class ClipQuality(NamedTuple):
 
     @property
     def worst_frame(self) -> float:
-        """PSNR of the worst frame, in dB."""
-        return min(self.frames)
+        """PSNR of the worst frame, in dB; NaN where a frame is not finite."""
+        return float(np.min(self.frames))
 
 
 def clip_quality(clip: ArrayLike, reference: ArrayLike) -> ClipQuality:
@@ -53,7 +53,7 @@ def clip_quality(clip: ArrayLike, reference: ArrayLike) -> ClipQuality:
     error = y - x
     changed, moved = _norm(np.diff(error, axis=0)), _norm(np.diff(x, axis=0))
     # Every error but the first and the last is in two pairs.
-    off = math.sqrt(_norm(error[1:]) ** 2 + _norm(error[:-1]) ** 2)
+    off = math.hypot(_norm(error[1:]), _norm(error[:-1]))
     return ClipQuality(
         psnr=psnr(y, x),
         frames=tuple(psnr(*pair) for pair in zip(y, x, strict=True)),
@@ -70,4 +70,4 @@ def _norm(values: np.ndarray) -> float:
 def _ratio(part: float, whole: float) -> float:
     if part == 0:
         return 0.0
-    return part / whole if whole > 0 else math.inf
+    return math.inf if whole == 0 else part / whole

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from diffusers import (
     CogVideoXDDIMScheduler,
+    CogVideoXDPMScheduler,
     DDIMScheduler,
     DPMSolverMultistepScheduler,
     DPMSolverSinglestepScheduler,
@@ -52,7 +53,7 @@ def is_diffusion(scheduler: Any) -> bool:
     """Whether it steps latents whose variance is kept, by a model that predicts noise or its difference to a clean image."""
     if scheduler.config.get("use_flow_sigmas", False) or scheduler.config.get("prediction_type") not in PREDICTIONS:
         return False
-    return isinstance(scheduler, (*ONE_STEP, *SOLVERS))
+    return isinstance(scheduler, (*ONE_STEP, *SOLVERS, CogVideoXDPMScheduler))
 
 
 def levels_of(scheduler: Any) -> Sigmas:
@@ -93,7 +94,7 @@ def _of_difference(now: float, then: float) -> tuple[float, ...]:
 
 def _angles(scheduler: Any) -> tuple[Tensor, Tensor]:
     """Phi = arctan(s / alpha) before and after every step, float64 `[steps]`."""
-    if not isinstance(scheduler, ONE_STEP):
+    if isinstance(scheduler, SOLVERS):
         angles = torch.atan(scheduler.sigmas.cpu().double())
         return angles[:-1], angles[1:]
     products = scheduler.alphas_cumprod.cpu().double()
@@ -106,5 +107,5 @@ def _angles(scheduler: Any) -> tuple[Tensor, Tensor]:
 
 
 def _ratio(product: Tensor) -> Tensor:
-    """Lambda, from alpha^2."""
+    """The tangent of phi, from alpha^2."""
     return ((1 - product).clamp(min=0) / product).sqrt()

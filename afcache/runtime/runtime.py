@@ -159,7 +159,8 @@ class Runtime:
     def _forward(self, call: Call) -> Tensor:
         expects, forecasts = self.trajectories.expects, self.config.rule.is_cached
         places = self.pipelines.locate(call.timestep, self._clock_of(call), expects=expects, forecasts=forecasts)
-        call = call if call.placed is None else call.placed(*self.pipelines.levels(*places[0]))
+        if call.placed is not None and forecasts:
+            call = call.placed(*self.pipelines.levels(*places[0]))
         scheduler, step, trajectory = self.trajectories.find(call, places)
         if trajectory is None:
             call = call if call.again is None else call.again()
@@ -202,7 +203,7 @@ class Runtime:
         check_model(self._transformer, self.family, self.options)
         self._weights.inspect()
         self.pipelines.watch_controls()
-        check_sigmas(step.sigmas[step.index :])
+        check_sigmas(step.sigmas[step.index :], is_flow=not is_diffusion(scheduler))
         shares_sequence = parallel is not None and parallel.layout.sequence.whole.size > 1
         self.family.checks.call(self.reader, config, shares_sequence=shares_sequence)
         sigmas = step.sigmas.to(latents.device, torch.float32)

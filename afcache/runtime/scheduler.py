@@ -25,6 +25,11 @@ _SUPPORTED = (
 )
 
 
+# How the noise levels of models that are no flow's are called in errors, and what makes their last two distinct.
+_LEVELS = "the noise level of scheduler, 2 / pi arctan(s / alpha),"
+_OTHER_ENDS = " (with set_alpha_to_one=True, steps_offset=1, or final_sigmas_type='zero')"
+
+
 class ScheduledStep(NamedTuple):
     """A position in a schedule.
 
@@ -97,12 +102,16 @@ def check_beside(name: str, beside: Any, scheduler: Any) -> None:
 
     """
     if beside is None or not (is_eulers(beside) and is_eulers(scheduler)) or len(beside.sigmas) != len(scheduler.sigmas):
-        found = "missing" if beside is None else f"a {type(beside).__name__}"
+        found = "missing" if beside is None else f"a {_with_steps(beside)}"
         raise NotImplementedError(
-            f"{name} is {found} beside scheduler {type(scheduler).__name__}; what is drawn on a schedule of its own is cached "
+            f"{name} is {found} beside scheduler {_with_steps(scheduler)}; what is drawn on a schedule of its own is cached "
             "where both take Euler's steps, as many. Assign the schedulers that the pipeline came with, or call "
             "afcache.restore_pipeline(pipe) to run without caching."
         )
+
+
+def _with_steps(scheduler: Any) -> str:
+    return f"{type(scheduler).__name__} of {len(scheduler.timesteps)} steps"
 
 
 def is_eulers(scheduler: Any) -> bool:
@@ -156,6 +165,8 @@ def read_step(
 
     Raises:
         ValueError: two steps of the schedule have the same sigma.
+    Cost:
+        waits for the device where the scheduler does not count its steps, too.
 
     """
     timesteps, sigmas = scheduler.timesteps, noise_levels(scheduler)
@@ -171,8 +182,12 @@ def read_step(
     return None if is_doubtful and not _agrees(timestep, clock, timesteps[index]) else step
 
 
-def check_sigmas(sigmas: Tensor) -> None:
+def check_sigmas(sigmas: Tensor, *, is_flow: bool = True) -> None:
     """Raise where two neighbouring noise levels are equal (forecasts divide by their distance), or are no flow's.
+
+    Args:
+        sigmas: of the steps that are walked.
+        is_flow: whether they are the scheduler's own.
 
     Some combinations of diffusers' settings (`use_flow_sigmas` with `use_karras_sigmas` in DPMSolverMultistep) give the
     sigmas of a variance-exploding process, up to 157, and images of NaN.
@@ -196,9 +211,10 @@ def check_sigmas(sigmas: Tensor) -> None:
     repeated = (sigmas[1:] == sigmas[:-1]).nonzero()
     if len(repeated):
         step = int(repeated[0])
+        name, cure = ("scheduler.sigmas", "") if is_flow else (_LEVELS, _OTHER_ENDS)
         raise ValueError(
-            f"scheduler.sigmas repeats {float(sigmas[step]):.6g} at steps {step} and {step + 1}; caching needs distinct noise "
-            "levels. Use another schedule, or afcache.restore_pipeline(pipe)."
+            f"{name} repeats {float(sigmas[step]):.6g} at steps {step} and {step + 1}; caching needs distinct noise "
+            f"levels. Use another schedule{cure}, or afcache.restore_pipeline(pipe)."
         )
 
 

@@ -13,8 +13,8 @@ from afcache.runtime.scheduler import ScheduledStep, begins
 _ROUNDING = 1e-4
 # Of the answers to an error of 1; those of an unstable solver grow without bound.
 _LARGEST = 200.0
-# What `set_timesteps` makes, by the names that schedulers have for it.
-_SCHEDULE = {"timesteps", "sigmas", "num_inference_steps", "order_list"}
+# What a schedule is made of, by the names that schedulers have for it: `set_timesteps` makes it, or users put other betas in.
+_SCHEDULE = {"timesteps", "sigmas", "num_inference_steps", "order_list", "alphas_cumprod", "final_alpha_cumprod"}
 
 
 class _Known(NamedTuple):

@@ -2,7 +2,7 @@
 
     python -m bench.mini_wan.train --stage parts                    # text encoder and autoencoder, on a CPU
     python -m bench.mini_wan.train --device cuda --minutes 5        # flow transformer
-    python -m bench.mini_wan.train --start bench/mini_wan/weights --experts --output bench/mini_wan/experts
+    python -m bench.mini_wan.train --start afcache/assets/mini_wan --experts --output bench/mini_wan/experts
 
 Three stages, each kept in --work and skipped when it is there already: text encoder, autoencoder, flow transformer. The
 last one is resumable: it saves its state every thousand steps. With --start a trained model goes on learning; --experts

@@ -45,7 +45,7 @@ def test_a_plain_call_draws_the_trained_size(pipe):
 
 
 def test_recommended_settings_of_other_folders_are_empty(tmp_path):
-    assert recommended_settings(tmp_path) == {}
+    assert recommended_settings(tmp_path) == recommended_settings(str(tmp_path)) == {}
 
 
 @pytest.mark.parametrize("text", ["a handwritten seven on a flower", "A handwritten seven on a flower"])

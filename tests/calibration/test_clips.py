@@ -62,6 +62,15 @@ def test_equal_clips_and_still_ones():
     assert clip_quality(CLIP, still).flicker == math.inf
 
 
+@pytest.mark.parametrize("frame", [0, 3])
+def test_a_frame_that_is_not_finite_is_in_every_number(frame: int):
+    broken = CLIP.copy()
+    broken[frame] = math.nan
+    for quality in (clip_quality(broken, noisy(is_steady=False)), clip_quality(noisy(is_steady=False), broken)):
+        numbers = (quality.psnr, quality.worst_frame, quality.ssim, quality.flicker, quality.unsteadiness)
+        assert all(map(math.isnan, numbers))
+
+
 def test_bytes_are_pixels_too():
     first, second = (CLIP * 255).round().astype(np.uint8), (noisy(is_steady=False).clip(0, 1) * 255).round().astype(np.uint8)
     of_bytes, of_floats = clip_quality(second, first), clip_quality(second / 255, first / 255)

@@ -197,6 +197,14 @@ def test_what_was_given_to_one_image_is_not_taken_to_be_given_to_the_next():
     assert difference(draw(without, free, steps=STEPS), expected) <= 1e-4
 
 
+def test_new_noise_at_every_step_is_drawn_where_every_step_is_computed():
+    kind = next(kind for kind in REFUSED if kind.name == "CogVideoXPipeline [new noise]")
+    pipe, options = kind.make(), options_of(kind)
+    expected = draw(pipe, kind, steps=STEPS, **options)
+    afcache.compile_pipeline(pipe, afcache.policy("none"), compile=False)
+    assert difference(draw(pipe, kind, steps=STEPS, **options), expected) <= 1e-4
+
+
 def test_two_images_are_no_guidance_branches_because_the_last_call_had_some():
     kind = next(kind for kind in CACHED if kind.name == "ZImagePipeline")
     pipe = kind.make()

@@ -100,12 +100,36 @@ def test_their_response_is_found(scheduler: Any):
     assert float(response[0, 0]) == pytest.approx(added[0], rel=1e-4)
 
 
+@pytest.mark.parametrize("name", ["DDIM", "CogVideoX"])
+def test_the_response_is_that_of_betas_that_were_put_in(name: str):
+    scheduler = MAKERS[name]()
+    scheduler.alphas_cumprod = DDIMScheduler(beta_schedule="squaredcos_cap_v2").alphas_cumprod.clamp(min=1e-3)
+    scheduler.set_timesteps(20)
+    response = response_of(scheduler, ScheduledStep(scheduler.timesteps, noise_levels(scheduler), 0))
+    assert response is not None
+    added = torch.stack([process.added for process in processes_of(scheduler, 0, CPU)])
+    torch.testing.assert_close(response[:, 0], added, rtol=1e-3, atol=1e-5)
+
+
 @pytest.mark.parametrize("change", [{"clip_sample": True}, {"thresholding": True, "clip_sample": False}])
 def test_what_cuts_images_off_is_not_linear(change: dict[str, Any]):
     scheduler = DDIMScheduler(**change)
     scheduler.set_timesteps(20)
     check_scheduler(scheduler)
     assert response_of(scheduler, ScheduledStep(scheduler.timesteps, noise_levels(scheduler), 0)) is None
+
+
+@pytest.mark.parametrize(
+    "scheduler",
+    [DDIMScheduler(set_alpha_to_one=False), DPMSolverMultistepScheduler(use_karras_sigmas=True, final_sigmas_type="sigma_min")],
+    ids=["DDIM", "DPM++"],
+)
+def test_a_last_level_that_repeats_is_no_sigma_of_the_scheduler(scheduler: Any):
+    scheduler.set_timesteps(20)
+    with pytest.raises(
+        ValueError, match=r"the noise level of scheduler, .*, repeats 0\.0\d+ at steps 19 and 20; .*steps_offset=1"
+    ):
+        check_sigmas(levels_of(scheduler), is_flow=False)
 
 
 def test_predictions_of_clean_images_are_refused():

@@ -1,7 +1,7 @@
 """The families whose models run their own forward: one entry each."""
 
+import functools
 import importlib
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -44,14 +44,10 @@ def _writes_keys(arguments: dict[str, Any]) -> bool:
     return caches is not None and any(cache.mode == "write" for cache in caches.caches)
 
 
-def _of_module(module: str, name: str) -> Callable[..., Any]:
-    """A class of outputs that diffusers exports nowhere, imported when it is asked for."""
-
-    def wrap(sample: Any, audio_sample: Any) -> Any:
-        kind = getattr(importlib.import_module(f"diffusers.models.transformers.{module}"), name)
-        return kind(sample=sample, audio_sample=audio_sample)
-
-    return wrap
+def _named(module: str, kind: str, sample: Any, audio_sample: Any) -> Any:
+    """Outputs with names, in a class that diffusers exports nowhere, imported when it is asked for."""
+    names = importlib.import_module(f"diffusers.models.transformers.{module}")
+    return getattr(names, kind)(sample=sample, audio_sample=audio_sample)
 
 
 def _pair(result: Any) -> Any:
@@ -149,7 +145,7 @@ HOSTED: tuple[Known, ...] = (
             clock=IN_TIMESTEPS,
             shares=True,
             varying=("audio_timestep", "sigma", "audio_sigma"),
-            wrap=_of_module("transformer_ltx2", "AudioVisualModelOutput"),
+            wrap=functools.partial(_named, "transformer_ltx2", "AudioVisualModelOutput"),
             output=_pair,
             # Perturbed guidance asks in Python whether all are perturbed.
             traces=_never,
@@ -268,7 +264,7 @@ HOSTED: tuple[Known, ...] = (
             clock=IN_TIMESTEPS,
             sign=-1,
             writes_latents=True,
-            wrap=_of_module("transformer_minimax_h3", "MiniMaxH3TransformerOutput"),
+            wrap=functools.partial(_named, "transformer_minimax_h3", "MiniMaxH3TransformerOutput"),
             output=_pair,
         ),
     ),
