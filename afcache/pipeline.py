@@ -103,7 +103,8 @@ def compile_pipeline(
                 mine = dataclasses.replace(mine, dynamic=family.dynamic)
             check_model(transformer, family, mine)
             family.checks.config(transformer, own)
-            check_scheduler(pipe.scheduler, forecasts=own.rule.is_cached)  # pyright: ignore[reportAttributeAccessIssue]
+            scheduler: Any = pipe.scheduler  # pyright: ignore[reportAttributeAccessIssue]
+            check_scheduler(scheduler, forecasts=own.rule.is_cached, is_flow=family.is_flow)
             _check_foresight(decide_ahead, own, parallel)
             _check_options(mine)
             context = None if parallel is None else _connect(parallel, transformer, family)

@@ -6,7 +6,7 @@ from typing import Any
 
 from afcache._checks import show
 
-_SIZES = ("height", "width", "num_frames", "max_sequence_length")
+_SIZES = ("height", "width", "num_frames", "max_sequence_length", "num_inference_steps")
 _SCALES = ("true_cfg_scale", "guidance_scale")
 
 
@@ -26,7 +26,7 @@ def shipped() -> dict[str, Path]:
 
 
 def recommended_settings(folder: str | Path) -> dict[str, Any]:
-    """What is stored beside a model, of height, width (pixels), num_frames, max_sequence_length (text tokens) and guidance.
+    """What is stored beside a model, of size (pixels), frames, steps, max_sequence_length (text tokens) and guidance.
 
     Args:
         folder: of the model; nothing is recommended where it has no `recommended.json`.

@@ -164,6 +164,7 @@ class Family(NamedTuple):
         dynamic: torch.compile's dynamic shapes where nobody asks: of a model that runs its own forward, shapes with symbols are
             others than those of its latents, equal only for those who can calculate, and torch.cond takes no two.
         traces: `(transformer) -> bool`: whether a step can be one graph; else computed steps are its own, called.
+        is_flow: whether it is a flow, or predicts noise or v; None: nobody knows.
 
     """
 
@@ -176,6 +177,7 @@ class Family(NamedTuple):
     target: Target | None = None
     dynamic: bool | None = None
     traces: Callable[[HostModule], bool] = always
+    is_flow: bool | None = True
 
 
 class Known(NamedTuple):

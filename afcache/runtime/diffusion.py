@@ -24,7 +24,7 @@ from afcache.functional.process import Process, stacked
 from afcache.functional.target import NOISE_LEVEL
 from afcache.runtime.switches import version_of
 
-PREDICTIONS = ("epsilon", "v_prediction")
+_PREDICTIONS = ("epsilon", "v_prediction")
 ONE_STEP = (DDIMScheduler, CogVideoXDDIMScheduler)
 SOLVERS = (DPMSolverMultistepScheduler, DPMSolverSinglestepScheduler, UniPCMultistepScheduler)
 # The direction in which the history keeps noise: (1 - tau) x_0 + tau n.
@@ -51,7 +51,7 @@ _read: weakref.WeakKeyDictionary[Any, _Read] = weakref.WeakKeyDictionary()
 
 def is_diffusion(scheduler: Any) -> bool:
     """Whether it steps latents whose variance is kept, by a model that predicts noise or its difference to a clean image."""
-    if scheduler.config.get("use_flow_sigmas", False) or scheduler.config.get("prediction_type") not in PREDICTIONS:
+    if scheduler.config.get("use_flow_sigmas", False) or scheduler.config.get("prediction_type") not in _PREDICTIONS:
         return False
     return isinstance(scheduler, (*ONE_STEP, *SOLVERS, CogVideoXDPMScheduler))
 

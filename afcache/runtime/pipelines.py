@@ -55,11 +55,12 @@ class Pipelines:
 
     Args:
         beside: their scheduler of what is drawn beside the sample; "" where that has no schedule of its own.
+        is_flow: whether the model is a flow, or predicts noise or v; None: nobody knows.
 
     """
 
-    def __init__(self, beside: str = "") -> None:
-        self._beside = beside
+    def __init__(self, beside: str = "", *, is_flow: bool | None = None) -> None:
+        self._beside, self._is_flow = beside, is_flow
         self._served: list[Served] = []
 
     def add(self, pipe: Any) -> None:
@@ -119,7 +120,7 @@ class Pipelines:
         is_free = timestep.device.type == "cpu"
         found: list[tuple[Any, ScheduledStep]] = []
         for scheduler in schedulers:
-            check_scheduler(scheduler, forecasts=forecasts)
+            check_scheduler(scheduler, forecasts=forecasts, is_flow=self._is_flow)
 
             def is_doubtful(step: ScheduledStep, scheduler: Any = scheduler) -> bool:
                 return is_free or len(schedulers) > 1 or not expects(scheduler, step)

@@ -91,7 +91,7 @@ class Runtime:
         self.family = family_of(transformer)
         self.reader = self.family.calls.reader(transformer)
         self._clock = self.family.calls.clock
-        self.pipelines = Pipelines(self.family.calls.beside)
+        self.pipelines = Pipelines(self.family.calls.beside, is_flow=self.family.is_flow)
         self.trajectories = Trajectories()
         # Calls of several threads take turns.
         self._turn = threading.RLock()

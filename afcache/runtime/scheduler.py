@@ -53,7 +53,7 @@ class ScheduledStep(NamedTuple):
         return is_same and self.version == other.version
 
 
-def check_scheduler(scheduler: Any, *, forecasts: bool = True) -> None:
+def check_scheduler(scheduler: Any, *, forecasts: bool = True, is_flow: bool | None = None) -> None:
     """Raise unless we know what the scheduler's step does, and a forecast is worth something under it.
 
     Where every step draws new noise n (stochastic sampling, LCM), x_{i+1} = (1 - sigma_{i+1}) (x_i - sigma_i v_i) +
@@ -65,9 +65,11 @@ def check_scheduler(scheduler: Any, *, forecasts: bool = True) -> None:
     Args:
         scheduler: of a pipeline.
         forecasts: whether any step is forecast; not under policy "none".
+        is_flow: whether the model is a flow, or predicts noise or v; None: nobody knows.
 
     Raises:
-        NotImplementedError: any other scheduler, or new noise at every step; the message says what to use.
+        NotImplementedError: any other scheduler, one of the other kind of models, or new noise at every step; the message says
+            what to use.
 
     """
     name = type(scheduler).__name__
@@ -75,6 +77,8 @@ def check_scheduler(scheduler: Any, *, forecasts: bool = True) -> None:
     is_known = _has_step_of(scheduler, (*_OF_FLOWS, CogVideoXDPMScheduler))
     is_known = is_known or (mixes and scheduler.config.get("use_flow_sigmas", False))
     if is_known or (_has_step_of(scheduler, (*SOLVERS, *ONE_STEP)) and is_diffusion(scheduler)):
+        if is_flow is not None and is_flow == is_diffusion(scheduler):
+            raise NotImplementedError(_of_other_kind(scheduler, is_flow=is_flow))
         if forecasts and _draws_noise(scheduler):
             raise NotImplementedError(
                 f"scheduler {name} as configured draws new noise at every step, so that nothing remembered of earlier steps "
@@ -86,6 +90,20 @@ def check_scheduler(scheduler: Any, *, forecasts: bool = True) -> None:
     raise NotImplementedError(
         f"scheduler {name} is not supported; caching knows {_SUPPORTED}. Assign one of them to pipe.scheduler, or call "
         "afcache.restore_pipeline(pipe) to run without caching."
+    )
+
+
+def _of_other_kind(scheduler: Any, *, is_flow: bool) -> str:
+    name, predicts = type(scheduler).__name__, scheduler.config.get("prediction_type")
+    if is_flow:
+        return (
+            f"scheduler {name} has prediction_type={predicts!r}, and the transformer is a flow, whose velocity it would take "
+            f"for that. Use {name}.from_config(pipe.scheduler.config, use_flow_sigmas=True, "
+            "prediction_type='flow_prediction'), or the scheduler that the pipeline came with."
+        )
+    return (
+        f"scheduler {name} takes what it is given for a flow's velocity, and the transformer predicts noise or v. Assign the "
+        "scheduler that the pipeline came with to pipe.scheduler."
     )
 
 

@@ -75,7 +75,7 @@ def test_the_prompt_matters_and_the_picture_is_one(pipe):
 
 
 def test_mini_wan_draws_a_clip_of_the_trained_size():
-    pipe = afcache.load_mini_wan()
+    pipe: Any = afcache.load_mini_wan()
     pipe.set_progress_bar_config(disable=True)
     settings = {**afcache.recommended_settings(afcache.mini_wan_folder()), "num_inference_steps": 2}
     clip = pipe("a handwritten seven moves left over a flower", output_type="np", **settings).frames

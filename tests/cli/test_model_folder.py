@@ -33,7 +33,7 @@ def change(path: Path, **entries: Any) -> None:
         ("{", "recommended.json is no JSON file of recommended settings: Expecting property name"),
         (
             "[]",
-            "recommended.json must be an object of height, width, num_frames, max_sequence_length, true_cfg_scale, guidan",
+            "recommended.json must be an object of height, width, num_frames, max_sequence_length, num_inference_steps, true_c",
         ),
         ('{"height": "x"}', "recommended.json: height must be a whole number >= 1, got 'x'. Mend the file, or remove it"),
         ('{"width": -4}', "recommended.json: width must be a whole number >= 1, got -4."),

@@ -94,8 +94,9 @@ def test_state_bytes_counts_every_field():
 
 def test_a_scheduled_step_is_made_of_scalars_in_float32():
     schedule = schedule_steps(torch.linspace(1, 0, 6, dtype=torch.float64), CacheConfig(warmup_steps=1))[-1]
-    assert all(value.ndim == 0 for value in schedule if value is not None)
     assert schedule.response is None
+    assert schedule.process is None
+    assert all(value.ndim == 0 for value in schedule if isinstance(value, torch.Tensor))
     assert schedule.sigma.dtype == torch.float32
     assert (int(schedule.step_index), bool(schedule.is_forced)) == (4, False)
     assert float(schedule.sigma_next) == 0.0

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from typing import Any
 
 import torch
 from hypothesis import strategies as st
@@ -172,7 +173,8 @@ def test_a_larger_tolerance_refreshes_no_sample_more(case):
     def refreshed(tolerance: float) -> Tensor:
         values = (sigma, sigma_next, 9, False, tolerance, config.max_growth, config.damping, 0.0)
         kinds = (torch.float32, torch.float32, torch.int64, torch.bool, *[torch.float32] * 4)
-        schedule = StepSchedule(*(torch.tensor(v, dtype=kind) for v, kind in zip(values, kinds, strict=True)))
+        fields: Any = (torch.tensor(v, dtype=kind) for v, kind in zip(values, kinds, strict=True))
+        schedule = StepSchedule(*fields)
         return decide(state, schedule, uncoupled(state.last_gap.shape[0]), config=config)[0]
 
     assert bool((refreshed(high) <= refreshed(low)).all())

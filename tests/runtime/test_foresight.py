@@ -264,7 +264,8 @@ def test_a_step_that_is_decided_ahead_reads_nothing_of_the_device():
         transformer = make_flux1(size, dtype=torch.bfloat16, device="meta")
         inputs = flux1_inputs.probe_inputs(transformer, dtype=torch.bfloat16, device="meta")
         state = init_state(1, 64, size.dim, config=config, dtype=torch.bfloat16, device="meta")
-        schedule = StepSchedule(*(torch.empty((), dtype=kind) for kind in SCHEDULE_TYPES))
+        fields: Any = (torch.empty((), dtype=kind) for kind in SCHEDULE_TYPES)
+        schedule = StepSchedule(*fields)
 
     def step(inputs: Any, state: Any, schedule: Any, coupling: Any) -> Any:
         model: dict[str, Any] = {"architecture": flux1.FLUX, "kernel": scaled_dot_product_attention}

@@ -134,6 +134,20 @@ def test_solvers_without_flow_sigmas_are_those_of_models_that_are_no_flow():
         check_scheduler(DPMSolverMultistepScheduler(prediction_type="flow_prediction"))
 
 
+def test_schedulers_of_the_other_kind_of_models_are_refused():
+    flows, others = FlowMatchEulerDiscreteScheduler(), DPMSolverMultistepScheduler()
+    check_scheduler(flows, is_flow=True)
+    check_scheduler(others, is_flow=False)
+    check_scheduler(DPMSolverMultistepScheduler(**FLOW), is_flow=True)
+    message = (
+        r"DPMSolverMultistepScheduler has prediction_type='epsilon', and the transformer is a flow, .*use_flow_sigmas=True"
+    )
+    with pytest.raises(NotImplementedError, match=message):
+        check_scheduler(others, is_flow=True)
+    with pytest.raises(NotImplementedError, match=r"the transformer predicts noise or v\. Assign the scheduler that"):
+        check_scheduler(flows, is_flow=False)
+
+
 @pytest.mark.parametrize(
     "scheduler",
     [

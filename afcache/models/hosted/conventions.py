@@ -61,6 +61,7 @@ class Conventions(NamedTuple):
         passes: `(arguments) -> bool`: calls that are no step of a trajectory, as those that fill a cache of keys and values.
         traces: `(transformer) -> bool`: whether the whole forward can be one side of a branch; else computed steps are the
             model's own forward, called.
+        is_flow: whether the output is a velocity; else noise or v, as the scheduler says. None: nobody knows.
 
     """
 
@@ -83,6 +84,7 @@ class Conventions(NamedTuple):
     prime: Callable[[HostModule], None] | None = None
     passes: Callable[[dict[str, Any]], bool] | None = None
     traces: Callable[[HostModule], bool] = always
+    is_flow: bool | None = True
 
 
 # The latents themselves, packed or not; the noise level; one call for each guidance branch.

@@ -58,6 +58,7 @@ def hosted_family(name: str, conventions: Conventions, kind: type[torch.nn.Modul
         attention_kernel=_torch_attention,
         dynamic=False,
         traces=conventions.traces,
+        is_flow=conventions.is_flow,
     )
 
 

@@ -280,18 +280,18 @@ HOSTED: tuple[Known, ...] = (
             "CogVideoXVideoToVideoPipeline",
             "CogVideoXFunControlPipeline",
         ),
-        Conventions(cuts=first_channels_of_frames, clock=IN_TIMESTEPS, shares=True),
+        Conventions(cuts=first_channels_of_frames, clock=IN_TIMESTEPS, shares=True, is_flow=False),
     ),
     hosted(
         "PixArt",
         "PixArtTransformer2DModel",
         ("PixArtAlphaPipeline", "PixArtSigmaPipeline"),
-        Conventions(cuts=before_variances, clock=IN_TIMESTEPS, shares=True),
+        Conventions(cuts=before_variances, clock=IN_TIMESTEPS, shares=True, is_flow=False),
     ),
     hosted(
         "DiT",
         "DiTTransformer2DModel",
         ("DiTPipeline",),
-        Conventions(cuts=before_variances, clock=IN_TIMESTEPS, shares=True, prompt_first=True),
+        Conventions(cuts=before_variances, clock=IN_TIMESTEPS, shares=True, prompt_first=True, is_flow=False),
     ),
 )

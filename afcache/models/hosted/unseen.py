@@ -37,7 +37,7 @@ def _only(result: Any) -> Any:
     return result if isinstance(result, Tensor) else result[0]
 
 
-_CONVENTIONS = Conventions(shares=True, writes_latents=True, output=_only)
+_CONVENTIONS = Conventions(shares=True, writes_latents=True, output=_only, is_flow=None)
 
 
 class UnseenReader(Reader):
