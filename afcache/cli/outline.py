@@ -19,11 +19,12 @@ from afcache.pipeline import compile_pipeline
 from afcache.runtime.binding import bound_runtime
 
 # What pipelines that change pictures are given them in.
-_PICTURES = ("image", "video", "control_image")
+_PICTURES = ("image", "video", "control_image", "control_video")
 # Pipelines that take one of these, and draw without as well.
 _TEXT_IS_ENOUGH = frozenset(
     {
         "FluxKontextPipeline",
+        "QwenImage21Pipeline",
         "Flux2Pipeline",
         "Flux2KleinPipeline",
         "Flux2KleinKVPipeline",
@@ -154,10 +155,11 @@ def check_text_alone(found: Outline) -> None:
     if kind not in _TEXT_IS_ENOUGH:
         needed += [name for name in _PICTURES if name in found.call and name not in needed]
     if needed:
+        prompt = "prompt=..., " if "prompt" in found.call else ""
         raise ValueError(
             f"--model {found.model.name!r} is a {kind}, which needs {', '.join(needed)}; the command draws from text alone. In "
-            "Python, afcache.compile_pipeline takes it: pipe = afcache.compile_pipeline(pipe); pipe(prompt=..., "
-            f"{needed[0]}=...)."
+            "Python, afcache.compile_pipeline takes it: pipe = afcache.compile_pipeline(pipe); "
+            f"pipe({prompt}{needed[0]}=...)."
         )
     if not {"prompt", "height", "width"} <= set(found.call):
         raise ValueError(

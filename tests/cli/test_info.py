@@ -14,14 +14,28 @@ from afcache.cli.main import main
 from afcache.cli.model import Model
 from afcache.cli.outline import _TEXT_IS_ENOUGH, Outline, check_text_alone, outline
 from afcache.models.families import KNOWN
+from bench.mini_wan.parts import EXPERTS
 from tests.cli.test_cli import fail
 from tests.cli.test_families import WAN
 from tests.support.zoo import hunyuan_video, ltx2, qwen_image, sana, wan
 
 SPRINT = next(kind for kind in sana.KINDS if "Sprint" in kind.name)
 PIPELINES = [name for known in KNOWN for name in known.pipelines]
-# What the names of pipelines tell that change a picture, or are led by one.
-CHANGES = ("Img2Img", "Inpaint", "Fill", "Control", "Edit", "ImageToVideo", "VideoToVideo", "I2", "VACE", "Refiner", "Layered")
+# What the names of pipelines tell that change a picture, or are led by one, or by the number of a class.
+CHANGES = (
+    "DiTPipeline",
+    "Img2Img",
+    "Inpaint",
+    "Fill",
+    "Control",
+    "Edit",
+    "ImageToVideo",
+    "VideoToVideo",
+    "I2",
+    "VACE",
+    "Refiner",
+    "Layered",
+)
 
 
 def info(capsys: Any, model: Path | str) -> dict[str, str]:
@@ -45,7 +59,7 @@ def test_mini_flux_is_told(capsys):
 
 
 def test_two_experts_are_told(capsys):
-    told = info(capsys, Path(WAN).parent / "experts")
+    told = info(capsys, EXPERTS)
     assert told["transformer"] == "WanTransformer3DModel (8 blocks) and WanTransformer3DModel (8 blocks)"
     assert told["cached"] == "yes, as Wan"
     assert told["guidance"] == "guidance_scale, classifier-free (default 5.0)"
