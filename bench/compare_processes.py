@@ -36,7 +36,6 @@ SCHEDULERS: dict[str, Callable[[], Any]] = {
 TOLERANCES = (0.002, 0.004, 0.008, 0.012, 0.016, 0.024, 0.032)
 QUALITIES = (45, 40, 35)
 GUIDANCE = 2.0
-CONDITIONS = ("encoder_hidden_states", "pooled_projections", "txt_ids", "img_ids")
 # What is forecast, and whether it is caught up with.
 WAYS: tuple[tuple[Target, bool], ...] = (("noise", True), ("noise", False), ("velocity", True))
 
@@ -83,8 +82,7 @@ class Plain:
         self._pipe, self._cfg, self.scheduler = pipe, cfg, scheduler
         first = sampling.prepare(pipe, seeds, steps=1, cfg=cfg)
         self._noise = first.branches[0].hidden_states
-        inputs = [{name: getattr(branch, name) for name in CONDITIONS} for branch in first.branches]
-        self.transformer = Diffusion(pipe.transformer, scheduler, inputs)
+        self.transformer = Diffusion(pipe.transformer, scheduler, list(map(sampling.conditions_of, first.branches)))
 
     @torch.no_grad()
     def __call__(self, steps: int) -> np.ndarray:

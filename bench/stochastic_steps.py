@@ -113,8 +113,7 @@ def main() -> None:
     seeds, steps = range(arguments.first_seed, arguments.first_seed + arguments.seeds), arguments.steps
     pipe: Any = sampling.load()
     first = sampling.prepare(pipe, seeds, steps=1).branches[0]
-    names = ("encoder_hidden_states", "pooled_projections", "txt_ids", "img_ids")
-    flow = Flow(pipe, {name: getattr(first, name) for name in names}, first.hidden_states)
+    flow = Flow(pipe, sampling.conditions_of(first), first.hidden_states)
     ways = [Way(target, order, interval) for target in TARGETS for order in (0, 1) for interval in (2, 3, 4)]
     ways += [Way(None, 0, interval) for interval in (2, 3, 4)]
     rows = []

@@ -73,11 +73,13 @@ def measure_errors(
             one has found.
 
     """
-    latents = model.architecture.latents(prepared[0].inputs)
+    # Of a flow the velocity is the direction, and reading the latents may be a copy.
+    latents = None if schedule.process is None else model.architecture.latents(prepared[0].inputs)
 
     def error(estimate: Velocity, exact: Velocity) -> PerSample:
-        ends = (direction(velocity, latents, process=schedule.process) for velocity in (estimate, exact))
-        return relative_l2(*ends, reduction=model.exchange.over_tokens)
+        if schedule.process is not None and latents is not None:
+            estimate, exact = (direction(output, latents, process=schedule.process) for output in (estimate, exact))
+        return relative_l2(estimate, exact, reduction=model.exchange.over_tokens)
 
     errors = [error(its.velocity, each.velocity) for its, each in zip(prepared, computed, strict=True)]
     scale, found = coupling.guidance_scale, coupling.lead

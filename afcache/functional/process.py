@@ -64,16 +64,16 @@ def moved(latents: Latents, output: Velocity, length: Scalar, *, process: Proces
 
 
 @typed
-def direction(output: Velocity, latents: Latents, *, process: Process | None) -> Velocity:
-    """Where the path leads at latents x, but for its length: an output's error counts relative to this.
+def direction(output: Velocity, latents: Latents, *, process: Process) -> Velocity:
+    """Where the path leads at latents x, but for its length, float32: an output's error counts relative to this.
 
     Args:
         output: m.
         latents: x.
-        process: None of a flow, whose velocity is returned as it is.
+        process: of the step.
 
     """
-    return output if process is None else output.to(torch.float32) + process.drift * latents.to(torch.float32)
+    return output.to(torch.float32) + process.drift * latents.to(torch.float32)
 
 
 @typed
@@ -92,7 +92,13 @@ def mean_output(before: Latents, after: Latents, length: Scalar, *, process: Pro
     return (end - process.kept * start) / process.added, process.added
 
 
-def stacked(steps: list[tuple[float, ...]], device: torch.device) -> list[Process]:
-    """Processes of steps from their numbers; each of them has memory of its own."""
+def from_numbers(steps: list[tuple[float, ...]], device: torch.device) -> list[Process]:
+    """The process of each step, on a device; every tensor has memory of its own.
+
+    Args:
+        steps: of each the numbers of a process, in the order of its fields.
+        device: of the latents.
+
+    """
     rows = torch.tensor(steps, dtype=torch.float32, device=device).reshape(-1, len(Process._fields))
     return [Process(*(value.clone() for value in row.unbind())) for row in rows.unbind()]

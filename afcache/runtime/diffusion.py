@@ -20,7 +20,7 @@ from diffusers import (
 from torch import Tensor
 
 from afcache._typing import Sigmas
-from afcache.functional.process import Process, stacked
+from afcache.functional.process import Process, from_numbers
 from afcache.functional.target import NOISE_LEVEL
 from afcache.runtime.switches import version_of
 
@@ -80,7 +80,7 @@ def processes_of(scheduler: Any, begin: int, device: torch.device) -> list[Proce
     """What its steps do, from step `begin` on."""
     angles, after = _angles(scheduler)
     find = _of_noise if scheduler.config.prediction_type == "epsilon" else _of_difference
-    return stacked([find(now, then) for now, then in zip(angles.tolist(), after.tolist(), strict=True)][begin:], device)
+    return from_numbers([find(now, then) for now, then in zip(angles.tolist(), after.tolist(), strict=True)][begin:], device)
 
 
 def _of_noise(now: float, then: float) -> tuple[float, ...]:

@@ -155,11 +155,10 @@ def noise_levels(scheduler: Any) -> Sigmas:
 
 def _draws_noise(scheduler: Any) -> bool:
     """Whether each step draws new noise."""
-    if isinstance(scheduler, FlowMatchLCMScheduler | CogVideoXDPMScheduler) or scheduler.config.get(
-        "stochastic_sampling", False
-    ):
+    if isinstance(scheduler, FlowMatchLCMScheduler | CogVideoXDPMScheduler):
         return True
-    return str(scheduler.config.get("algorithm_type", "")).startswith("sde-")
+    is_sde = str(scheduler.config.get("algorithm_type", "")).startswith("sde-")
+    return is_sde or scheduler.config.get("stochastic_sampling", False)
 
 
 def _has_step_of(scheduler: Any, kinds: tuple[Any, ...]) -> bool:

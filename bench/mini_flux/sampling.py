@@ -100,6 +100,12 @@ def prepare(pipe: Any, seeds: Sequence[int], *, steps: int = 28, cfg: float = 1.
     return Prepared(branches, pipe.scheduler.sigmas.to(latents.device, copy=True), cfg, latents)
 
 
+def conditions_of(branch: afcache.FluxInputs) -> dict[str, torch.Tensor]:
+    """What a guidance branch's calls of the transformer have in common, by the names of its arguments."""
+    names = ("encoder_hidden_states", "pooled_projections", "txt_ids", "img_ids")
+    return {name: getattr(branch, name) for name in names}
+
+
 def decode(pipe: Any, latents: torch.Tensor, recipe: Recipe = MINI_FLUX) -> np.ndarray:
     """Latents to images `[batch, height, width, 3]` in [0, 1], as the pipeline does it."""
     latents = pipe._unpack_latents(latents, recipe.image_size, recipe.image_size, pipe.vae_scale_factor)

@@ -18,8 +18,7 @@ def test_under_eulers_step_outputs_weigh_what_their_steps_are_long():
 def test_the_same_noise_is_drawn_whatever_is_forecast(name: str):
     pipe, seeds = sampling.load(), (0, 1)
     first = sampling.prepare(pipe, seeds, steps=1).branches[0]
-    names = ("encoder_hidden_states", "pooled_projections", "txt_ids", "img_ids")
-    flow = Flow(pipe, {name: getattr(first, name) for name in names}, first.hidden_states)
+    flow = Flow(pipe, sampling.conditions_of(first), first.hidden_states)
 
     def drawn(way: Way | None) -> torch.Tensor:
         return sample(flow, stochastic_steps.SCHEDULERS[name](pipe.scheduler.config), seeds, 6, way)
