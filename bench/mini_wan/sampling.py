@@ -1,12 +1,20 @@
 """How every benchmark samples mini-Wan: one seed is one prompt, one noise, one clip."""
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
+from diffusers import FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler
 
 import afcache
 from bench.mini_wan import data
+
+# Made of mini-Wan's own scheduler's settings, which is the first.
+SCHEDULERS: dict[str, Callable[[Any], Any]] = {
+    "UniPC": UniPCMultistepScheduler.from_config,
+    "FlowMatchEuler": lambda config: FlowMatchEulerDiscreteScheduler(shift=config.flow_shift),
+}
 
 
 def settings() -> dict[str, Any]:
@@ -14,9 +22,10 @@ def settings() -> dict[str, Any]:
     return afcache.recommended_settings(afcache.mini_wan_folder())
 
 
-def load() -> Any:
-    """The trained model without progress bars, on the CPU, in float32."""
+def load(scheduler: str = "UniPC") -> Any:
+    """The trained model without progress bars, on the CPU, in float32, under one of `SCHEDULERS`."""
     pipe = afcache.load_mini_wan()
+    pipe.scheduler = SCHEDULERS[scheduler](pipe.scheduler.config)
     pipe.set_progress_bar_config(disable=True)
     return pipe
 

@@ -38,6 +38,7 @@ class Task(NamedTuple):
         patterns: for random weights, "F" and "." for each step: by contender, or under "" for all of them.
         mag_ratios: MagCache's calibration, of its own mode.
         backend: of torch.compile.
+        scheduler: of mini-Wan, in place of its own.
 
     """
 
@@ -49,6 +50,7 @@ class Task(NamedTuple):
     patterns: dict[str, str] | None = None
     mag_ratios: tuple[float, ...] = ()
     backend: str = "inductor"
+    scheduler: str | None = None
 
     @property
     def is_random(self) -> bool:
@@ -69,7 +71,7 @@ class Task(NamedTuple):
 def load(task: Task) -> Any:
     """A fresh pipeline on the task's device."""
     if task.model in _TRAINED:
-        pipe = _TRAINED[task.model].load()
+        pipe = _TRAINED[task.model].load(*([task.scheduler] if task.scheduler else []))
         return pipe if (task.device, task.dtype) == ("cpu", "float32") else pipe.to(task.device, _DTYPES[task.dtype])
     if task.is_random:
         # Made in their own precision: in float32 the largest would need twice its memory for a moment.
