@@ -1,0 +1,71 @@
+"""The rows of `bench.compare_videos`."""
+
+from typing import Any
+
+import pytest
+
+from bench import compare_videos
+from bench.compare_videos import FEWER, Job, at_equal_quality, clips_of, everybody, forecasting, measure, racing, shown
+from bench.race.subjects import Task
+
+TASK = Task("mini-wan", 6, scheduler="FlowMatchEuler")
+
+
+def row(family: str, kind: str, speed: float, psnr: float, flicker: float) -> dict[str, Any]:
+    numbers = {"fewer block evaluations": speed, "PSNR (dB)": psnr, "worst clip": psnr - 5, "flicker": flicker}
+    return {"contender": f"{family} {speed}", "family": family, "kind": kind, "failure": None, **numbers}
+
+
+ROWS = [
+    row("ours", "ours", 2.0, 45.0, 0.01),
+    row("ours", "ours", 4.0, 35.0, 0.05),
+    row("slow", "peer", 1.5, 42.0, 0.02),
+    row("slow", "peer", 2.5, 32.0, 0.06),
+    row("bad", "peer", 3.0, 20.0, 0.5),
+    {"contender": "broken", "family": "broken", "kind": "peer", "failure": "ValueError: no"},
+]
+
+
+def test_families_are_compared_where_their_curves_meet_a_quality():
+    ours, slow, last, _ = at_equal_quality(ROWS)
+    assert (ours["family"], ours["mean PSNR"], slow["family"], last["mean PSNR"]) == ("ours", "40 dB", "slow", "35 dB")
+    # Half of the way, and a fifth of it.
+    assert ours["fewer block evaluations"] == pytest.approx(3.0)
+    assert slow["fewer block evaluations"] == pytest.approx(1.7)
+    assert ours["over the fastest peer"] == pytest.approx(3.0 / 1.7)
+    assert ours["flicker"] == pytest.approx(0.03)
+    assert slow["worst clip"] == pytest.approx(35.0)
+
+
+def test_without_a_peer_that_is_good_enough_nothing_is_compared():
+    assert [r["over the fastest peer"] for r in at_equal_quality(ROWS[:2])] == ["no peer reaches it"] * 2
+
+
+def test_a_failure_is_a_row():
+    assert shown(ROWS)[-1]["failure"] == "ValueError: no"
+    assert shown(ROWS)[-1]["flicker"] == ""
+
+
+def test_contenders_have_names_of_their_own():
+    for chosen in (racing(TASK), forecasting(TASK)):
+        assert len({contender.name for contender in chosen}) == len(chosen)
+        assert not any(contender.is_compiled for contender in chosen)
+    assert {"eager", "AFCache balanced", "diffusers MagCache 0.12", "velocity, all else the same 0.016"} <= set(everybody(TASK))
+
+
+@pytest.mark.host
+def test_a_contender_is_measured_against_the_uncached_clips(monkeypatch: pytest.MonkeyPatch):
+    references, evaluations = clips_of(Job("eager", TASK, (0,)))
+    assert evaluations == TASK.steps
+    same = measure(Job("eager", TASK, (0,), references))
+    assert (same["PSNR (dB)"], same["fewer block evaluations"], same["flicker"]) == (150.0, 1.0, 0.0)
+    cached = measure(Job("AFCache tolerance 0.064", TASK, (0,), references))
+    assert 1.0 < cached["fewer block evaluations"] < TASK.steps
+    assert 12.0 < cached["worst frame"] <= cached["PSNR (dB)"] < 100.0
+    assert 0.0 < cached["flicker"] < 1.0
+    fewer = next(contender for contender in racing(TASK) if contender.family == FEWER)
+    assert measure(Job(fewer.name, TASK, (0,), references))["fewer block evaluations"] == pytest.approx(6 / 5)
+    monkeypatch.setattr(compare_videos, "load", lambda task: None)
+    assert measure(Job("AFCache balanced", TASK, (0,), references))["failure"].startswith(
+        "NotImplementedError: pipe is a NoneType"
+    )
