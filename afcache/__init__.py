@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from afcache.calibration.magnitudes import calibrate_magnitudes, measure_noise
     from afcache.calibration.metrics import psnr, ssim
     from afcache.calibration.tolerance import calibrate
+    from afcache.functional.samples import stack_samples, stack_schedules, take_samples
     from afcache.functional.state import CacheState
     from afcache.models.flux1.inputs import FluxInputs
     from afcache.parallel.config import ParallelConfig
@@ -70,6 +71,9 @@ _HOMES = {
     "restore_pipeline": "pipeline",
     "save_checkpoint": "sampling.checkpoint",
     "ssim": "calibration.metrics",
+    "stack_samples": "functional.samples",
+    "stack_schedules": "functional.samples",
+    "take_samples": "functional.samples",
     "uncached": "pipeline",
     "using": "pipeline",
 }
@@ -109,6 +113,9 @@ __all__ = [
     "restore_pipeline",
     "save_checkpoint",
     "ssim",
+    "stack_samples",
+    "stack_schedules",
+    "take_samples",
     "uncached",
     "using",
 ]

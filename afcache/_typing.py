@@ -33,6 +33,7 @@ _CHECKER = beartype(conf=BeartypeConf(is_pep484_tower=True))
 HostModule = Any
 
 Features = Float[Tensor, "batch img_seq dim"]
+ImagePrompts = Float[Tensor, "batch *image"]
 TextFeatures = Float[Tensor, "batch txt_seq dim"]
 Tokens = Float[Tensor, "batch seq dim"]
 Vector = Float[Tensor, "batch dim"]
@@ -52,8 +53,11 @@ Flags = Bool[Tensor, " batch"]
 Scalar = Float[Tensor, ""]
 Index = Int[Tensor, ""]
 Flag = Bool[Tensor, ""]
-# A setting that enters a step as a tensor: for all samples (0-d), or one for each.
+# A setting that enters a step as a tensor, and where the step stands: for all samples (0-d), or one for each.
 Setting = Scalar | PerSample
+Level = Scalar | PerSample
+StepIndex = Index | Counts
+Forced = Flag | Flags
 # What the last outputs weigh in a solver's step, and what is known of each, the newest first.
 Response = Float[Tensor, " window"]
 Window = Float[Tensor, "window batch"]

@@ -13,7 +13,7 @@ blending of inpainting. A forecast bears a jump of that size, and other latents 
 import torch
 from torch import Tensor
 
-from afcache._typing import Flags, Latents, PerSample, Scalar, typed
+from afcache._typing import Flags, Latents, Level, PerSample, typed
 from afcache.functional.process import moved
 from afcache.functional.shapes import per_sample
 from afcache.functional.state import CacheState, Coupling, StepSchedule, Trail
@@ -53,13 +53,13 @@ def strays(latents: Latents, states: tuple[CacheState, ...], schedule: StepSched
 
 
 @typed
-def is_elsewhere(latents: Latents, trails: tuple[Trail, ...], sigma: Scalar) -> Flags:
+def is_elsewhere(latents: Latents, trails: tuple[Trail, ...], sigma: Level) -> Flags:
     """Which samples are not where a step led: bool `[batch]`; true where anything is not finite. Arguments as of `miss`."""
     return ~(miss(latents, trails, sigma) <= 1)
 
 
 @typed
-def miss(latents: Latents, trails: tuple[Trail, ...], sigma: Scalar) -> PerSample:
+def miss(latents: Latents, trails: tuple[Trail, ...], sigma: Level) -> PerSample:
     """How far samples are from where a step led: the square of the distance, relative to that of what is allowed.
 
     Args:

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from afcache._typing import Counts, Flags, Nodes, PerSample, Row, Scalar, Votes, typed
+from afcache._typing import Counts, Flags, Level, Nodes, PerSample, Row, Votes, typed
 from afcache.functional import error_control, forecast
 from afcache.functional.gates.gate import Observation, is_changed
 from afcache.functional.groups.proposal import Memory
@@ -47,7 +47,7 @@ def forecast_row(state: CacheState | Memory, schedule: StepSchedule, *, config: 
 
 
 @typed
-def growth(nodes: Nodes, orders: Counts, sigma: Scalar, *, config: CacheConfig) -> PerSample:
+def growth(nodes: Nodes, orders: Counts, sigma: Level, *, config: CacheConfig) -> PerSample:
     """The growth law g that `config` names, for an error made by rows of the given orders."""
     if config.error_law == "remainder":
         return error_control.remainder_growth(nodes, orders, sigma)

@@ -10,12 +10,12 @@ Reference:
 
 import torch
 
-from afcache._typing import Counts, Flag, Flags, Nodes, PerSample, Scalar, Setting, Velocity, typed
+from afcache._typing import Counts, Flags, Forced, Level, Nodes, PerSample, Setting, Velocity, typed
 from afcache.functional.shapes import per_sample
 
 
 @typed
-def power_growth(nodes: Nodes, orders: Counts, sigma: Scalar, *, exponent: float) -> PerSample:
+def power_growth(nodes: Nodes, orders: Counts, sigma: Level, *, exponent: float) -> PerSample:
     """G = |sigma - sigma_n|^p, p = min(exponent, order + 1).
 
     Args:
@@ -30,7 +30,7 @@ def power_growth(nodes: Nodes, orders: Counts, sigma: Scalar, *, exponent: float
 
 
 @typed
-def remainder_growth(nodes: Nodes, orders: Counts, sigma: Scalar) -> PerSample:
+def remainder_growth(nodes: Nodes, orders: Counts, sigma: Level) -> PerSample:
     """G = prod_{k <= order} |sigma - sigma_k|: the remainder of polynomial interpolation on unequal nodes.
 
     Reference:
@@ -55,7 +55,7 @@ def predicted_error(rate: PerSample, growth: PerSample) -> PerSample:
 
 
 @typed
-def contribution(predicted: PerSample, sigma: Scalar, sigma_next: Scalar, *, weight: float) -> PerSample:
+def contribution(predicted: PerSample, sigma: Level, sigma_next: Level, *, weight: float) -> PerSample:
     """What a forecast step adds to the trajectory's error: predicted * |sigma_{i+1} - sigma_i| sigma_i^weight.
 
     Args:
@@ -76,7 +76,7 @@ def should_refresh(
     gap: PerSample,
     last_gap: PerSample,
     max_growth: Setting,
-    is_forced: Flag,
+    is_forced: Forced,
 ) -> Flags:
     """Decide, per sample, whether this step is computed in full.
 
@@ -98,7 +98,7 @@ def should_refresh(
 
 
 @typed
-def extend_lag(lag: PerSample, growth: PerSample, sigma: Scalar, sigma_next: Scalar) -> PerSample:
+def extend_lag(lag: PerSample, growth: PerSample, sigma: Level, sigma_next: Level) -> PerSample:
     """Add a forecast step to lag = sum_j (sigma_{j+1} - sigma_j) g(sigma_j), signed differences."""
     return lag + (sigma_next - sigma) * growth
 
@@ -110,8 +110,8 @@ def catch_up(
     *,
     lag: PerSample,
     growth: PerSample,
-    sigma: Scalar,
-    sigma_next: Scalar,
+    sigma: Level,
+    sigma_next: Level,
 ) -> Velocity:
     """Give back, at a refresh, what the forecast steps before it left out.
 

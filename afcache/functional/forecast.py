@@ -8,7 +8,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from afcache._typing import Counts, History, Kept, Nodes, PerSample, Row, Scalar, Setting, typed
+from afcache._typing import Counts, History, Kept, Level, Nodes, PerSample, Row, Setting, typed
 
 _CHEBYSHEV_RANGE = 50.0
 _CHEBYSHEV_RIDGE = 0.1
@@ -29,7 +29,7 @@ def reuse_row(nodes: Nodes) -> Row:
 
 
 @typed
-def polynomial_row(nodes: Nodes, num_nodes: Counts, sigma: Scalar, *, order: int) -> Row:
+def polynomial_row(nodes: Nodes, num_nodes: Counts, sigma: Level, *, order: int) -> Row:
     """Extrapolate the polynomial through the newest refreshes, at their real, unequal distances.
 
     w_k = prod_{j != k} (sigma - sigma_j) / (sigma_k - sigma_j): Newton's divided differences in Lagrange's form. Exact
@@ -59,7 +59,7 @@ def polynomial_row(nodes: Nodes, num_nodes: Counts, sigma: Scalar, *, order: int
 
 
 @typed
-def taylorseer_row(steps: Nodes, num_nodes: Counts, step_index: Scalar, *, order: int) -> Row:
+def taylorseer_row(steps: Nodes, num_nodes: Counts, step_index: Level, *, order: int) -> Row:
     """TaylorSeer's forecast as its authors define it: finite differences in step index, Taylor weights.
 
     d^0 = r;  d^{i+1}_n = (d^i_n - d^i_{n-1}) / (s_n - s_{n-1});  r_hat = sum_i d^i_n (s - s_n)^i / i!
@@ -93,7 +93,7 @@ def taylorseer_row(steps: Nodes, num_nodes: Counts, step_index: Scalar, *, order
 
 
 @typed
-def chebyshev_row(steps: Nodes, num_nodes: Counts, step_index: Scalar, *, order: int) -> Row:
+def chebyshev_row(steps: Nodes, num_nodes: Counts, step_index: Level, *, order: int) -> Row:
     """Spectrum's forecast: ridge regression on Chebyshev polynomials of the step index, over all refreshes remembered.
 
     w = phi(s)^T (Phi^T Phi + lambda I)^{-1} Phi^T,  phi_i(s) = T_i(2 s / 50 - 1)
@@ -177,6 +177,6 @@ def push(history: Tensor, newest: Tensor, refresh: Tensor) -> Tensor:
 
 
 @typed
-def gap_to(nodes: Nodes, sigma: Scalar) -> PerSample:
+def gap_to(nodes: Nodes, sigma: Level) -> PerSample:
     """|sigma - sigma_n|: the distance in sigma from the last refresh."""
     return (sigma - nodes[0]).abs()

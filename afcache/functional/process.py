@@ -22,7 +22,8 @@ from typing import NamedTuple
 
 import torch
 
-from afcache._typing import Latents, Scalar, Velocity, typed
+from afcache._typing import Latents, Level, Scalar, Velocity, typed
+from afcache.functional.shapes import per_sample
 
 
 class Process(NamedTuple):
@@ -47,7 +48,7 @@ class Process(NamedTuple):
 
 
 @typed
-def moved(latents: Latents, output: Velocity, length: Scalar, *, process: Process | None) -> Velocity:
+def moved(latents: Latents, output: Velocity, length: Level, *, process: Process | None) -> Velocity:
     """How far a step goes, to first order: x' - x, float32, fresh.
 
     Args:
@@ -59,7 +60,7 @@ def moved(latents: Latents, output: Velocity, length: Scalar, *, process: Proces
     """
     output = output.to(torch.float32)
     if process is None:
-        return length * output
+        return per_sample(length, output) * output
     return (process.kept - 1) * latents.to(torch.float32) + process.added * output
 
 

@@ -10,7 +10,7 @@ import math
 import torch
 from torch import Tensor
 
-from afcache._typing import PerSample, Scalar, typed
+from afcache._typing import PerSample, Setting, typed
 
 
 @typed
@@ -42,7 +42,7 @@ def computational_noise(velocities: list[Tensor]) -> PerSample:
 
 
 @typed
-def above_floor(measured: PerSample, floor: Scalar) -> PerSample:
+def above_floor(measured: PerSample, floor: Setting) -> PerSample:
     """What of a measured relative change rounding does not explain: sqrt(max(0, measured^2 - floor^2)).
 
     Independent errors add in squares. NaN and infinity stay what they are.

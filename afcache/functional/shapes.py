@@ -17,5 +17,5 @@ def coarse_length(img_seq: int, shards: int = 1) -> int:
 
 
 def per_sample(values: Tensor, like: Tensor) -> Tensor:
-    """Values `[batch]`, to be broadcast against a tensor `[batch, ...]`."""
+    """Values `[batch]`, or one for all samples, 0-d, to be broadcast against a tensor `[batch, ...]`."""
     return values.reshape(-1, *[1] * (like.ndim - 1))

@@ -11,17 +11,18 @@ from afcache._typing import (
     Counts,
     Flag,
     Flags,
+    Forced,
     GroupCounts,
     GroupHistories,
     GroupNodes,
     History,
-    Index,
+    Level,
     Nodes,
     PerGroup,
     PerSample,
     Response,
-    Scalar,
     Setting,
+    StepIndex,
     Summaries,
     Tokens,
     Velocity,
@@ -157,7 +158,8 @@ class CacheState(NamedTuple):
 class StepSchedule(NamedTuple):
     """Where a step stands, and what is set for it. All tensors: a Python number that changes would recompile at every value.
 
-    0-d; a `Setting` may also be `[batch]`, one for each sample. The other shape is another graph.
+    0-d, or `[batch]` where samples stand at steps of their own; `response` and `process` are the same for all. Another shape is
+    another graph.
 
     Attributes:
         sigma: noise level of the step; float32.
@@ -173,14 +175,14 @@ class StepSchedule(NamedTuple):
 
     """
 
-    sigma: Scalar
-    sigma_next: Scalar
-    step_index: Index
-    is_forced: Flag
+    sigma: Level
+    sigma_next: Level
+    step_index: StepIndex
+    is_forced: Forced
     tolerance: Setting
     max_growth: Setting
     damping: Setting
-    noise_floor: Scalar
+    noise_floor: Setting
     response: Response | None = None
     process: Process | None = None
 

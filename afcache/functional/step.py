@@ -65,7 +65,7 @@ def euler_step(
     coupling = lead(tuple(each.state for each in branches), schedule, guidance_scale, config=config)
     taken = take(model, branches, schedule, coupling, config=config)
     velocity = guide(tuple(each.velocity for each in taken), guidance_scale)
-    stepped = latents.to(torch.float32) + (schedule.sigma_next - schedule.sigma) * velocity
+    stepped = latents.to(torch.float32) + per_sample(schedule.sigma_next - schedule.sigma, velocity) * velocity
     return stepped.to(latents.dtype), taken
 
 

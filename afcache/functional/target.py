@@ -20,8 +20,9 @@ Reference:
 import torch
 from torch import Tensor
 
-from afcache._typing import Latents, Scalar, Tokens, Velocity, typed
+from afcache._typing import Latents, Level, Tokens, Velocity, typed
 from afcache.functional.process import Process
+from afcache.functional.shapes import per_sample
 from afcache.settings.config import Target
 
 # tau: of 1.02 to 2.5, the best at few and at many steps on trained models.
@@ -42,7 +43,7 @@ def release_residual(residual_hat: Tokens, start: Tokens) -> Tokens:
 
 @typed
 def keep_output(
-    velocity: Velocity, latents: Latents, sigma: Scalar, *, target: Target, process: Process | None = None
+    velocity: Velocity, latents: Latents, sigma: Level, *, target: Target, process: Process | None = None
 ) -> Velocity:
     """z: what the history keeps of a velocity.
 
@@ -62,12 +63,12 @@ def keep_output(
     x, v = latents.to(torch.float32), velocity.to(torch.float32)
     if process is not None:
         return process.noise_of_latents * x + process.noise_of_output * v
-    return x + (NOISE_LEVEL - sigma) * v
+    return x + per_sample(NOISE_LEVEL - sigma, v) * v
 
 
 @typed
 def release_output(
-    forecast: Velocity, latents: Latents, sigma: Scalar, *, target: Target, process: Process | None = None
+    forecast: Velocity, latents: Latents, sigma: Level, *, target: Target, process: Process | None = None
 ) -> Velocity:
     """v_hat: the velocity at `latents` that a forecast of z means.
 
@@ -86,5 +87,5 @@ def release_output(
     if target != "velocity" and process is not None:
         velocity = (forecast - process.noise_of_latents * latents.to(torch.float32)) / process.noise_of_output
     elif target != "velocity":
-        velocity = (forecast - latents.to(torch.float32)) / (NOISE_LEVEL - sigma)
+        velocity = (forecast - latents.to(torch.float32)) / per_sample(NOISE_LEVEL - sigma, forecast)
     return velocity.to(latents.dtype)

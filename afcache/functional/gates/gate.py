@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import torch
 
-from afcache._typing import Features, Flag, Flags, PerSample, Tokens, typed
+from afcache._typing import Features, Flags, Forced, PerSample, Tokens, typed
 from afcache.functional.distance import relative_l1
 from afcache.functional.gates.first_blocks import added_by_first_blocks, distance_itself
 from afcache.functional.gates.teacache import accumulate, modulated_input
@@ -82,7 +82,7 @@ def observe(
 
 
 @typed
-def is_changed(state: GateState, change: PerSample, is_forced: Flag, *, config: CacheConfig) -> Flags:
+def is_changed(state: GateState, change: PerSample, is_forced: Forced, *, config: CacheConfig) -> Flags:
     """Refresh unless the change stays under the threshold; NaN and a threshold of 0 refresh."""
     refresh = ~(change < config.threshold) | is_forced
     if config.max_cached_steps is not None:

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from afcache._typing import Features, HostModule, Scalar, Velocity, typed
+from afcache._typing import Features, HostModule, ImagePrompts, Level, Velocity, typed
 from afcache.functional.model import Lengths
 
 
@@ -45,7 +45,7 @@ class FluxInputs(NamedTuple):
     controlnet_block_samples: tuple[Features, ...] = ()
     controlnet_single_block_samples: tuple[Features, ...] = ()
     controlnet_blocks_repeat: bool = False
-    image_prompts: tuple[Tensor, ...] = ()
+    image_prompts: tuple[ImagePrompts, ...] = ()
     image_prompt_scales: Float[Tensor, "blocks adapters"] | None = None
     context: Float[Tensor, "batch context_seq channels"] | None = None
     context_ids: Float[Tensor, "context_seq 3"] | None = None
@@ -53,7 +53,7 @@ class FluxInputs(NamedTuple):
 
 
 @typed
-def place(inputs: FluxInputs, latents: Velocity, sigma: Scalar) -> FluxInputs:
+def place(inputs: FluxInputs, latents: Velocity, sigma: Level) -> FluxInputs:
     """The same sample at another point of its trajectory.
 
     Args:
