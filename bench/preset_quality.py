@@ -1,4 +1,4 @@
-"""Speed and quality of the presets on mini-FLUX, and of those for residuals: fewer block evaluations against PSNR to the
+"""Speed and quality of the presets on mini-FLUX, and of what they were before: fewer block evaluations against PSNR to the
 uncached image.
 
     python -m bench.preset_quality
@@ -7,21 +7,29 @@ Runs eagerly: decisions and images are those of the compiled forward (tests/pipe
 """
 
 import argparse
+import dataclasses
 import itertools
 import statistics
+from collections.abc import Callable
 from typing import Any, get_args
 
 import afcache
-from afcache.settings.config import Target
-from afcache.settings.presets import DEFAULT_TARGET, Preset, preset_config
+from afcache import CacheConfig
+from afcache.settings.presets import Preset, preset_config
 from bench.mini_flux import sampling
 from bench.record.recording import write_result
 from bench.record.render import table
 
+KINDS: dict[str, Callable[[Preset], CacheConfig]] = {
+    "noise": preset_config,
+    "noise, early steps as all": lambda preset: dataclasses.replace(preset_config(preset), early_weight=0.0),
+    "residual": lambda preset: preset_config(preset, target="residual"),
+}
 
-def measure(pipe: Any, preset: Preset, target: Target, *, steps: int, cfg: float, references: dict[int, Any]) -> dict[str, Any]:
+
+def measure(pipe: Any, preset: Preset, kind: str, *, steps: int, cfg: float, references: dict[int, Any]) -> dict[str, Any]:
     """One row: a preset at one guidance scale, on the seeds of the references."""
-    config = preset_config(preset, target=target)
+    config = KINDS[kind](preset)
     afcache.compile_pipeline(pipe, config, compile=False)
     quality, speed = [], []
     for seed in references:
@@ -32,7 +40,7 @@ def measure(pipe: Any, preset: Preset, target: Target, *, steps: int, cfg: float
     # Block evaluations add up, so the mean speed-up is the harmonic one.
     return {
         "preset": preset,
-        "forecast": target,
+        "forecast": kind,
         "tolerance": config.tolerance,
         "steps": steps,
         "true CFG": cfg,
@@ -57,8 +65,8 @@ def main() -> None:
     for steps in arguments.steps:
         for cfg in arguments.cfg:
             references = {seed: sampling.draw(pipe, seed, steps=steps, cfg=cfg) for seed in seeds}
-            for target, preset in itertools.product((DEFAULT_TARGET, "residual"), get_args(Preset)):
-                rows.append(measure(pipe, preset, target, steps=steps, cfg=cfg, references=references))
+            for kind, preset in itertools.product(KINDS, get_args(Preset)):
+                rows.append(measure(pipe, preset, kind, steps=steps, cfg=cfg, references=references))
                 print(rows[-1], flush=True)
     notes = [
         f"Seeds {seeds.start} to {seeds.stop - 1}, one image each, batch 1, float32; PSNR in float64 against the "

@@ -100,7 +100,9 @@ def decide(
     """
     predicted = predict_error(state, schedule, config=config)
     step_error = exchange.over_branches(coupling.weight * predicted + coupling.others_error)
-    added = error_control.contribution(step_error, schedule.sigma, schedule.sigma_next, weight=config.error_weight)
+    added = error_control.contribution(
+        step_error, schedule.sigma, schedule.sigma_next, weight=config.error_weight, early_weight=config.early_weight
+    )
     accumulated = state.accumulated_error + added
     if config.rule.is_error_controlled:
         refresh = would_exceed(state, schedule, accumulated, config=config)
@@ -139,7 +141,7 @@ def foresee(
 
     A forecast measures nothing, so that until the next refresh the estimate depends on the schedule alone:
 
-        accumulated_i = accumulated + sum_{j <= i} (w e_j + w' sum_others e_j) |sigma_{j+1} - sigma_j| sigma_j^error_weight
+        accumulated_i = accumulated + sum_{j <= i} added_j,  added_j the contribution of w e_j + w' sum_others e_j
 
     Args:
         state: what the leading guidance branch remembers.
@@ -158,7 +160,9 @@ def foresee(
         error = weight * predict_error(state, step, config=config)
         for other in others:
             error = error + others_weight * predict_error(other, step, config=config)
-        return error_control.contribution(error, step.sigma, step.sigma_next, weight=config.error_weight)
+        return error_control.contribution(
+            error, step.sigma, step.sigma_next, weight=config.error_weight, early_weight=config.early_weight
+        )
 
     # One addition a step, in the order of the steps: the sums that the steps themselves will make.
     axes = StepSchedule(*(None if field is None else 0 for field in schedule))  # pyright: ignore[reportArgumentType]

@@ -54,18 +54,32 @@ def predicted_error(rate: PerSample, growth: PerSample) -> PerSample:
     return rate * growth
 
 
+# A share of signal below this counts as much: where there is next to none, nothing can be forecast wrongly for long.
+_LEAST_SIGNAL = 2.0**-10
+
+
 @typed
-def contribution(predicted: PerSample, sigma: Level, sigma_next: Level, *, weight: float) -> PerSample:
-    """What a forecast step adds to the trajectory's error: predicted * |sigma_{i+1} - sigma_i| sigma_i^weight.
+def contribution(
+    predicted: PerSample, sigma: Level, sigma_next: Level, *, weight: float, early_weight: float = 0.0
+) -> PerSample:
+    """What a forecast step adds to the trajectory's error: predicted * |sigma_{i+1} - sigma_i| sigma_i^w (4 - 4 sigma_i)^-u.
+
+    The latents hold a share 1 - sigma of the image. While it is small, an error moves what the model will see in them by more:
+    there it is settled what the image will show, all the more with guidance.
 
     Args:
         predicted: relative velocity error of the step.
         sigma, sigma_next: noise levels.
-        weight: power of the noise level; 0 counts all steps alike, more counts late steps less; static.
+        weight: w, power of the noise level; 0 counts all steps alike, more counts late steps less; static.
+        early_weight: u, power of the share of signal, in units of a quarter; more counts early steps more; static.
 
     """
     added = predicted * (sigma_next - sigma).abs()
-    return added if weight == 0.0 else added * sigma**weight
+    if weight:
+        added = added * sigma**weight
+    if early_weight:
+        added = added / (4.0 * (1.0 - sigma).clamp(min=_LEAST_SIGNAL)) ** early_weight
+    return added
 
 
 @typed

@@ -129,8 +129,8 @@ class CacheState(NamedTuple):
         num_nodes: how many of them are filled; int64 `[batch]`.
         error_rate: c = e / g of the last measurement; infinite until there is one; float32 `[batch]`.
         error_order: order of the row that was measured; int64 `[batch]`.
-        accumulated_error: predicted contributions since the last refresh; relative velocity error times sigma (and
-            sigma^error_weight); float32 `[batch]`.
+        accumulated_error: predicted contributions since the last refresh (`afcache.functional.error_control.contribution`);
+            relative velocity error times sigma, weighted; float32 `[batch]`.
         last_gap: distance in sigma between the last two refreshes; 0 until there are two; float32 `[batch]`.
         lag: sum of (sigma_{j+1} - sigma_j) g(sigma_j) over the forecast steps since the last refresh; float32 `[batch]`.
         trail: where the last step leads; None where nothing is to notice that the next begins elsewhere.

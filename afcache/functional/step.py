@@ -238,5 +238,7 @@ def _reuse(prepared: Prepared, *, is_pure: bool, is_led: bool) -> Outcome:
 def _carry_out(decision: Decision, state: CacheState, schedule: StepSchedule, *, config: CacheConfig) -> Decision:
     """The first branch's decision as another branch of the call carries it out, with estimates of its own."""
     error = predict_error(state, schedule, config=config)
-    added = error_control.contribution(error, schedule.sigma, schedule.sigma_next, weight=config.error_weight)
+    added = error_control.contribution(
+        error, schedule.sigma, schedule.sigma_next, weight=config.error_weight, early_weight=config.early_weight
+    )
     return Decision(decision.refresh, error, state.accumulated_error + added)

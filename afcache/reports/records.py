@@ -185,7 +185,7 @@ def _refused_error(call: TimedCall, trajectory: Trajectory, config: CacheConfig)
         weight, others_weight = weigh(scale, config=config)
         error = weight * error + others_weight * sum(other.predicted_error for other in others)
     sigma, sigma_next = trajectory.sigmas[call.step], trajectory.sigmas[call.step + 1]
-    added = error_control.contribution(error, sigma, sigma_next, weight=config.error_weight)
+    added = error_control.contribution(error, sigma, sigma_next, weight=config.error_weight, early_weight=config.early_weight)
     return _floats(torch.where(call.record.refresh, before.accumulated_error + added, unknown))
 
 

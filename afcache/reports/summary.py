@@ -45,8 +45,8 @@ class StepReport:
         is_computed: whether the block stack ran.
         predicted_error: per sample, relative velocity error expected of the forecast; NaN if unknown.
         measured_error: per sample, what a refresh found; NaN on other steps.
-        estimated_error: per sample, accumulated estimate after the step (relative velocity error times sigma and
-            sigma^error_weight, before correction); an indicator, not a bound.
+        estimated_error: per sample, accumulated estimate after the step (relative velocity error times sigma, weighted as the
+            settings say, before correction); an indicator, not a bound.
         seconds: time of the call.
         evaluations: blocks that ran.
         mlp_evaluations: blocks whose MLPs alone ran, on reused attention outputs; not among the others.

@@ -81,7 +81,7 @@ class CacheConfig:
             (`refresh_steps`). Gates: "teacache" (the accumulated change of the first block's modulated input) and "dbcache"
             (the change of what the `first_blocks` add). "none" computes every step by our forward.
         tolerance: a step is refreshed when the predicted error since the last refresh would reach this (of N < 16 steps 16 / N
-            times this); relative velocity error times sigma (and sigma^error_weight), finite, >= 0. 0 refreshes always.
+            times this); relative velocity error times sigma, weighted by the two below, finite, >= 0. 0 refreshes always.
         warmup_steps: steps at the start that are always computed; >= 1. "adaptive" computes two in any case, because an error
             must have been measured before a step can be forecast, and three of ten steps or fewer.
         max_growth: the distance in sigma to the last refresh may be at most this times the one before; >= 1, may be
@@ -109,7 +109,7 @@ class CacheConfig:
         error_law: how the forecast's error grows: "power" (a power of the distance to the last refresh) or "remainder" (the
             product of distances to all nodes of the row).
         error_exponent: highest power of "power"; > 0; None means order + 1.
-        error_weight: power of sigma by which a step's predicted error counts towards the tolerance; >= 0.
+        error_weight, early_weight: powers of sigma and of 1 / (4 - 4 sigma) by which a step's predicted error counts; >= 0.
         noise_floor: relative change that rounding alone makes between two evaluations of the model; it is taken off measured
             errors and gates' changes, so that quantisation noise does not count as change; >= 0. None means 0, except for
             quantised weights under "adaptive", whose noise is measured once, on one process, where our forward runs.
@@ -146,6 +146,7 @@ class CacheConfig:
     error_law: ErrorLaw = "power"
     error_exponent: float | None = None
     error_weight: float = 0.0
+    early_weight: float = 0.0
     noise_floor: float | None = None
     correction: bool = True
     refresh_last_step: bool = False
@@ -174,6 +175,7 @@ class CacheConfig:
         if self.error_exponent is not None:
             check_number("error_exponent", self.error_exponent, 1e-3, 10.0, cure="None means order + 1")
         check_number("error_weight", self.error_weight, 0.0, 10.0, cure="0 counts all steps alike")
+        check_number("early_weight", self.early_weight, 0.0, 10.0, cure="0 counts all steps alike")
         if self.noise_floor is not None:
             check_number("noise_floor", self.noise_floor, 0.0, math.inf, cure="None measures it where weights are quantised")
         if self.max_nodes is not None:

@@ -70,6 +70,19 @@ def test_contribution_may_count_late_steps_less():
     assert float(value) == pytest.approx(0.1 * 0.2 * 0.5)
 
 
+def test_contribution_may_count_early_steps_more():
+    def value(sigma: float, early_weight: float = 0.5) -> float:
+        sigmas = torch.tensor(sigma), torch.tensor(sigma - 0.1)
+        return float(contribution(torch.tensor([0.1]), *sigmas, weight=0.0, early_weight=early_weight))
+
+    assert value(0.75) == pytest.approx(0.01)
+    assert value(0.9375) == pytest.approx(0.02)
+    assert value(0.75, 2.0) == pytest.approx(0.01)
+    assert value(0.5, 1.0) == pytest.approx(0.005)
+    # Pure noise counts for much, and not for everything.
+    assert value(1.0) == pytest.approx(0.01 * 16)
+
+
 def test_should_refresh_when_the_tolerance_would_be_reached():
     assert not decide(0.0999)
     assert decide(0.1)

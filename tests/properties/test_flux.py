@@ -72,7 +72,7 @@ def any_config(draw: st.DrawFn, careful: bool = False, **fixed: Any) -> CacheCon
         return draw(cases.configs(**common, first_blocks=draw(st.integers(0, 1)), last_blocks=draw(st.integers(0, 1))))
     if kind == "plain":
         target, weight = draw(st.sampled_from(["residual", "velocity", "noise"])), draw(st.sampled_from([0.0, 0.5, 2.0]))
-        return draw(cases.configs(**common, target=target, error_weight=weight))
+        return draw(cases.configs(**common, target=target, error_weight=weight, early_weight=weight / 2))
     strategy: Any = draw(st.sampled_from(["by_stability", "taylor", "similarity", "attention", "difference"]))
     thresholds: dict[str, Any] = {f"{name}_threshold": threshold for name in ("similarity", "attention", "difference")}
     layerwise = Layerwise(
