@@ -84,8 +84,7 @@ class CacheConfig:
             times this); relative velocity error times sigma, weighted by the two below, finite, >= 0. 0 refreshes always.
         warmup_steps: steps at the start that are always computed; >= 1. "adaptive" computes two in any case, because an error
             must have been measured before a step can be forecast, and three of ten steps or fewer.
-        max_growth: the distance in sigma to the last refresh may be at most this times the one before; >= 1, may be
-            infinite. "adaptive" only.
+        max_growth: limit of the distance in sigma to the last refresh, over the one before; >= 1 or infinite. "adaptive" only.
         interval: distance between refreshes in steps, counted from the last warmup step; >= 1.
         interval_growth: "growing" adds this after each refresh and rounds down; >= 0.
         refresh_steps: "planned" refreshes at these steps, besides the warmup; like every plan they count from the first step
@@ -99,8 +98,7 @@ class CacheConfig:
             straight line through the latents along that velocity arrives at noise level 1.1 (`afcache.functional.target`). The
             last two run nothing of the model at a cached step, and with guidance measure the guided velocity's error; gates,
             groups, and first and last blocks need "residual".
-        first_blocks: blocks that run at every step, at the start of the stack; "dbcache" needs one at least.
-        last_blocks: blocks that run at every step, at its end.
+        first_blocks, last_blocks: that run at every step, at the stack's ends; "dbcache" needs a first one.
         forecast: "polynomial" (in sigma, on the real, unequal nodes), "taylorseer" (finite differences in step index, as
             TaylorSeer's authors define them) or "chebyshev" (ridge regression over step index, as Spectrum's).
         order: degree of the forecast; 0 to 4.

@@ -115,7 +115,7 @@ def test_an_exported_step_is_the_eager_one_to_the_last_bit(
 @pytest.mark.host
 def test_the_pages_program_runs_without_afcache(tmp_path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
-    given, _ = page_example("afcache.denoising_step").split("step = torch.compile")
+    given, _ = page_example("torch.compile(afcache.denoising_step").split("step = torch.compile")
     scope: dict[str, Any] = {}
     exec(given, scope)
     # Fewer blocks export in a fifth of the time.

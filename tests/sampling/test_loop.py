@@ -218,7 +218,7 @@ def test_negative_inputs_with_other_latents_are_refused(pipe, seeds: list[int]):
 
 
 def test_the_pages_example_runs(capsys: pytest.CaptureFixture[str]):
-    example = page_example("afcache.denoising_step")
+    example = page_example("torch.compile(afcache.denoising_step")
     assert "torch.compile(afcache.denoising_step, fullgraph=True)" in example
     assert "pipe" not in example
     exec(example.replace("fullgraph=True", 'fullgraph=True, backend="aot_eager"'), {})

@@ -16,7 +16,7 @@ from afcache.models.families import family_of
 from afcache.sampling.loop import Step
 from afcache.sampling.loop import prepare as set_out
 from bench.mini_flux.sampling import Prepared, prepare
-from tests.support.sampling import ADAPTIVE, largest_difference
+from tests.support.sampling import ADAPTIVE, largest_difference, page_example
 
 pytestmark = pytest.mark.host
 # Seed, steps, tolerance.
@@ -117,3 +117,13 @@ def test_a_request_is_what_it_is_alone(pipe, short, cfg: float, is_compiled: boo
     if is_compiled:
         assert counters["stats"]["unique_graphs"] == 1
         assert not counters["graph_break"]
+
+
+def test_the_pages_requests_run():
+    given, _ = page_example("torch.compile(afcache.denoising_step").split("step = torch.compile")
+    scope: dict[str, Any] = {}
+    exec(given + "sigmas = torch.linspace(1, 0, 29)\n" + page_example("afcache.stack_schedules("), scope)
+    assert len(scope["early"]) > len(scope["late"])
+    # The second has arrived at a noise level where the first is still on its way.
+    assert scope["state"].trail.sigma.tolist() == pytest.approx([1 - 20 / 28, 0.0], abs=1e-6)
+    assert scope["left"].num_nodes.shape == (1,)
