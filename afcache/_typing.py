@@ -59,7 +59,7 @@ Level = Scalar | PerSample
 StepIndex = Index | Counts
 Forced = Flag | Flags
 # What the last outputs weigh in a solver's step, and what is known of each, the newest first.
-Response = Float[Tensor, " window"]
+Response = Float[Tensor, " window"] | Float[Tensor, "window batch"]
 Window = Float[Tensor, "window batch"]
 PerGroup = Float[Tensor, "groups batch"]
 GroupCounts = Int[Tensor, "groups batch"]

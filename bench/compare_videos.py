@@ -5,13 +5,15 @@
     python -m bench.compare_videos --targets --clips 16                  # what to forecast: residual, velocity or noise
 
 The contenders are those of `compare_compiled --mini-wan`, which takes their seconds. Here every clip is drawn once, on one
-thread, each contender in a process of its own; --processes of them at a time.
+thread, each contender in a process of its own; --processes of them at a time. What was measured is kept in --runs, and not
+measured again: ours by its settings, others by name.
 """
 
 import argparse
+import json
 import multiprocessing
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -29,7 +31,7 @@ from bench.race.contender_process import StepClock, count_evaluations
 from bench.race.peers import calibrate_magcache
 from bench.race.subjects import Task, draw, load
 from bench.race.turns import is_installed
-from bench.record.naming import RESULTS
+from bench.record.naming import RESULTS, RUNS
 from bench.record.recording import write_result
 from bench.record.render import table
 from bench.search.curves import Point, speed_at
@@ -62,21 +64,18 @@ def racing(task: Task) -> list[Contender]:
     known = [c for c in race.contenders() if c.races(task.model) and not c.is_compiled and c.kind in ("ours", "peer")]
     # The race's own tolerances are among these.
     known = [c for c in known if "tolerance" not in c.name]
-    tolerances = [
-        Contender(f"{OURS} tolerance {value:g}", OURS, "ours", False, partial(_enable, config=tuned(value)))
-        for value in TOLERANCES
-    ]
+    tolerances = [_ours(f"{OURS} tolerance {value:g}", OURS, tuned(value)) for value in TOLERANCES]
     return [*tolerances, *known, *_fewer(task)]
 
 
 def forecasting(task: Task) -> list[Contender]:
     """Every target, with all else the same and with settings of its own."""
-    targets = [
-        Contender(f"{name} {value:g}", name, "ours", False, partial(_enable, config=config_at(value)))
-        for name, config_at in VARIANTS.items()
-        for value in TOLERANCES
-    ]
+    targets = [_ours(f"{name} {value:g}", name, at(value)) for name, at in VARIANTS.items() for value in TOLERANCES]
     return [*targets, *_fewer(task)]
+
+
+def _ours(name: str, family: str, config: afcache.CacheConfig) -> Contender:
+    return Contender(name, family, "ours", False, partial(_enable, config=config))
 
 
 def _enable(pipe: Any, task: Task, *, config: afcache.CacheConfig) -> None:
@@ -169,8 +168,34 @@ def _at(curve: list[dict[str, Any]], quality: float) -> dict[str, float]:
     return {"fewer block evaluations": speed, **others}
 
 
-def run(task: Task, chosen: Sequence[str], seeds: Sequence[int], *, processes: int) -> list[dict[str, Any]]:
-    """The rows of all contenders, each in a process of its own."""
+def key_of(contender: Contender, task: Task, seeds: Sequence[int]) -> str:
+    """What a row is of, in one line."""
+    settings = getattr(contender.enable, "keywords", {})
+    config = settings.get("config", afcache.PRESETS.get(settings.get("settings", {}).get("preset")))
+    facts = {"scheduler": task.scheduler, "steps": task.steps, "seeds": [seeds[0], seeds[-1]], "contender": contender.name}
+    return json.dumps(facts | ({} if config is None else {"config": config.to_dict()}), sort_keys=True)
+
+
+def run(task: Task, chosen: Sequence[str], seeds: Sequence[int], *, processes: int, runs: Path) -> list[dict[str, Any]]:
+    """The rows of all contenders, each in a process of its own; those that a file holds are read."""
+    known: dict[str, dict[str, Any]] = {}
+    for line in runs.read_text().splitlines() if runs.exists() else ():
+        known |= json.loads(line)
+    keys = {name: key_of(everybody(task)[name], task, seeds) for name in chosen}
+    missing = [name for name, key in keys.items() if key not in known]
+    if missing:
+        runs.parent.mkdir(parents=True, exist_ok=True)
+        with runs.open("a") as file:
+            for row in _drawn(task, missing, seeds, processes=processes):
+                print(*(f"{value:.4g}" if isinstance(value, float) else value for value in row.values()), sep="  ", flush=True)
+                known[keys[row["contender"]]] = row
+                file.write(json.dumps({keys[row["contender"]]: row}) + "\n")
+                file.flush()
+    return [known[key] for key in keys.values()]
+
+
+def _drawn(task: Task, chosen: Sequence[str], seeds: Sequence[int], *, processes: int) -> Iterator[dict[str, Any]]:
+    """Rows as they are measured."""
     fork = multiprocessing.get_context("forkserver")
     # Imported once, and not by every process.
     fork.set_forkserver_preload(["bench.race.contender_process", "cache_dit"])
@@ -182,11 +207,7 @@ def run(task: Task, chosen: Sequence[str], seeds: Sequence[int], *, processes: i
             for seed, clip in zip(job.seeds, clips, strict=True)
         }
         jobs = [Job(name, task, seeds, [drawn[seed] for seed in seeds]) for name in chosen]
-        rows = []
-        for row in pool.imap(measure, jobs):
-            rows.append(row)
-            print(*(f"{value:.4g}" if isinstance(value, float) else value for value in row.values()), sep="  ", flush=True)
-    return rows
+        yield from pool.imap(measure, jobs)
 
 
 def shown(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -208,6 +229,7 @@ def main() -> None:
     add("--targets", action="store_true", help="what to forecast, in place of the peers")
     add("--contenders", nargs="+", default=[""], help="parts of names (default: all)")
     add("--processes", type=int, default=2, help="contenders at a time, each on one thread (default 2)")
+    add("--runs", type=Path, default=RUNS / "videos.jsonl", help="file of what was measured")
     add("--output", type=Path, default=RESULTS, help="folder of the tables")
     arguments = parser.parse_args()
     task = Task("mini-wan", arguments.steps, scheduler=arguments.scheduler)
@@ -218,7 +240,7 @@ def main() -> None:
     chosen = [c.name for c in (forecasting if arguments.targets else racing)(task)]
     chosen = [name for name in chosen if any(part in name for part in arguments.contenders)]
     seeds = range(FIRST_SEED, FIRST_SEED + arguments.clips)
-    rows = run(task, chosen, seeds, processes=arguments.processes)
+    rows = run(task, chosen, seeds, processes=arguments.processes, runs=arguments.runs)
     equal = at_equal_quality(rows)
     notes = [
         f"mini-Wan, {task.steps} steps, {arguments.scheduler}, guidance as recommended. Seeds {seeds.start} to "

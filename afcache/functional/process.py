@@ -22,12 +22,12 @@ from typing import NamedTuple
 
 import torch
 
-from afcache._typing import Latents, Level, Scalar, Velocity, typed
+from afcache._typing import Latents, Level, Scalar, Setting, Velocity, typed
 from afcache.functional.shapes import per_sample
 
 
 class Process(NamedTuple):
-    """What a step does that is no flow's; float32, 0-d.
+    """What a step does that is no flow's; float32, 0-d or `[batch]`.
 
     Attributes:
         kept: of the latents, after the step to first order.
@@ -39,12 +39,12 @@ class Process(NamedTuple):
 
     """
 
-    kept: Scalar
-    added: Scalar
-    noise_of_latents: Scalar
-    noise_of_output: Scalar
-    drift: Scalar
-    scale: Scalar
+    kept: Setting
+    added: Setting
+    noise_of_latents: Setting
+    noise_of_output: Setting
+    drift: Setting
+    scale: Setting
 
 
 @typed
@@ -61,7 +61,7 @@ def moved(latents: Latents, output: Velocity, length: Level, *, process: Process
     output = output.to(torch.float32)
     if process is None:
         return per_sample(length, output) * output
-    return (process.kept - 1) * latents.to(torch.float32) + process.added * output
+    return per_sample(process.kept - 1, output) * latents.to(torch.float32) + per_sample(process.added, output) * output
 
 
 @typed
@@ -74,7 +74,7 @@ def direction(output: Velocity, latents: Latents, *, process: Process) -> Veloci
         process: of the step.
 
     """
-    return output.to(torch.float32) + process.drift * latents.to(torch.float32)
+    return output.to(torch.float32) + per_sample(process.drift, output) * latents.to(torch.float32)
 
 
 @typed

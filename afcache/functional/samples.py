@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from afcache.functional.process import Process
 from afcache.functional.state import StepSchedule
 
 T = TypeVar("T")
@@ -72,25 +73,36 @@ def take_samples(value: T, samples: Sequence[int]) -> T:
 
 
 def stack_schedules(steps: Sequence[StepSchedule]) -> StepSchedule:
-    """The step of a batch whose samples stand at steps of their own: every field is `[batch]`.
+    """The step of a batch whose samples stand at steps of their own: every field is `[batch]`, a response `[window, batch]`.
 
     Args:
-        steps: of one sample each; all fields 0-d.
+        steps: of one sample each: all fields 0-d, a response `[window]`.
 
     Raises:
-        ValueError: there are none; or one is of several samples, of a solver that mixes several outputs, or of no flow.
+        ValueError: there are none; one is of several samples; or some have a solver's response, or a process, and others none.
 
     """
     if not steps:
         raise ValueError("steps must hold the schedule of at least one sample, got none.")
-    for index, step in enumerate(steps):
-        if step.response is not None or step.process is not None:
-            what = "a solver's response" if step.process is None else "a process that is no flow's"
-            raise ValueError(f"steps[{index}] has {what}, which all samples of a call share; take such samples one by one.")
-        for name, value in step._asdict().items():
-            if value is not None and value.ndim:
-                raise ValueError(f"steps[{index}].{name} must be 0-d, of one sample, got shape {tuple(value.shape)}.")
-    return StepSchedule(*(None if values[0] is None else torch.stack(values) for values in zip(*steps, strict=True)))  # pyright: ignore[reportArgumentType]
+    columns = zip(StepSchedule._fields, zip(*steps, strict=True), strict=True)
+    return StepSchedule(*(_stack(column, name) for name, column in columns))
+
+
+def _stack(column: tuple[Any, ...], name: str) -> Any:
+    """One field of the schedules of several samples."""
+    if without := [index for index, value in enumerate(column) if value is None]:
+        if len(without) == len(column):
+            return None
+        raise ValueError(
+            f"steps[{without[0]}] has no {name}, and others have one: samples that share a call share its kind of step."
+        )
+    if isinstance(column[0], Process):
+        numbers = zip(Process._fields, zip(*column, strict=True), strict=True)
+        return Process(*(_stack(values, f"process.{field}") for field, values in numbers))
+    for index, value in enumerate(column):
+        if value.ndim != (name == "response"):
+            raise ValueError(f"steps[{index}].{name} must be of one sample, got shape {tuple(value.shape)}.")
+    return torch.stack(column, dim=-1)
 
 
 def _concatenate(tensors: list[Tensor], axis: int | None, name: str) -> Tensor:

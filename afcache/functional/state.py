@@ -158,8 +158,8 @@ class CacheState(NamedTuple):
 class StepSchedule(NamedTuple):
     """Where a step stands, and what is set for it. All tensors: a Python number that changes would recompile at every value.
 
-    0-d, or `[batch]` where samples stand at steps of their own; `response` and `process` are the same for all. Another shape is
-    another graph.
+    0-d, or `[batch]` where samples stand at steps of their own; `response` is `[window]`, or then `[window, batch]`. Another
+    shape is another graph.
 
     Attributes:
         sigma: noise level of the step; float32.

@@ -62,7 +62,7 @@ def keep_output(
         return velocity.to(torch.float32, copy=True)
     x, v = latents.to(torch.float32), velocity.to(torch.float32)
     if process is not None:
-        return process.noise_of_latents * x + process.noise_of_output * v
+        return per_sample(process.noise_of_latents, x) * x + per_sample(process.noise_of_output, v) * v
     return x + per_sample(NOISE_LEVEL - sigma, v) * v
 
 
@@ -85,7 +85,8 @@ def release_output(
     """
     velocity: Tensor = forecast
     if target != "velocity" and process is not None:
-        velocity = (forecast - process.noise_of_latents * latents.to(torch.float32)) / process.noise_of_output
+        of_latents, of_output = (per_sample(number, forecast) for number in (process.noise_of_latents, process.noise_of_output))
+        velocity = (forecast - of_latents * latents.to(torch.float32)) / of_output
     elif target != "velocity":
         velocity = (forecast - latents.to(torch.float32)) / per_sample(NOISE_LEVEL - sigma, forecast)
     return velocity.to(latents.dtype)

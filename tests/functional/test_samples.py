@@ -11,8 +11,11 @@ from torch.utils import _pytree as pytree
 import afcache
 from afcache import CacheConfig, Layerwise
 from afcache.functional.plans import schedule_steps
+from afcache.functional.process import Process, direction, moved
 from afcache.functional.samples import stack_samples, stack_schedules, take_samples
-from afcache.functional.state import CacheState, Trail
+from afcache.functional.solver_response import respond
+from afcache.functional.state import CacheState, SolverState, Trail
+from afcache.functional.target import keep_output, release_output
 from afcache.models.flux1.inputs import FluxInputs
 
 SIGMAS = torch.linspace(1, 0, 5)
@@ -158,14 +161,72 @@ def test_schedules_of_samples_are_one_of_their_batch():
     assert both.response is None
 
 
-def test_schedules_that_samples_cannot_have_of_their_own_are_refused():
+def test_responses_and_processes_are_of_each_sample():
     step = schedule_steps(SIGMAS, CacheConfig())[0]
-    with pytest.raises(ValueError, match=r"steps\[1\] has a solver's response, which all samples of a call share"):
+    one, two = (Process(*torch.full((6,), value).unbind()) for value in (1.0, 2.0))
+    rich = [
+        step._replace(response=torch.full((64,), 3.0), process=one),
+        step._replace(response=torch.full((64,), 4.0), process=two),
+    ]
+    both = stack_schedules(rich)
+    assert both.response is not None
+    assert both.process is not None
+    assert both.response.shape == (64, 2)
+    assert both.response[5].tolist() == [3.0, 4.0]
+    assert both.process.drift.tolist() == [1.0, 2.0]
+
+
+def test_schedules_that_do_not_fit_are_refused():
+    step = schedule_steps(SIGMAS, CacheConfig())[0]
+    with pytest.raises(ValueError, match=r"steps\[0\] has no response, and others have one"):
         stack_schedules([step, step._replace(response=torch.ones(64))])
-    with pytest.raises(ValueError, match=r"steps\[0\]\.tolerance must be 0-d, of one sample, got shape \(2,\)"):
-        stack_schedules([step._replace(tolerance=torch.ones(2))])
+    with pytest.raises(ValueError, match=r"steps\[1\]\.tolerance must be of one sample, got shape \(2,\)"):
+        stack_schedules([step, step._replace(tolerance=torch.ones(2))])
     with pytest.raises(ValueError, match="steps must hold the schedule of at least one sample, got none"):
         stack_schedules([])
+
+
+def test_a_solver_answers_each_sample_by_its_own_response():
+    """Rows of two schedules side by side give what each gives alone."""
+    torch.manual_seed(0)
+    window = 64
+
+    def solver() -> SolverState:
+        return SolverState(torch.rand(window - 1, 1), torch.rand(window - 1, 1), torch.randn(1, 6, 4))
+
+    states, responses = [solver(), solver()], [torch.rand(window) + 0.1, torch.rand(window) + 0.1]
+    velocities, forecasts = torch.randn(2, 6, 4), torch.randn(2, 6, 4)
+    growth, refresh = torch.tensor([0.3, 0.7]), torch.tensor([True, False])
+    alone = [
+        respond(state, v[None], f[None], row, growth=g[None], refresh=r[None])
+        for state, v, f, row, g, r in zip(states, velocities, forecasts, responses, growth, refresh, strict=True)
+    ]
+    rows = torch.stack(responses, dim=1)
+    velocity, after = respond(stack_samples(states), velocities, forecasts, rows, growth=growth, refresh=refresh)
+    assert torch.equal(velocity, torch.cat([each for each, _ in alone]))
+    assert same(after, stack_samples([each for _, each in alone]))
+
+
+def test_a_process_moves_each_sample_by_its_own_numbers():
+    torch.manual_seed(0)
+    numbers = [Process(*torch.rand(6).unbind()) for _ in range(2)]
+    together = Process(*(torch.stack(values) for values in zip(*numbers, strict=True)))
+    latents, output, sigma = torch.randn(2, 6, 4), torch.randn(2, 6, 4), torch.tensor([0.4, 0.8])
+
+    def each(function: Any) -> Tensor:
+        return torch.cat([function(latents[i : i + 1], output[i : i + 1], sigma[i], numbers[i]) for i in range(2)])
+
+    def kept(x: Tensor, m: Tensor, level: Tensor, process: Process) -> Tensor:
+        return keep_output(m, x, level, target="noise", process=process)
+
+    def released(x: Tensor, m: Tensor, level: Tensor, process: Process) -> Tensor:
+        return release_output(m, x, level, target="noise", process=process)
+
+    def gone(x: Tensor, m: Tensor, level: Tensor, process: Process) -> Tensor:
+        return moved(x, m, level, process=process) + direction(m, x, process=process)
+
+    for function in (kept, released, gone):
+        assert torch.equal(function(latents, output, sigma, together), each(function))
 
 
 def test_parts_of_states_are_values_too():
