@@ -7,7 +7,6 @@ Runs eagerly: decisions and images are those of the compiled forward (tests/pipe
 """
 
 import argparse
-import dataclasses
 import itertools
 import statistics
 from collections.abc import Callable
@@ -22,7 +21,6 @@ from bench.record.render import table
 
 KINDS: dict[str, Callable[[Preset], CacheConfig]] = {
     "noise": preset_config,
-    "noise, early steps as all": lambda preset: dataclasses.replace(preset_config(preset), early_weight=0.0),
     "residual": lambda preset: preset_config(preset, target="residual"),
 }
 
