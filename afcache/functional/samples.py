@@ -5,10 +5,8 @@ the other along the axis that the annotation of a field calls `batch`. So reques
 numbers of steps, share a call: stack their states, take a step, and take them apart again.
 """
 
-import functools
 import typing
 from collections.abc import Callable, Sequence
-from types import NoneType
 from typing import Any, TypeVar
 
 import torch
@@ -130,7 +128,7 @@ def _join(values: list[Any], hint: Any, join: _Join, name: str) -> Any:
     if isinstance(values[0], Tensor):
         return join(values, _axis(hint), name)
     if hasattr(values[0], "_asdict"):
-        hints = _hints(type(values[0]))
+        hints = typing.get_type_hints(type(values[0]))
         columns = zip(hints.items(), zip(*values, strict=True), strict=True)
         return type(values[0])(*(_join(list(column), inner, join, f"{name}.{field}") for (field, inner), column in columns))
     if isinstance(values[0], tuple):
@@ -140,15 +138,10 @@ def _join(values: list[Any], hint: Any, join: _Join, name: str) -> Any:
     return values[0]
 
 
-@functools.cache
-def _hints(kind: type) -> dict[str, Any]:
-    return typing.get_type_hints(kind)
-
-
 def _without_none(hint: Any) -> Any:
     """The one kind of an optional field."""
-    kinds = [kind for kind in typing.get_args(hint) if kind is not NoneType]
-    return kinds[0] if NoneType in typing.get_args(hint) else hint
+    kinds = typing.get_args(hint)
+    return kinds[kinds[0] is type(None)] if type(None) in kinds else hint
 
 
 def _axis(hint: Any) -> int | None:

@@ -9,8 +9,8 @@ from torch import Tensor
 from afcache.functional.solver_response import WINDOW
 from afcache.runtime.scheduler import ScheduledStep, begins
 
-# Solvers compute in float32; a nonlinear one is off by its whole effect.
-_ROUNDING = 1e-4
+# Relative to the terms of a sum: solvers compute in float32; a nonlinear one is off by its whole effect.
+_ROUNDING = 1e-5
 # Of the answers to an error of 1; those of an unstable solver grow without bound.
 _LARGEST = 200.0
 # What a schedule is made of, by the names that schedulers have for it: `set_timesteps` makes it, or users put other betas in.
@@ -83,8 +83,9 @@ def _measure(scheduler: Any, begin: int) -> Tensor | None:
     generator = torch.Generator("cpu").manual_seed(0)
     numbers = torch.randn(count + 1, 1, dtype=torch.float64, generator=generator)
     (walked,) = _walk(scheduler, begin, numbers)
-    difference = (weights * numbers).sum(0) - walked
-    if not bool(difference.abs().max() <= _ROUNDING) or not _is_stable(weights[1:].T):
+    terms = weights * numbers
+    difference, size = terms.sum(0) - walked, terms.abs().sum(0)
+    if not bool((difference.abs() <= _ROUNDING * size).all()) or not _is_stable(weights[1:].T):
         return None
     rows = torch.zeros(begin + count, WINDOW)
     for index in range(count):

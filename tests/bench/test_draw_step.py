@@ -16,7 +16,8 @@ def test_the_picture_tells_what_the_policy_saw_and_what_was_true(tmp_path: Path)
     draw_step.main(tmp_path, steps=12)
     stored = json.loads(result_path(draw_step.SUBJECT, ".json", folder=tmp_path).read_text())
     assert result_path(draw_step.SUBJECT, ".png", folder=tmp_path).stat().st_size > 20_000
-    rows, tolerance = stored["rows"], afcache.PRESETS["balanced"].tolerance
+    # Of so few steps each may add more.
+    rows, tolerance = stored["rows"], afcache.PRESETS["balanced"].tolerance * 16 / 12
     pattern = "".join("F" if row["computed because of"] else "." for row in rows)
     assert any(pattern in note for note in stored["notes"])
     assert pattern.startswith("FF")

@@ -161,7 +161,7 @@ def test_another_scheduler_of_the_audio_is_refused_unless_every_step_is_computed
     afcache.restore_pipeline(pipe)
     expected = draw(pipe, TEXT, steps=4)
     afcache.compile_pipeline(pipe, afcache.policy("none"), compile=False)
-    assert torch.equal(draw(pipe, TEXT, steps=4), expected)
+    torch.testing.assert_close(draw(pipe, TEXT, steps=4), expected, rtol=0, atol=1e-4)
 
 
 def test_two_schedules_have_as_many_steps():

@@ -38,8 +38,8 @@ MUTANTS = (
     Mutant(
         "Euler step backwards",
         STEP,
-        "(schedule.sigma_next - schedule.sigma) * velocity",
-        "(schedule.sigma - schedule.sigma_next) * velocity",
+        "per_sample(schedule.sigma_next - schedule.sigma, velocity) * velocity",
+        "per_sample(schedule.sigma - schedule.sigma_next, velocity) * velocity",
         "sampling/test_loop.py",
         "tolerance_zero",
     ),
