@@ -66,7 +66,7 @@ def miss(latents: Latents, trails: tuple[Trail, ...], sigma: Level) -> PerSample
         latents: x.
         trails: of the guidance branches, the leader's first; another one that leads to another noise level was not called at
             the last step.
-        sigma: noise level of x; 0-d.
+        sigma: noise level of x; 0-d, or `[batch]`.
 
     Returns:
         float32; 0 before the first step, infinite at another noise level, NaN where anything is not finite.

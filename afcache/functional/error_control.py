@@ -13,6 +13,9 @@ import torch
 from afcache._typing import Counts, Flags, Forced, Level, Nodes, PerSample, Setting, Velocity, typed
 from afcache.functional.shapes import per_sample
 
+# A share of signal below this counts as much: where there is next to none, nothing can be forecast wrongly for long.
+_LEAST_SIGNAL = 2.0**-10
+
 
 @typed
 def power_growth(nodes: Nodes, orders: Counts, sigma: Level, *, exponent: float) -> PerSample:
@@ -54,10 +57,6 @@ def predicted_error(rate: PerSample, growth: PerSample) -> PerSample:
     return rate * growth
 
 
-# A share of signal below this counts as much: where there is next to none, nothing can be forecast wrongly for long.
-_LEAST_SIGNAL = 2.0**-10
-
-
 @typed
 def contribution(
     predicted: PerSample, sigma: Level, sigma_next: Level, *, weight: float, early_weight: float = 0.0
@@ -69,7 +68,7 @@ def contribution(
 
     Args:
         predicted: relative velocity error of the step.
-        sigma, sigma_next: noise levels.
+        sigma, sigma_next: noise levels; 0-d, or `[batch]`.
         weight: w, power of the noise level; 0 counts all steps alike, more counts late steps less; static.
         early_weight: u, power of the share of signal, in units of a quarter; more counts early steps more; static.
 

@@ -54,7 +54,7 @@ def moved(latents: Latents, output: Velocity, length: Level, *, process: Process
     Args:
         latents: x.
         output: m; a flow's is its velocity.
-        length: sigma' - sigma; 0-d.
+        length: sigma' - sigma; 0-d, or `[batch]`.
         process: None of a flow.
 
     """

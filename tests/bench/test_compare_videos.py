@@ -1,9 +1,13 @@
 """The rows of `bench.compare_videos`."""
 
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+import afcache
+from afcache.settings.presets import tuned
 from bench import compare_videos
 from bench.compare_videos import FEWER, Job, at_equal_quality, clips_of, everybody, forecasting, measure, racing, shown
 from bench.race.subjects import Task
@@ -51,6 +55,27 @@ def test_contenders_have_names_of_their_own():
         assert len({contender.name for contender in chosen}) == len(chosen)
         assert not any(contender.is_compiled for contender in chosen)
     assert {"eager", "AFCache balanced", "diffusers MagCache 0.12", "velocity, all else the same 0.016"} <= set(everybody(TASK))
+
+
+def test_what_was_measured_is_not_measured_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    runs, drawn = tmp_path / "runs.jsonl", []
+
+    def draw(task: Task, chosen: list[str], seeds: range, *, processes: int) -> Iterator[dict[str, Any]]:
+        drawn.append(chosen)
+        yield from ({"contender": name, "number": len(drawn)} for name in chosen)
+
+    monkeypatch.setattr(compare_videos, "_drawn", draw)
+
+    def ask(names: list[str], seeds: range = range(2)) -> list[int]:
+        return [each["number"] for each in compare_videos.run(TASK, names, seeds, processes=1, runs=runs)]
+
+    assert ask(["AFCache balanced"]) == [1]
+    assert ask(["diffusers MagCache 0.12", "AFCache balanced"]) == [2, 1]
+    # Other seeds, and other settings under one name, are measured.
+    assert ask(["AFCache balanced"], range(3)) == [3]
+    monkeypatch.setitem(afcache.PRESETS, "balanced", tuned(0.5))
+    assert ask(["AFCache balanced", "diffusers MagCache 0.12"]) == [4, 2]
+    assert drawn == [["AFCache balanced"], ["diffusers MagCache 0.12"], ["AFCache balanced"], ["AFCache balanced"]]
 
 
 @pytest.mark.host

@@ -204,7 +204,7 @@ def test_guidance_that_comes_back_starts_again(pipe):
     guided = [*range(8), *range(16, 28)]
     expected = draw_within(pipe, guided)
     latents = draw_within(compiled(pipe, NOISE), guided)
-    assert float((latents - expected).norm() / expected.norm()) < 0.06
+    assert float((latents - expected).norm() / expected.norm()) < 0.05
     second = {step.step: step for step in afcache.report(pipe).steps if step.branch == 1}
     assert second[16].is_computed
     assert all(late - early == 1 for early, late in itertools.pairwise(sorted(second)) if early != 7)
