@@ -141,9 +141,7 @@ def ways(subject: Subject, task: Task, pattern: str) -> Iterator[Way]:
         subject.transformer.compile_repeated_blocks(fullgraph=True, backend=backend)
 
     def forget_blocks() -> None:
-        for module in subject.transformer.modules():
-            module._compiled_call_impl = None
-        torch._dynamo.reset()
+        forget_compiled(subject.transformer)
 
     def ours(how: Any) -> Way:
         name = {False: "AFCache, eager", "blocks": "AFCache, blocks compiled", "step": "AFCache, one graph"}[how]
@@ -234,21 +232,31 @@ def row_of(subject: Subject, way: Way, plain: dict[str, list[float]]) -> Row:
 def equality(subject: Subject, backend: str) -> Row:
     """Tolerance 0 with compiled blocks against the plain model, eager; what compiling alone changes is the yardstick."""
     theirs = subject.draw(_EQUAL_STEPS).float()
-    subject.transformer.compile_repeated_blocks(fullgraph=True, backend=backend)
-    compiled = subject.draw(_EQUAL_STEPS).float()
-    for module in subject.transformer.modules():
-        module._compiled_call_impl = None
-    found: Row = {"compiling alone": float((compiled - theirs).norm() / theirs.norm())}
-    for how, name in ((False, "eager"), ("blocks", "blocks compiled")):
-        options: dict[str, Any] = {} if how is False else {"backend": backend}
-        afcache.compile_pipeline(subject.pipe, afcache.CacheConfig(target="noise", tolerance=0.0), compile=how, **options)
-        ours = subject.draw(_EQUAL_STEPS).float()
+
+    def distance() -> float:
+        return float((subject.draw(_EQUAL_STEPS).float() - theirs).norm() / theirs.norm())
+
+    zero = afcache.CacheConfig(target="noise", tolerance=0.0)
+    found: Row = {}
+    try:
+        subject.transformer.compile_repeated_blocks(fullgraph=True, backend=backend)
+        found["compiling alone"] = distance()
+        forget_compiled(subject.transformer)
+        afcache.compile_pipeline(subject.pipe, zero, compile=False)
+        found["AFCache at tolerance 0, eager"] = distance()
+        afcache.compile_pipeline(subject.pipe, zero, compile="blocks", backend=backend)
+        found["AFCache at tolerance 0, blocks compiled"] = distance()
+    finally:
         afcache.restore_pipeline(subject.pipe)
-        found[f"AFCache at tolerance 0, {name}"] = float((ours - theirs).norm() / theirs.norm())
-        for module in subject.transformer.modules():
-            module._compiled_call_impl = None
-    torch._dynamo.reset()
+        forget_compiled(subject.transformer)
     return found
+
+
+def forget_compiled(transformer: Any) -> None:
+    """Let every block be what it was."""
+    for module in transformer.modules():
+        module._compiled_call_impl = None
+    torch._dynamo.reset()
 
 
 def measure(name: str, arguments: argparse.Namespace) -> None:

@@ -20,6 +20,7 @@ from afcache.functional.given import given_model
 from afcache.functional.model import Model, Sizes
 from afcache.functional.outputs import full_forward
 from afcache.functional.ranks.step import Layout, forward_together, gather, share, share_forward
+from afcache.functional.state import CacheState, StepRecord
 from afcache.functional.step import HistoryWriter, take
 from afcache.functional.update import Branch, Taken
 from afcache.runtime.subclasses import opening
@@ -217,10 +218,13 @@ def _branches(model: Model, inputs: Any, states: Any) -> tuple[Branch, ...]:
 
 
 def _of_call(taken: tuple[Taken, ...]) -> Any:
-    """Velocities of a call's branches one after the other in the batch, their states, the call's record, and its lead."""
-    first, states = taken[0], tuple(each.state for each in taken)
+    """Velocities of a call's branches one after the other in the batch, their states, the call's record, and its lead.
+
+    States and record are made anew: before torch 2.13, Dynamo cannot return a named tuple that `_replace` has made.
+    """
+    first, states = taken[0], tuple(CacheState(*each.state) for each in taken)
     if len(taken) == 1:
-        return first.velocity, states, first.record, first.lead
+        return first.velocity, states, StepRecord(*first.record), first.lead
     # The guided velocity's error is the last branch's.
     last = taken[-1].record
     record = first.record._replace(predicted_error=last.predicted_error, measured_error=last.measured_error)
