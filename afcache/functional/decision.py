@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from afcache._typing import Counts, Flags, Level, Nodes, PerSample, Row, Votes, typed
+from afcache._typing import Counts, Flags, Level, Nodes, PerSample, Row, Setting, Votes, typed
 from afcache.functional import error_control, forecast
 from afcache.functional.gates.gate import Observation, is_changed
 from afcache.functional.groups.proposal import Memory
@@ -34,16 +34,27 @@ class Decision(NamedTuple):
 
 @typed
 def forecast_row(state: CacheState | Memory, schedule: StepSchedule, *, config: CacheConfig) -> Row:
-    """The row of weights that `config` names, at this step, over the history of the stack or of one of its groups."""
+    """The row of weights that `config` names, damped, at this step, over the history of the stack or of one of its groups."""
+    return forecast.damp_row(undamped_row(state, schedule, config=config), damping=damping_of(state, schedule))
+
+
+@typed
+def damping_of(state: CacheState | Memory, schedule: StepSchedule) -> Setting:
+    """What has been learnt of the damping, or, until something has, what is set."""
+    learnt = state.damping if isinstance(state, CacheState) else None
+    return schedule.damping if learnt is None else torch.where(torch.isfinite(learnt), learnt, schedule.damping)
+
+
+@typed
+def undamped_row(state: CacheState | Memory, schedule: StepSchedule, *, config: CacheConfig) -> Row:
+    """The row of weights that `config` names, at this step."""
     if config.forecast == "chebyshev":
         step_index = schedule.step_index.to(torch.float32)
-        row = forecast.chebyshev_row(state.steps, state.num_nodes, step_index, order=config.order)
-    elif config.forecast == "taylorseer":
+        return forecast.chebyshev_row(state.steps, state.num_nodes, step_index, order=config.order)
+    if config.forecast == "taylorseer":
         step_index = schedule.step_index.to(torch.float32)
-        row = forecast.taylorseer_row(state.steps, state.num_nodes, step_index, order=config.order)
-    else:
-        row = forecast.polynomial_row(state.nodes, state.num_nodes, schedule.sigma, order=config.order)
-    return forecast.damp_row(row, damping=schedule.damping)
+        return forecast.taylorseer_row(state.steps, state.num_nodes, step_index, order=config.order)
+    return forecast.polynomial_row(state.nodes, state.num_nodes, schedule.sigma, order=config.order)
 
 
 @typed

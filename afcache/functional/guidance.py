@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from afcache._typing import PerSample, Velocity, typed
+from afcache.functional.damping import learn_damping
 from afcache.functional.decision import predict_error
 from afcache.functional.distance import relative_l2
 from afcache.functional.initial import uncoupled
@@ -58,7 +59,13 @@ def weigh(guidance_scale: PerSample, *, config: CacheConfig) -> tuple[PerSample,
 
 @typed
 def measure_errors(
-    model: Model, prepared: tuple[Prepared, ...], computed: tuple[Computed, ...], schedule: StepSchedule, coupling: Coupling
+    model: Model,
+    prepared: tuple[Prepared, ...],
+    computed: tuple[Computed, ...],
+    schedule: StepSchedule,
+    coupling: Coupling,
+    *,
+    config: CacheConfig,
 ) -> tuple[Computed, ...]:
     """What the forecasts of a refresh were off by: each branch's own, and the guided velocity's in the last branch's place.
 
@@ -71,6 +78,7 @@ def measure_errors(
         schedule: where the step stands.
         coupling: with a guidance scale where the guided error is asked for, and with what a branch that was called before this
             one has found.
+        config: settings; static. Where damping is learnt, it is here.
 
     """
     # Of a flow the velocity is the direction, and reading the latents may be a copy.
@@ -89,10 +97,16 @@ def measure_errors(
         guided = error(guide(estimate, scale), guide(exact, scale))
         is_guided = torch.isfinite(scale) if found is None else torch.isfinite(scale) & coupling.is_follower
         errors[-1] = torch.where(is_guided, guided, errors[-1])
+    pairs = zip(prepared, computed, strict=True) if config.learns_damping else ()
+    over_tokens = model.exchange.over_tokens
+    learnt = [learn_damping(its, each, schedule, config=config, reduction=over_tokens) for its, each in pairs]
     # One message for all branches.
-    adopted = model.exchange.adopt_error(torch.stack(errors))
+    adopted = model.exchange.adopt_error(torch.stack([*errors, *learnt]))
     # Sums of one row each: inductor takes a copy of a view back, and what leaves a branch must be no view.
-    return tuple(its._replace(error=adopted[index : index + 1].sum(0)) for index, its in enumerate(computed))
+    rows = [adopted[index : index + 1].sum(0) for index in range(len(adopted))]
+    dampings = rows[len(computed) :] or [None] * len(computed)
+    found = zip(computed, rows[: len(computed)], dampings, strict=True)
+    return tuple(its._replace(error=error, damping=damping) for its, error, damping in found)
 
 
 @typed

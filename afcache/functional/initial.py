@@ -92,6 +92,7 @@ def empty_state(
         gate=_empty_gate(shape, device=device) if config.rule.is_gated else None,
         groups=_empty_groups(shape, config=config, dtype=dtype, device=device),
         solver=_empty_solver(shape, config=config, device=device) if shape.responds else None,
+        damping=torch.full_like(zeros, float("nan")) if config.learns_damping else None,
     )
 
 

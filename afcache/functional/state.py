@@ -137,6 +137,7 @@ class CacheState(NamedTuple):
         gate: under policies with a gate.
         groups: with groups of blocks.
         solver: under solvers that mix several outputs, where what they were given wrongly is returned.
+        damping: learnt (`afcache.functional.damping`), NaN until it is; float32 `[batch]`; None where it stays as it is set.
 
     """
 
@@ -153,6 +154,7 @@ class CacheState(NamedTuple):
     gate: GateState | None = None
     groups: GroupState | None = None
     solver: SolverState | None = None
+    damping: PerSample | None = None
 
 
 class StepSchedule(NamedTuple):

@@ -133,7 +133,9 @@ def _take_at_once(
     def compute() -> tuple[Outcome, ...]:
         computed = _compute(model, prepared, schedule, config=config)
         outcomes = []
-        for each, its in zip(prepared, measure_errors(model, prepared, computed, schedule, coupling), strict=True):
+        for each, its in zip(
+            prepared, measure_errors(model, prepared, computed, schedule, coupling, config=config), strict=True
+        ):
             outcome = _keep(each, its, decision.refresh, schedule, config=config, writer=writer)
             # In the forecast's dtype: under autocast the model's may be another, and both sides of a branch are alike.
             outcomes.append(outcome._replace(computed=(its.velocity.to(each.velocity.dtype),)) if is_led else outcome)
@@ -219,10 +221,11 @@ def _keep(
     if config.correction:
         velocity = correct(velocity, prepared, schedule)
     velocity = torch.where(per_sample(refresh, velocity), velocity, prepared.velocity)
+    damping = () if computed.damping is None else (computed.damping,)
     if writer is None:
-        return Outcome(velocity, computed.error, forecast.push(history, computed.kept, refresh))
+        return Outcome(velocity, computed.error, forecast.push(history, computed.kept, refresh), damping=damping)
     writer(history, computed.kept, refresh)
-    return Outcome(velocity, computed.error, written_in_place(history))
+    return Outcome(velocity, computed.error, written_in_place(history), damping=damping)
 
 
 def _reuse(prepared: Prepared, *, is_pure: bool, is_led: bool) -> Outcome:
@@ -232,6 +235,7 @@ def _reuse(prepared: Prepared, *, is_pure: bool, is_led: bool) -> Outcome:
         measured_error=torch.full_like(prepared.growth, float("nan")),
         history=history.clone() if is_pure else written_in_place(history),
         computed=(prepared.velocity.clone(),) if is_led else (),
+        damping=() if prepared.state.damping is None else (prepared.state.damping.clone(),),
     )
 
 

@@ -72,12 +72,14 @@ class Computed(NamedTuple):
         velocity: v.
         kept: what the history keeps of it.
         error: what its forecast was off by, relative; None until that is measured.
+        damping: of the forecasts after it, where that is learnt.
 
     """
 
     velocity: Velocity
     kept: Kept
     error: PerSample | None = None
+    damping: PerSample | None = None
 
 
 class Outcome(NamedTuple):
@@ -89,6 +91,7 @@ class Outcome(NamedTuple):
         history: the next state's; without elements where it was written in place.
         computed: v without correction, where another branch will measure its error by it; else empty: torch.cond returns no
             None.
+        damping: as of `CacheState`; empty where it is not learnt.
 
     """
 
@@ -96,6 +99,7 @@ class Outcome(NamedTuple):
     measured_error: PerSample
     history: History | Float[Tensor, " none"]
     computed: tuple[Velocity, ...] = ()
+    damping: tuple[PerSample, ...] = ()
 
 
 class Taken(NamedTuple):
@@ -193,6 +197,7 @@ def advance(
         gate=remember(state.gate, prepared.observation, refresh, config=config),
         groups=groups,
         solver=state.solver,
+        damping=torch.where(refresh, outcome.damping[0], state.damping) if state.damping is not None else None,
     )
 
 
@@ -221,4 +226,5 @@ def restart(state: CacheState, is_other: Flag | Flags) -> CacheState:
         lag=cleared(state.lag),
         groups=None if groups is None else groups._replace(num_nodes=cleared(groups.num_nodes)),
         solver=None if solver is None else solver._replace(pending=cleared(solver.pending), settled=cleared(solver.settled)),
+        damping=None if state.damping is None else cleared(state.damping, float("nan")),
     )

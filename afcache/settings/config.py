@@ -104,6 +104,7 @@ class CacheConfig:
         order: degree of the forecast; 0 to 4.
         max_nodes: how many refreshes the state remembers; at most 1000; None means order + 1, or 16 under "chebyshev".
         damping: 0 forecasts in full, 1 reuses what the last refresh kept.
+        learns_damping: damping is where it begins, and each refresh measures what it should have been.
         error_law: how the forecast's error grows: "power" (a power of the distance to the last refresh) or "remainder" (the
             product of distances to all nodes of the row).
         error_exponent: highest power of "power"; > 0; None means order + 1.
@@ -141,6 +142,7 @@ class CacheConfig:
     order: int = 1
     max_nodes: int | None = None
     damping: float = 0.0
+    learns_damping: bool = False
     error_law: ErrorLaw = "power"
     error_exponent: float | None = None
     error_weight: float = 0.0
@@ -178,7 +180,7 @@ class CacheConfig:
             check_number("noise_floor", self.noise_floor, 0.0, math.inf, cure="None measures it where weights are quantised")
         if self.max_nodes is not None:
             check_integer("max_nodes", self.max_nodes, self.order + 1, _MOST_NODES)
-        for name in ("correction", "refresh_last_step"):
+        for name in ("learns_damping", "correction", "refresh_last_step"):
             check_flag(name, getattr(self, name))
         check_numbers("magnitude_ratios", self.magnitude_ratios, 0.0, math.inf)
         _check_steps("refresh_steps", self.refresh_steps)
@@ -214,6 +216,8 @@ class CacheConfig:
                 f"last_blocks={self.last_blocks}: its groups gate themselves. Use 'adaptive', 'fixed', 'growing', 'magcache' "
                 "or 'planned' without first and last blocks."
             )
+        if self.learns_damping:
+            raise ValueError("learns_damping cannot be combined with layerwise: its groups are damped as `damping` says.")
         if self.forecast == "chebyshev":
             raise ValueError("layerwise cannot be combined with forecast 'chebyshev'; use 'polynomial' or 'taylorseer'.")
 

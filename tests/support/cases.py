@@ -96,6 +96,7 @@ def configs(draw: st.DrawFn, **fixed: Any) -> CacheConfig:
         "order": order,
         "max_nodes": draw(st.none() | st.integers(order + 1, order + 3)),
         "damping": draw(st.sampled_from([0.0, 0.0, 0.25, 1.0])),
+        "learns_damping": "layerwise" not in fixed and draw(st.booleans()),
         "error_law": draw(st.sampled_from(["power", "remainder"])),
         "error_exponent": draw(st.none() | numbers(0.25, 4)),
         "noise_floor": draw(st.none() | numbers(0, 0.0625)),
