@@ -3,10 +3,11 @@
 z_n is what the last refresh kept, D where the undamped forecast leads from it. At the next refresh, z is known, and with it
 which damped forecast z_n + (1 - delta) D would have been nearest:
 
-    delta = 1 - <z - z_n, D> / <D, D>,  within 0 and 1
+    delta = 1 - <z - z_n, D> / <D, D>
 
-Along a smooth path delta is near 0; where what is kept wanders, half of an extrapolation is noise. The mean of what was used
-and what was found damps the steps until the refresh after it.
+Along a smooth path delta is near 0; where what is kept wanders, as in videos, half of an extrapolation is noise. One refresh
+says so roughly, and damping where nothing is to be damped costs more than the reverse: three quarters of what was found, within
+0 and 1, are believed. The mean of that and of what was used damps the steps until the refresh after it.
 """
 
 import torch
@@ -21,6 +22,8 @@ from afcache.settings.config import CacheConfig
 
 # Relative square of an extrapolation that float32 cannot tell from none.
 _ROUNDING = 1e-12
+# Of what one refresh finds; 1 costs images without guidance 3 % of their speed at 48 dB, and gains videos nothing more.
+_BELIEVED = 0.75
 
 
 @typed
@@ -51,7 +54,7 @@ def learn_damping(
     moved = computed.kept.to(torch.float32) - reused
     pairs = (moved, step), (step, step), (reused, reused)
     along, length, size = reduction(torch.stack([(x * y).flatten(1).sum(1) for x, y in pairs])).unbind()
-    found = (1 - along / length).clamp(0.0, 1.0)
+    found = (_BELIEVED * (1 - along / length)).clamp(0.0, 1.0)
     learnt = (damping_of(state, schedule) + found) / 2
     is_found = (state.num_nodes > 1) & (length > _ROUNDING * size) & torch.isfinite(found)
     return torch.where(is_found, learnt, state.damping)

@@ -29,7 +29,8 @@ def tuned(tolerance: float, *, target: Target = DEFAULT_TARGET) -> CacheConfig:
     For outputs bench/search_grid.py searched on two models of different data: errors grow by the power 1.5, steps count by the
     square root of sigma, and the limit of gaps goes on rising, by 1 for each doubling of the tolerance above 0.016. That steps
     count by the square root of 1 - sigma as well, inversely, is what videos asked for (`bench.compare_videos`), whose schedules
-    begin with many steps of almost no signal; on these models it neither gains nor loses.
+    begin with many steps of almost no signal; on these models it neither gains nor loses. Videos wander where images go
+    straight: damping is learnt from each refresh.
 
     Args:
         tolerance: error budget between refreshes; finite, >= 0.
@@ -47,7 +48,8 @@ def tuned(tolerance: float, *, target: Target = DEFAULT_TARGET) -> CacheConfig:
     }
     if target == "residual":
         return CacheConfig(**common, error_exponent=1.0, max_growth=1.5 + boldness)
-    return CacheConfig(**common, error_exponent=1.5, error_weight=0.5, early_weight=0.5, max_growth=1.5 + 2 * rise)
+    for_outputs: dict[str, Any] = {"error_exponent": 1.5, "error_weight": 0.5, "early_weight": 0.5, "learns_damping": True}
+    return CacheConfig(**common, **for_outputs, max_growth=1.5 + 2 * rise)
 
 
 def preset_config(name: Preset, *, target: Target = DEFAULT_TARGET) -> CacheConfig:

@@ -36,11 +36,14 @@ def test_where_a_path_goes_back_it_is_reused():
         refresh = (index + 2) // 3
         return ((-1.0) ** refresh)[:, None, None].expand_as(x).contiguous()
 
-    assert learnt(zigzag, damping=0.0)[4:8] == pytest.approx([0.5, 0.5, 0.5, 0.75])
+    assert learnt(zigzag, damping=0.0)[4:8] == pytest.approx([0.5, 0.5, 0.5, 0.75], abs=0.01)
 
 
 def test_half_of_a_step_is_half_of_an_extrapolation():
-    """By hand: z moves by 1, then over twice the distance by 1 again, which is half of what a line would have."""
+    """By hand: z moves by 1, then over twice the distance by 1 again, which is half of what a line would have.
+
+    Three quarters of that half are believed.
+    """
     levels = torch.tensor([1.0, 0.9, 0.8, 0.7, 0.6])
     values = {1.0: 0.0, 0.9: 1.0, 0.8: 9.0, 0.7: 2.0, 0.6: 0.0}
 
@@ -52,7 +55,7 @@ def test_half_of_a_step_is_half_of_an_extrapolation():
     result = sample_toy(field, levels, config, latents=LATENTS)
     assert result.pattern() == "FF.F"
     assert result.state.damping is not None
-    assert result.state.damping.tolist() == pytest.approx([(0.1 + 0.5) / 2] * 2, abs=1e-5)
+    assert result.state.damping.tolist() == pytest.approx([(0.1 + 0.75 * 0.5) / 2] * 2, abs=1e-5)
 
 
 def test_what_does_not_move_says_nothing():
