@@ -29,14 +29,14 @@ def relative_l2(estimate: Velocity, exact: Velocity, *, reduction: Reduction = n
         reduction: sums partial sums over ranks.
 
     Returns:
-        float32; infinite or NaN where `exact` vanishes or anything is not finite.
+        float32; 0 where both vanish; infinite where `exact` alone does, NaN where anything is not finite.
 
     """
     exact = exact.to(torch.float32)
     difference = estimate.to(torch.float32) - exact
     sums = torch.stack([_sum_of_squares(difference), _sum_of_squares(exact)])
     numerator, denominator = reduction(sums)
-    return (numerator / denominator).sqrt()
+    return torch.where(numerator == 0, numerator, numerator / denominator).sqrt()
 
 
 @typed

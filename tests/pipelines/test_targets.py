@@ -191,7 +191,7 @@ def test_a_third_branch_is_told_from_the_pair(pipe, thrice: range):
     latents = draw_within(compiled(pipe, NOISE), range(28), thrice=thrice)
     report = afcache.report(pipe)
     assert report.guidance_scale == (() if thrice.stop == 28 else pytest.approx((2.0,), rel=1e-3))
-    assert float((latents - expected).norm() / expected.norm()) < 0.05
+    assert float((latents - expected).norm() / expected.norm()) < 0.06
     third = [step for step in report.steps if step.branch == 2]
     assert [step.step for step in third] == list(thrice)
     assert third[0].is_computed

@@ -276,7 +276,7 @@ def test_reports_tell_what_ran(pipes, how):
     is_residual = report.config["target"] == "residual"
     width = pipe.transformer.inner_dim if is_residual else pipe.transformer.config.in_channels
     history = 4 * tokens * (nodes * width + pipe.transformer.config.in_channels)
-    per_sample = nodes * 2 * 4 + 2 * 8 + 6 * 4
+    per_sample = nodes * 2 * 4 + 2 * 8 + (7 if report.config["learns_damping"] else 6) * 4
     assert report.state_bytes == branches * (history + per_sample * how["batch"])
     for step in report.steps:
         assert step.is_computed == any(step.refreshed)
