@@ -29,20 +29,20 @@ def test_along_a_straight_line_nothing_is_damped():
 
 
 def test_where_a_path_goes_back_it_is_reused():
-    """Values go up and down: an extrapolation points the wrong way, and none is 1."""
+    """Values go up and down: 0.6 of 4/3 after gaps of 1 and 3 steps, then 1.2 after equal ones, of which 1 is reuse."""
 
     def zigzag(x: Tensor, sigma: Tensor) -> Tensor:
         index = (SIGMAS[None] - sigma[:, None]).abs().argmin(1)
         refresh = (index + 2) // 3
         return ((-1.0) ** refresh)[:, None, None].expand_as(x).contiguous()
 
-    assert learnt(zigzag, damping=0.0)[4:8] == pytest.approx([0.5, 0.5, 0.5, 0.75], abs=0.01)
+    assert learnt(zigzag, damping=0.0)[4:8] == pytest.approx([0.4, 0.4, 0.4, 0.7], abs=0.01)
 
 
 def test_half_of_a_step_is_half_of_an_extrapolation():
     """By hand: z moves by 1, then over twice the distance by 1 again, which is half of what a line would have.
 
-    Three quarters of that half are believed.
+    0.6 of that half are believed.
     """
     levels = torch.tensor([1.0, 0.9, 0.8, 0.7, 0.6])
     values = {1.0: 0.0, 0.9: 1.0, 0.8: 9.0, 0.7: 2.0, 0.6: 0.0}
@@ -55,7 +55,7 @@ def test_half_of_a_step_is_half_of_an_extrapolation():
     result = sample_toy(field, levels, config, latents=LATENTS)
     assert result.pattern() == "FF.F"
     assert result.state.damping is not None
-    assert result.state.damping.tolist() == pytest.approx([(0.1 + 0.75 * 0.5) / 2] * 2, abs=1e-5)
+    assert result.state.damping.tolist() == pytest.approx([(0.1 + 0.6 * 0.5) / 2] * 2, abs=1e-5)
 
 
 def test_what_does_not_move_says_nothing():
