@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from afcache.sampling.loop import denoise
     from afcache.sampling.primitives import cached_forward, check_state, denoising_step, init_state
     from afcache.sampling.result import Denoised
+    from afcache.serving.batcher import Batcher, BusyError
     from afcache.settings.config import CacheConfig, Layerwise
     from afcache.settings.policies import POLICIES, policy
     from afcache.settings.presets import PRESETS
@@ -40,6 +41,8 @@ if TYPE_CHECKING:
 _HOMES = {
     "POLICIES": "settings.policies",
     "PRESETS": "settings.presets",
+    "Batcher": "serving.batcher",
+    "BusyError": "serving.batcher",
     "CacheConfig": "settings.config",
     "CacheState": "functional.state",
     "ClipQuality": "calibration.clips",
@@ -81,6 +84,8 @@ _HOMES = {
 __all__ = [
     "POLICIES",
     "PRESETS",
+    "Batcher",
+    "BusyError",
     "CacheConfig",
     "CacheState",
     "ClipQuality",

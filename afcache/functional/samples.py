@@ -70,6 +70,19 @@ def take_samples(value: T, samples: Sequence[int]) -> T:
     return _join([value], type(value), choose, type(value).__name__)
 
 
+def sample_axes(value: Any) -> tuple[int | None, ...]:
+    """Where each tensor of a NamedTuple has its samples, in the order of its leaves; None where it has none."""
+    found: list[int | None] = []
+
+    def note(tensors: list[Tensor], axis: int | None, name: str) -> Tensor:
+        del name
+        found.append(axis)
+        return tensors[0]
+
+    _join([value], type(value), note, type(value).__name__)
+    return tuple(found)
+
+
 def stack_schedules(steps: Sequence[StepSchedule]) -> StepSchedule:
     """The step of a batch whose samples stand at steps of their own: every field is `[batch]`, a response `[window, batch]`.
 

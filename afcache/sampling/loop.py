@@ -134,6 +134,7 @@ def prepare(
     guidance_scale: float,
     config: CacheConfig | None,
     parts: tuple[Architecture | None, AttentionKernel | None] = (None, None),
+    is_kept: bool = True,
 ) -> Journey:
     """The trajectory that `denoise` walks with these arguments, before its first step.
 
@@ -144,6 +145,7 @@ def prepare(
         guidance_scale: of all samples.
         config: settings; None takes the preset "balanced".
         parts: architecture and kernel; None takes the family's.
+        is_kept: whether it may be kept in a file; else it does not know its origin, which takes milliseconds to find.
 
     Raises:
         TypeError, ValueError, NotImplementedError: what `denoise` raises of them.
@@ -160,7 +162,7 @@ def prepare(
     )
     scale = torch.full((latents.shape[0],), guidance_scale, dtype=torch.float32, device=latents.device)
     schedule = schedule_steps(sigmas.to(latents.device), settings)
-    origin = origin_of(model, branches, sigmas, guidance_scale=guidance_scale, config=settings)
+    origin = origin_of(model, branches, sigmas, guidance_scale=guidance_scale, config=settings) if is_kept else None
     return Journey(model, settings, branches, schedule, scale, Denoised(latents, states, [], settings.target, origin))
 
 

@@ -1,0 +1,280 @@
+"""`Batcher`: one transformer for many requests, each as it would be drawn alone."""
+
+import collections
+import contextlib
+import itertools
+import threading
+import time
+from concurrent.futures import Future, InvalidStateError, ThreadPoolExecutor
+from typing import Any, NamedTuple
+
+import torch
+
+from afcache._checks import check_integer, check_number
+from afcache.serving.engine import Arrived, Engine
+from afcache.serving.handle import Handle, Served
+from afcache.serving.intake import Departure, deliver, depart
+from afcache.serving.metrics import Metrics, prometheus_text
+from afcache.serving.steps import served_step
+from afcache.settings.changes import at_tolerance
+from afcache.settings.config import CacheConfig
+from afcache.settings.presets import resolve_config
+
+
+class BusyError(RuntimeError):
+    """There are as many requests as the batcher takes."""
+
+
+class _Request(NamedTuple):
+    number: int
+    arguments: dict[str, Any]
+    config: CacheConfig
+    rank: float
+    future: "Future[Served]"
+    started: float
+
+
+class Batcher:
+    """Draw requests that arrive at any time, several in one call of the transformer.
+
+    batcher = afcache.Batcher(pipe)
+    handle = batcher.submit(prompt="a cat", num_inference_steps=28, generator=torch.Generator().manual_seed(0))
+    image = handle.result().image
+    batcher.close()
+
+    Every request has its own steps, guidance, tolerance and state, and its image is the one that it would have alone. A step is
+    computed together with those of other requests that are due, and forecast where it is not due.
+
+    Args:
+        pipe: a FLUX.1 pipeline that draws by Euler's steps, on its device; neither it nor its transformer is changed.
+        config, preset, tolerance: as of `afcache.compile_pipeline`; those that a request does not set.
+        max_batch: samples of one computed call; 1 to 1024.
+        max_requests: that are drawn or wait at the same time; those beyond it wait in `submit`, or are refused.
+        compile: whether torch.compile makes a graph of each size of a call.
+        backend: torch.compile's.
+
+    Raises:
+        ValueError, TypeError: settings that exclude each other, or numbers out of their range.
+        NotImplementedError: a policy that decides within the step, or by groups.
+
+    """
+
+    def __init__(
+        self,
+        pipe: Any,
+        *,
+        config: CacheConfig | None = None,
+        preset: str | None = None,
+        tolerance: float | None = None,
+        max_batch: int = 8,
+        max_requests: int = 64,
+        compile: bool = False,
+        backend: str = "inductor",
+    ) -> None:
+        check_integer("max_batch", max_batch, 1, 1024)
+        check_integer("max_requests", max_requests, 1, None)
+        settings = resolve_config(config, preset=preset, tolerance=tolerance)
+        if settings.rule.is_gated or settings.layerwise is not None or settings.batch_decisions != "independent":
+            raise NotImplementedError(
+                f"a Batcher must know before a step which requests compute it, and policy {settings.policy!r} with "
+                f"layerwise={settings.layerwise!r} and batch_decisions={settings.batch_decisions!r} does not tell. Use "
+                "'adaptive', 'fixed', 'growing' or 'planned', decided for each image by itself."
+            )
+        step = torch.compile(served_step, fullgraph=True, backend=backend) if compile else served_step
+        self._pipe = pipe
+        self._settings = settings
+        self._max_batch = max_batch
+        self._engine = Engine(pipe.transformer, config=settings, step=step, max_batch=max_batch)
+        self._numbers = itertools.count()
+        self._places = threading.Semaphore(max_requests)
+        self._max_requests = max_requests
+        self._metrics = Metrics()
+        # Guards all below; the engine belongs to its own thread.
+        self._changed = threading.Condition()
+        self._known: dict[int, _Request] = {}
+        self._departures: dict[int, Departure] = {}
+        self._ready: collections.deque[int] = collections.deque()
+        self._dropped: list[int] = []
+        self._is_closing = False
+        self._intake = ThreadPoolExecutor(1, "afcache-intake")
+        self._delivery = ThreadPoolExecutor(1, "afcache-delivery")
+        self._thread = threading.Thread(target=self._run, name="afcache-batcher", daemon=True)
+        self._thread.start()
+
+    def submit(self, *, tolerance: float | None = None, priority: float = 0.0, wait: bool = True, **arguments: Any) -> Handle:
+        """Hand over what `pipe(...)` would be called with, for one image.
+
+        Args:
+            tolerance: of this request; None takes the batcher's.
+            priority: those of a higher one are computed first, but nobody waits for more than a bounded number of ticks.
+            wait: until there is room; else it is refused where there is none.
+            arguments: of the pipeline.
+
+        Raises:
+            BusyError: no room, and `wait` is False.
+            RuntimeError: the batcher was closed.
+            ValueError: a tolerance or priority out of its range.
+
+        """
+        check_number("priority", priority, -1e9, 1e9)
+        config = self._settings if tolerance is None else at_tolerance(self._settings, tolerance)
+        if not self._places.acquire(blocking=wait):
+            raise BusyError(
+                f"{self._max_requests} requests are on their way, which is max_requests. Submit again later, with wait=True, "
+                "or make the Batcher with more."
+            )
+        request = _Request(next(self._numbers), arguments, config, -priority, Future(), time.monotonic())
+        with self._changed:
+            if self._is_closing:
+                self._places.release()
+                raise RuntimeError("the batcher was closed: make another one.")
+            self._metrics.submitted += 1
+            self._known[request.number] = request
+            self._intake.submit(self._take_in, request)
+        return Handle(
+            request.number, request.future, lambda: self._progress(request.number), lambda: self._cancel(request.number)
+        )
+
+    def metrics(self) -> dict[str, float]:
+        """What it has done so far: requests, refreshes saved, how full calls were, latencies, memory of states."""
+        with self._changed:
+            running = len(self._engine)
+            return self._metrics.to_dict(
+                running=running,
+                waiting=len(self._known) - running,
+                state_bytes=self._engine.state_bytes,
+                max_batch=self._max_batch,
+            )
+
+    def prometheus(self) -> str:
+        """The same as Prometheus text; needs prometheus_client."""
+        return prometheus_text(self.metrics())
+
+    def close(self) -> None:
+        """Finish what was accepted, and take nothing more in."""
+        with self._changed:
+            self._is_closing = True
+            self._changed.notify_all()
+        self._intake.shutdown()
+        with self._changed:
+            self._changed.notify_all()
+        self._thread.join()
+        self._delivery.shutdown()
+
+    def __enter__(self) -> "Batcher":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _progress(self, number: int) -> tuple[int, int]:
+        return self._engine.progress(number) or (0, 0)
+
+    def _cancel(self, number: int) -> bool:
+        with self._changed:
+            request = self._known.get(number)
+            if request is None:
+                return False
+            self._dropped.append(number)
+            self._departures.pop(number, None)
+            self._forget(request)
+            self._metrics.cancelled += 1
+            request.future.cancel()
+            self._changed.notify_all()
+            return True
+
+    def _forget(self, request: _Request) -> None:
+        del self._known[request.number]
+        self._places.release()
+
+    def _take_in(self, request: _Request) -> None:
+        """In the intake's thread: prompts and noise."""
+        if request.number not in self._known:
+            return
+        try:
+            departure = depart(self._pipe, request.arguments)
+        except Exception as error:
+            self._fail(request, error)
+            return
+        with self._changed:
+            if request.number in self._known:
+                self._departures[request.number] = departure
+                self._ready.append(request.number)
+                self._changed.notify_all()
+
+    def _fail(self, request: _Request, error: Exception) -> None:
+        with self._changed:
+            if request.number not in self._known:
+                return
+            self._forget(request)
+            self._metrics.failed += 1
+            self._changed.notify_all()
+        with contextlib.suppress(InvalidStateError):
+            request.future.set_exception(error)
+
+    def _run(self) -> None:
+        """The engine's thread: nobody waits for ever for a result, whatever happens here."""
+        try:
+            self._tick_until_closed()
+        except BaseException as error:
+            with self._changed:
+                self._is_closing, left = True, list(self._known.values())
+            for request in left:
+                self._fail(request, RuntimeError(f"the batcher ended: {type(error).__name__}: {error}"))
+            raise
+
+    def _tick_until_closed(self) -> None:
+        """Ticks while there is something to do."""
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._ready or len(self._engine) or (self._is_closing and not self._known))
+                if self._is_closing and not self._known:
+                    return
+                coming = [(self._known[number], self._departures[number]) for number in self._ready if number in self._known]
+                self._ready.clear()
+                dropped, self._dropped = self._dropped, []
+            for number in dropped:
+                self._engine.drop(number)
+            for request, departure in coming:
+                self._admit(request, departure)
+            for each in self._engine.tick():
+                self._arrive(each)
+            calls, self._engine.computed = self._engine.computed, []
+            self._metrics.calls += len(calls)
+            self._metrics.samples += sum(calls)
+
+    def _admit(self, request: _Request, departure: Departure) -> None:
+        try:
+            self._engine.admit(request.number, departure, request.config, request.rank)
+        except Exception as error:
+            self._fail(request, error)
+
+    def _arrive(self, arrived: Arrived) -> None:
+        with self._changed:
+            request = self._known.get(arrived.number)
+        if request is None:
+            return
+        if arrived.failure is not None:
+            self._fail(request, arrived.failure)
+            return
+        self._delivery.submit(self._deliver, request, arrived)
+
+    def _deliver(self, request: _Request, arrived: Arrived) -> None:
+        """In the delivery's thread: the image of the latents."""
+        departure = self._departures.pop(request.number, None)
+        if departure is None or arrived.latents is None:
+            return
+        try:
+            image = deliver(self._pipe, departure.branches[0], arrived.latents, departure.output_type)
+        except Exception as error:
+            self._fail(request, error)
+            return
+        seconds = time.monotonic() - request.started
+        with self._changed:
+            if request.number not in self._known:
+                return
+            self._forget(request)
+            self._metrics.finish(arrived.pattern, seconds)
+            self._changed.notify_all()
+        with contextlib.suppress(InvalidStateError):
+            request.future.set_result(Served(image, arrived.pattern, seconds))

@@ -1,0 +1,272 @@
+"""Which requests compute together, and which are forecast: one tick after the other, in one thread.
+
+A refresh has measured its error, and until the next one the estimate depends on the schedule alone: so each request knows at
+which step it is due. A tick computes as many that are due as fit into one call, those that have waited longest first, and then
+forecasts all others until every one is due: their steps cost almost nothing, and the next tick has all to choose from.
+"""
+
+import dataclasses
+import itertools
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from afcache._typing import unchecked
+from afcache.functional.decision import foresee
+from afcache.functional.guidance import weigh
+from afcache.functional.initial import state_bytes
+from afcache.functional.model import Model
+from afcache.functional.plans import stack_steps
+from afcache.functional.state import CacheState, StepSchedule
+from afcache.sampling.loop import prepare
+from afcache.serving.intake import Departure
+from afcache.serving.together import Together, kind_of
+from afcache.settings.config import CacheConfig
+
+ServedStep = Callable[..., tuple[Tensor, tuple[CacheState, ...]]]
+
+
+@dataclasses.dataclass(eq=False)
+class Running:
+    """A request on its way.
+
+    Attributes:
+        number: by which it is known.
+        rank: those of a lower one are computed first, among those that have not waited for long.
+        kind: requests of one kind can share a call.
+        inputs: of each guidance branch; one sample.
+        steps: of its schedule; every field has a leading axis of steps.
+        scale: of guidance, `[1]`.
+        latents, states: where it is.
+        position: of the next step.
+        due: the step that it must compute next; the number of steps where none is left.
+        since: the tick from which it has been due.
+        pattern: F for a step that was computed, . for one that was forecast.
+
+    """
+
+    number: int
+    rank: float
+    kind: Hashable
+    inputs: tuple[Any, ...]
+    steps: StepSchedule
+    scale: Tensor
+    latents: Tensor
+    states: tuple[CacheState, ...]
+    position: int = 0
+    due: int = 0
+    since: int = 0
+    pattern: str = ""
+
+    @property
+    def count(self) -> int:
+        """Of steps."""
+        return len(self.steps.sigma)
+
+    @property
+    def is_due(self) -> bool:
+        """Whether its next step must be computed."""
+        return self.position == self.due < self.count
+
+
+class Arrived(NamedTuple):
+    """A request that has come to its end.
+
+    Attributes:
+        number: of the request.
+        latents: `[1, img_seq, channels]`; None where it failed.
+        pattern: what its steps did.
+        failure: what stopped it, or None.
+
+    """
+
+    number: int
+    latents: Tensor | None
+    pattern: str
+    failure: Exception | None = None
+
+
+class Engine:
+    """All requests of one transformer.
+
+    Args:
+        transformer: owner of the weights.
+        config: settings, of which each request may have another tolerance.
+        step: `served_step`, or what torch.compile made of it.
+        max_batch: samples of one computed call.
+        patience: ticks after which a request that is due comes before all ranks.
+
+    """
+
+    def __init__(self, transformer: Any, *, config: CacheConfig, step: ServedStep, max_batch: int, patience: int = 8) -> None:
+        self.config = config
+        self.ticks = 0
+        self.computed: list[int] = []
+        self._transformer = transformer
+        self._step = step
+        self._max_batch = max_batch
+        self._patience = patience
+        self._running: dict[int, Running] = {}
+        # Of each kind how inputs, and how states, become a batch.
+        self._kinds: dict[Hashable, tuple[Together, Together]] = {}
+        self._model: Model | None = None
+
+    def __len__(self) -> int:
+        return len(self._running)
+
+    @property
+    def state_bytes(self) -> int:
+        """Memory of all states."""
+        return sum(state_bytes(state) for request in list(self._running.values()) for state in request.states)
+
+    def progress(self, number: int) -> tuple[int, int] | None:
+        """Steps that a request has behind it, and all of its steps; None of one that is not here."""
+        request = self._running.get(number)
+        return None if request is None else (request.position, request.count)
+
+    def admit(self, number: int, departure: Departure, config: CacheConfig, rank: float = 0.0) -> None:
+        """Take a request in; its first step is due at once.
+
+        Raises:
+            TypeError, ValueError, NotImplementedError: what `afcache.denoise` raises of its arguments.
+
+        """
+        inputs, *others = departure.branches
+        device = inputs.hidden_states.device
+        journey = prepare(
+            self._transformer,
+            (inputs, others[0] if others else None),
+            departure.sigmas.to(device),
+            guidance_scale=departure.guidance_scale,
+            config=config,
+            is_kept=False,
+        )
+        self._model = journey.model
+        kind = kind_of(journey.branches)
+        if kind not in self._kinds:
+            self._kinds[kind] = Together(journey.branches), Together(journey.start.states)
+        self._running[number] = Running(
+            number,
+            rank,
+            kind,
+            journey.branches,
+            stack_steps(journey.schedule),
+            journey.guidance_scale,
+            journey.start.latents,
+            journey.start.states,
+            since=self.ticks,
+        )
+
+    def drop(self, number: int) -> bool:
+        """Forget a request, and free its state; whether it was here."""
+        return self._running.pop(number, None) is not None
+
+    @unchecked()
+    @torch.no_grad()
+    def tick(self) -> list[Arrived]:
+        """Compute one call of those that are due, and forecast all others until they are.
+
+        Shapes were checked when the requests were taken in, and are not checked again at every step.
+        """
+        self.ticks += 1
+        arrived = self._advance(self._choose(), is_computed=True)
+        while ready := [each for each in self._running.values() if each.position < each.due]:
+            for _, group in itertools.groupby(sorted(ready, key=lambda each: hash(each.kind)), key=lambda each: each.kind):
+                arrived += self._advance(list(group), is_computed=False)
+        return arrived
+
+    def _choose(self) -> list[Running]:
+        """Those that are computed next: of one kind, the longest waiting first."""
+        due = sorted((each for each in self._running.values() if each.is_due), key=self._urgency)
+        return [each for each in due if each.kind == due[0].kind][: self._max_batch]
+
+    def _urgency(self, request: Running) -> tuple[bool, float, int, int]:
+        is_patient = self.ticks - request.since < self._patience
+        return is_patient, request.rank if is_patient else 0.0, request.since, request.number
+
+    def _advance(self, requests: list[Running], *, is_computed: bool) -> list[Arrived]:
+        """One computed step of all of them, or forecasts until the first is due; where a call fails, each by itself."""
+        if not requests:
+            return []
+        count = 1 if is_computed else min(each.due - each.position for each in requests)
+        try:
+            latents, states = self._call(requests, count, is_computed=is_computed)
+            due = self._foresee(requests, states) if is_computed else [each.due for each in requests]
+        except Exception as error:
+            if len(requests) > 1:
+                return [arrived for each in requests for arrived in self._advance([each], is_computed=is_computed)]
+            return [self._end(requests[0], error)]
+        apart = self._kinds[requests[0].kind][1].split(states, len(requests))
+        for place, request in enumerate(requests):
+            request.latents = latents[place : place + 1].clone()
+            request.states = apart[place]
+            request.position += count
+            request.due = due[place]
+            request.since = self.ticks
+            request.pattern += "F" if is_computed else "." * count
+        if is_computed:
+            self.computed.append(len(requests))
+        return [self._end(each) for each in requests if each.position == each.count]
+
+    def _end(self, request: Running, failure: Exception | None = None) -> Arrived:
+        del self._running[request.number]
+        return Arrived(request.number, request.latents if failure is None else None, request.pattern, failure)
+
+    def _call(self, requests: Sequence[Running], count: int, *, is_computed: bool) -> tuple[Tensor, tuple[CacheState, ...]]:
+        """So many steps of all of them."""
+        assert self._model is not None
+        of_inputs, of_states = self._kinds[requests[0].kind]
+        inputs, states = (
+            of_inputs.stack([each.inputs for each in requests]),
+            of_states.stack([each.states for each in requests]),
+        )
+        latents, scale = (torch.cat(column) for column in zip(*((each.latents, each.scale) for each in requests), strict=True))
+        steps = _steps_from(requests, count)
+        for index in range(count):
+            latents, states = self._step(
+                self._transformer,
+                inputs,
+                latents,
+                states,
+                StepSchedule(*(None if field is None else field[index] for field in steps)),  # pyright: ignore[reportArgumentType]
+                scale,
+                architecture=self._model.architecture,
+                kernel=self._model.kernel,
+                config=self.config,
+                is_computed=is_computed,
+            )
+        return latents, states
+
+    def _foresee(self, requests: Sequence[Running], states: tuple[CacheState, ...]) -> list[int]:
+        """At which step each of them is due after the computed one: one wait for the device."""
+        left = [each.count - each.position - 1 for each in requests]
+        steps = _steps_from(requests, max(1, *left), offset=1)
+        scale = torch.cat([each.scale for each in requests])
+        leader, *others = states
+        ones = torch.ones_like(scale)
+        weights = weigh(scale, config=self.config) if others else (ones, ones)
+        flags = foresee(leader, tuple(others), steps, *weights, config=self.config)
+        cached = [_before_first(column[:count]) for column, count in zip(flags.T.tolist(), left, strict=True)]
+        return [each.position + 1 + count for each, count in zip(requests, cached, strict=True)]
+
+
+def _before_first(flags: list[bool]) -> int:
+    """How many of them come before the first that is true."""
+    return flags.index(True) if True in flags else len(flags)
+
+
+def _steps_from(requests: Iterable[Running], count: int, *, offset: int = 0) -> StepSchedule:
+    """The next steps of all of them, `[count, batch]`; who has fewer left, or none, stays at the last one."""
+    columns = [
+        [None if field is None else _part(field, each.position + offset, count) for field in each.steps] for each in requests
+    ]
+    fields: list[Any] = [None if column[0] is None else torch.stack(column, -1) for column in zip(*columns, strict=True)]
+    return StepSchedule(*fields)
+
+
+def _part(values: Any, first: int, count: int) -> Tensor:
+    """So many of them from the first one on, the last one again and again where there are fewer."""
+    part = values[min(first, len(values) - 1) :][:count]
+    return part if len(part) == count else torch.cat([part, part[-1:].expand(count - len(part))])
