@@ -2,6 +2,7 @@
 
 import collections
 import contextlib
+import functools
 import itertools
 import threading
 import time
@@ -11,11 +12,11 @@ from typing import Any, NamedTuple
 import torch
 
 from afcache._checks import check_integer, check_number
+from afcache.runtime.compiled import CompiledStep, CompileOptions
 from afcache.serving.engine import Arrived, Engine
 from afcache.serving.handle import Handle, Served
 from afcache.serving.intake import Departure, deliver, depart
 from afcache.serving.metrics import Metrics, prometheus_text
-from afcache.serving.steps import served_step
 from afcache.settings.changes import at_tolerance
 from afcache.settings.config import CacheConfig
 from afcache.settings.presets import resolve_config
@@ -80,11 +81,12 @@ class Batcher:
                 f"layerwise={settings.layerwise!r} and batch_decisions={settings.batch_decisions!r} does not tell. Use "
                 "'adaptive', 'fixed', 'growing' or 'planned', decided for each image by itself."
             )
-        step = torch.compile(served_step, fullgraph=True, backend=backend) if compile else served_step
+        options = CompileOptions(backend=backend, dynamic=False)
+        compiled = functools.partial(CompiledStep, compiler=torch.compile, options=options) if compile else None
         self._pipe = pipe
         self._settings = settings
         self._max_batch = max_batch
-        self._engine = Engine(pipe.transformer, config=settings, step=step, max_batch=max_batch)
+        self._engine = Engine(pipe.transformer, config=settings, max_batch=max_batch, compiled=compiled)
         self._numbers = itertools.count()
         self._places = threading.Semaphore(max_requests)
         self._max_requests = max_requests

@@ -7,6 +7,7 @@ forecasts all others until every one is due: their steps cost almost nothing, an
 
 import dataclasses
 import itertools
+import types
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -22,10 +23,12 @@ from afcache.functional.plans import stack_steps
 from afcache.functional.state import CacheState, StepSchedule
 from afcache.sampling.loop import prepare
 from afcache.serving.intake import Departure
+from afcache.serving.steps import served_step
 from afcache.serving.together import Together, kind_of
 from afcache.settings.config import CacheConfig
 
-ServedStep = Callable[..., tuple[Tensor, tuple[CacheState, ...]]]
+# (inputs, latents, states, schedule, guidance scale) -> (latents, states).
+Step = Callable[..., tuple[Tensor, tuple[CacheState, ...]]]
 
 
 @dataclasses.dataclass(eq=False)
@@ -94,18 +97,28 @@ class Engine:
     Args:
         transformer: owner of the weights.
         config: settings, of which each request may have another tolerance.
-        step: `served_step`, or what torch.compile made of it.
         max_batch: samples of one computed call.
+        compiled: makes a graph of a step, of each kind and size of a call; None leaves steps as they are. Calls are filled up
+            to a power of two, so that their sizes are few.
         patience: ticks after which a request that is due comes before all ranks.
 
     """
 
-    def __init__(self, transformer: Any, *, config: CacheConfig, step: ServedStep, max_batch: int, patience: int = 8) -> None:
+    def __init__(
+        self,
+        transformer: Any,
+        *,
+        config: CacheConfig,
+        max_batch: int,
+        compiled: Callable[[types.FunctionType], Step] | None = None,
+        patience: int = 8,
+    ) -> None:
         self.config = config
         self.ticks = 0
         self.computed: list[int] = []
         self._transformer = transformer
-        self._step = step
+        self._compiled = compiled
+        self._steps: dict[Hashable, Step] = {}
         self._max_batch = max_batch
         self._patience = patience
         self._running: dict[int, Running] = {}
@@ -216,38 +229,48 @@ class Engine:
 
     def _call(self, requests: Sequence[Running], count: int, *, is_computed: bool) -> tuple[Tensor, tuple[CacheState, ...]]:
         """So many steps of all of them."""
-        assert self._model is not None
+        filled = [*requests, *[requests[0]] * self._missing(len(requests))]
         of_inputs, of_states = self._kinds[requests[0].kind]
         inputs, states = (
-            of_inputs.stack([each.inputs for each in requests]),
-            of_states.stack([each.states for each in requests]),
+            of_inputs.stack([each.inputs for each in filled]),
+            of_states.stack([each.states for each in filled]),
         )
-        latents, scale = (torch.cat(column) for column in zip(*((each.latents, each.scale) for each in requests), strict=True))
-        steps = _steps_from(requests, count)
+        latents, scale = (torch.cat(column) for column in zip(*((each.latents, each.scale) for each in filled), strict=True))
+        schedules = _steps_from(filled, count)
+        step = self._step_of(requests[0].kind, len(filled), is_computed=is_computed)
         for index in range(count):
-            latents, states = self._step(
-                self._transformer,
-                inputs,
-                latents,
-                states,
-                StepSchedule(*(None if field is None else field[index] for field in steps)),  # pyright: ignore[reportArgumentType]
-                scale,
-                architecture=self._model.architecture,
-                kernel=self._model.kernel,
-                config=self.config,
-                is_computed=is_computed,
-            )
+            fields: list[Any] = [None if field is None else field[index].clone() for field in schedules]
+            latents, states = step(inputs, latents, states, StepSchedule(*fields), scale)
         return latents, states
+
+    def _missing(self, count: int) -> int:
+        """To the next power of two, where calls are compiled."""
+        return 0 if self._compiled is None else (1 << (count - 1).bit_length()) - count
+
+    def _step_of(self, kind: Hashable, size: int, *, is_computed: bool) -> Step:
+        key = (kind, size, is_computed)
+        if key not in self._steps:
+            assert self._model is not None
+            fixed = {"architecture": self._model.architecture, "kernel": self._model.kernel, "config": self.config}
+            transformer = self._transformer
+
+            def step(inputs: Any, latents: Any, states: Any, schedule: Any, guidance_scale: Any) -> Any:
+                known: dict[str, Any] = {**fixed, "is_computed": is_computed}
+                return served_step(transformer, inputs, latents, states, schedule, guidance_scale, **known)
+
+            self._steps[key] = step if self._compiled is None else self._compiled(step)
+        return self._steps[key]
 
     def _foresee(self, requests: Sequence[Running], states: tuple[CacheState, ...]) -> list[int]:
         """At which step each of them is due after the computed one: one wait for the device."""
         left = [each.count - each.position - 1 for each in requests]
-        steps = _steps_from(requests, max(1, *left), offset=1)
-        scale = torch.cat([each.scale for each in requests])
+        filled = [*requests, *[requests[0]] * self._missing(len(requests))]
+        steps = _steps_from(filled, max(1, *left), offset=1)
+        scale = torch.cat([each.scale for each in filled])
         leader, *others = states
         ones = torch.ones_like(scale)
         weights = weigh(scale, config=self.config) if others else (ones, ones)
-        flags = foresee(leader, tuple(others), steps, *weights, config=self.config)
+        flags = foresee(leader, tuple(others), steps, *weights, config=self.config)[:, : len(requests)]
         cached = [_before_first(column[:count]) for column, count in zip(flags.T.tolist(), left, strict=True)]
         return [each.position + 1 + count for each, count in zip(requests, cached, strict=True)]
 

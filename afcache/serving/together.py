@@ -38,9 +38,9 @@ class Together:
         return pytree.tree_unflatten(leaves, self._structure)
 
     def split(self, batch: Any, count: int) -> list[Any]:
-        """Its samples, each with memory of its own."""
+        """Its first samples, each with memory of its own."""
         columns = [
-            [leaf] * count if axis is None else [part.clone() for part in leaf.split(1, axis)]
+            [leaf] * count if axis is None else [part.clone() for part in leaf.split(1, axis)[:count]]
             for leaf, axis in zip(pytree.tree_leaves(batch), self._axes, strict=True)
         ]
         return [pytree.tree_unflatten(list(leaves), self._structure) for leaves in zip(*columns, strict=True)]
