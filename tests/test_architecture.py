@@ -196,7 +196,7 @@ def test_every_public_name_has_a_docstring_and_resolves():
 
 
 def test_unknown_names_say_what_is_offered():
-    with pytest.raises(AttributeError, match="it offers POLICIES, PRESETS, CacheConfig"):
+    with pytest.raises(AttributeError, match="it offers POLICIES, PRESETS, Batcher"):
         afcache.compile_pipe  # noqa: B018  # pyright: ignore[reportAttributeAccessIssue]
 
 

@@ -145,6 +145,20 @@ class Checks(NamedTuple):
     inputs: Callable[..., None]
 
 
+class Requests(NamedTuple):
+    """How requests of several callers become trajectories of one batch, and their latents images.
+
+    Attributes:
+        read: `(arguments of a call of the transformer) -> inputs`; raises NotImplementedError where they hold what a batch of
+            requests cannot have.
+        deliver: `(pipe, inputs, latents, output_type) -> image` of one request.
+
+    """
+
+    read: Callable[[dict[str, Any]], Any]
+    deliver: Callable[[Any, Any, Tensor, str], Any]
+
+
 def always(_: HostModule) -> bool:
     """Whatever the transformer."""
     return True
@@ -165,6 +179,7 @@ class Family(NamedTuple):
             others than those of its latents, equal only for those who can calculate, and torch.cond takes no two.
         traces: `(transformer) -> bool`: whether a step can be one graph; else computed steps are its own, called.
         is_flow: whether it is a flow, or predicts noise or v; None: nobody knows.
+        requests: of several callers in one batch; None where they are drawn one by one.
 
     """
 
@@ -178,6 +193,7 @@ class Family(NamedTuple):
     dynamic: bool | None = None
     traces: Callable[[HostModule], bool] = always
     is_flow: bool | None = True
+    requests: Requests | None = None
 
 
 class Known(NamedTuple):

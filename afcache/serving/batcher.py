@@ -15,7 +15,7 @@ from afcache._checks import check_integer, check_number
 from afcache.runtime.compiled import CompiledStep, CompileOptions
 from afcache.serving.engine import Arrived, Engine
 from afcache.serving.handle import Handle, Served
-from afcache.serving.intake import Departure, deliver, depart
+from afcache.serving.intake import Departure, depart, requests_of
 from afcache.serving.metrics import Metrics, prometheus_text
 from afcache.settings.changes import at_tolerance
 from afcache.settings.config import CacheConfig
@@ -47,7 +47,8 @@ class Batcher:
     computed together with those of other requests that are due, and forecast where it is not due.
 
     Args:
-        pipe: a FLUX.1 pipeline that draws by Euler's steps, on its device; neither it nor its transformer is changed.
+        pipe: of a family whose requests can share calls, that draws by Euler's steps, on its device; neither it nor its
+            transformer is changed.
         config, preset, tolerance: as of `afcache.compile_pipeline`; those that a request does not set.
         max_batch: samples of one computed call; 1 to 1024.
         max_requests: that are drawn or wait at the same time; those beyond it wait in `submit`, or are refused.
@@ -56,7 +57,8 @@ class Batcher:
 
     Raises:
         ValueError, TypeError: settings that exclude each other, or numbers out of their range.
-        NotImplementedError: a policy that decides within the step, or by groups.
+        NotImplementedError: a policy that decides within the step, or by groups, or a family whose requests are drawn one by
+            one.
 
     """
 
@@ -84,6 +86,7 @@ class Batcher:
         options = CompileOptions(backend=backend, dynamic=False)
         compiled = functools.partial(CompiledStep, compiler=torch.compile, options=options) if compile else None
         self._pipe = pipe
+        self._requests = requests_of(pipe)
         self._settings = settings
         self._max_batch = max_batch
         self._engine = Engine(pipe.transformer, config=settings, max_batch=max_batch, compiled=compiled)
@@ -267,7 +270,7 @@ class Batcher:
         if departure is None or arrived.latents is None:
             return
         try:
-            image = deliver(self._pipe, departure.branches[0], arrived.latents, departure.output_type)
+            image = self._requests.deliver(self._pipe, departure.branches[0], arrived.latents, departure.output_type)
         except Exception as error:
             self._fail(request, error)
             return

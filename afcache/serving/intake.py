@@ -9,8 +9,8 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 from torch import Tensor
 
-from afcache.functional.samples import take_samples
-from afcache.models.flux1.inputs import FluxInputs
+from afcache.models.families import family_of
+from afcache.models.family import Requests
 
 
 class Departure(NamedTuple):
@@ -24,7 +24,7 @@ class Departure(NamedTuple):
 
     """
 
-    branches: tuple[FluxInputs, ...]
+    branches: tuple[Any, ...]
     sigmas: Tensor
     guidance_scale: float
     output_type: str
@@ -59,7 +59,7 @@ def depart(pipe: Any, arguments: dict[str, Any]) -> Departure:
     """Let a pipeline encode its prompts and draw its noise, up to its first step.
 
     Args:
-        pipe: a FLUX.1 pipeline that draws by Euler's steps; it is not changed.
+        pipe: of a family whose requests can share a call, that draws by Euler's steps; it is not changed.
         arguments: of its call, for one image.
 
     Raises:
@@ -87,14 +87,29 @@ def depart(pipe: Any, arguments: dict[str, Any]) -> Departure:
         own(**arguments)
     first = scheduler.begin_index
     first = scheduler.index_for_timestep(timesteps[0]) if first is None else first
-    branches = tuple(_inputs(call) for call in listener.calls)
-    if len(branches[0].hidden_states) != 1:
-        raise ValueError(
-            f"a request draws one image, got {len(branches[0].hidden_states)}: submit one for each, with a seed of its own."
-        )
+    count = len(listener.calls[0]["hidden_states"])
+    if count != 1:
+        raise ValueError(f"a request draws one image, got {count}: submit one for each, with a seed of its own.")
+    branches = tuple(map(requests_of(pipe).read, listener.calls))
     sigmas = scheduler.sigmas[first:].to(torch.float32).cpu()
     scale, kind = given.arguments.get("true_cfg_scale", 1.0), given.arguments["output_type"]
     return Departure(branches, sigmas, float(scale), str(kind))
+
+
+def requests_of(pipe: Any) -> Requests:
+    """How a pipeline's requests share calls.
+
+    Raises:
+        NotImplementedError: its family's cannot.
+
+    """
+    family = family_of(pipe.transformer)
+    if family is None or family.requests is None:
+        raise NotImplementedError(
+            f"requests for {type(pipe.transformer).__name__} cannot share calls of it so far. Draw them one by one, with "
+            "afcache.compile_pipeline."
+        )
+    return family.requests
 
 
 def _check_scheduler(scheduler: Any) -> None:
@@ -104,35 +119,3 @@ def _check_scheduler(scheduler: Any) -> None:
             f"requests that share a call take Euler's steps, and {type(scheduler).__name__} takes others. Set "
             "pipe.scheduler = FlowMatchEulerDiscreteScheduler.from_config(pipe.scheduler.config, stochastic_sampling=False)."
         )
-
-
-def _inputs(call: dict[str, Any]) -> FluxInputs:
-    """A call as a value; the pipeline's own tensors are not kept."""
-    options = {name for name, value in call.items() if value is not None and name not in FluxInputs._fields}
-    if unknown := options - {"return_dict", "joint_attention_kwargs"} or call.get("joint_attention_kwargs"):
-        raise NotImplementedError(
-            f"requests that share a call cannot have {sorted(unknown)}: draw this one with afcache.compile_pipeline."
-        )
-    known = {name: value for name, value in call.items() if name in FluxInputs._fields and value is not None}
-    return take_samples(FluxInputs(**{"guidance": None, **known}), range(len(known["hidden_states"])))
-
-
-def deliver(pipe: Any, branch: FluxInputs, latents: Tensor, output_type: str) -> Any:
-    """The image of latents, as the pipeline makes it.
-
-    Args:
-        pipe: with its autoencoder.
-        branch: inputs of the prompt, whose positions say how large the image is.
-        latents: packed, of one image.
-        output_type: "latent" leaves them as they are.
-
-    """
-    if output_type == "latent":
-        return latents[0]
-    rows, columns = (int(branch.img_ids[:, axis].max()) + 1 for axis in (1, 2))
-    factor = 2 * pipe.vae_scale_factor
-    unpacked = pipe._unpack_latents(latents, factor * rows, factor * columns, pipe.vae_scale_factor)
-    scaled = unpacked / pipe.vae.config.scaling_factor + pipe.vae.config.shift_factor
-    with torch.no_grad():
-        decoded = pipe.vae.decode(scaled.to(pipe.vae.dtype), return_dict=False)[0]
-    return pipe.image_processor.postprocess(decoded, output_type=output_type)[0]

@@ -15,7 +15,8 @@ from afcache.serving.batcher import Batcher
 from afcache.serving.engine import Engine
 from afcache.serving.intake import depart
 from bench.mini_flux.sampling import SETTINGS
-from tests.support.sampling import largest_difference
+from tests.support.sampling import largest_difference, page_example
+from tests.support.zoo import qwen_image
 
 pytestmark = pytest.mark.host
 TOLERANCES = (0.005, 0.01, 0.03)
@@ -70,6 +71,13 @@ def test_images_are_decoded_as_the_pipeline_does_it(pipe):
     assert served.image.shape == expected.shape
     assert largest_difference(served.image, expected) < 1e-4
     assert served.pattern == "F" * 14
+
+
+def test_the_pages_requests_run(capsys):
+    scope: dict[str, Any] = {}
+    exec(page_example("afcache.Batcher(", page="serving"), scope)
+    assert len(scope["images"]) == 2
+    assert "refreshes_saved" in capsys.readouterr().out
 
 
 def test_who_fails_fails_alone(pipe, monkeypatch):
@@ -128,6 +136,12 @@ def test_there_is_room_for_so_many(pipe):
         assert first.progress() == (0, 0)
     with pytest.raises(RuntimeError, match="closed"):
         batcher.submit(**arguments(0))
+
+
+def test_other_families_are_refused_by_name():
+    pipe = qwen_image.make("QwenImagePipeline")
+    with pytest.raises(NotImplementedError, match="QwenImageTransformer2DModel cannot share calls"):
+        Batcher(pipe)
 
 
 REFUSED: list[tuple[Callable[[Any], Any], str]] = [

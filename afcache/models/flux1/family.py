@@ -1,13 +1,14 @@
 """FLUX.1 as a family."""
 
 from afcache.models.checks import check_cache
-from afcache.models.family import IN_SIGMA, Calls, CallsOfRanks, Checks, Family, Known
+from afcache.models.family import IN_SIGMA, Calls, CallsOfRanks, Checks, Family, Known, Requests
 from afcache.models.flux1 import checks
 from afcache.models.flux1.architecture import FLUX
 from afcache.models.flux1.backend import attention_backend, attention_kernel
 from afcache.models.flux1.call import OF_BRANCHES, Reader, answer, describe, read_call
 from afcache.models.flux1.input_checks import check_inputs
 from afcache.models.flux1.inputs import probe_inputs
+from afcache.models.flux1.requests import deliver_image, read_request
 
 FLUX1 = Family(
     name="FLUX.1",
@@ -29,6 +30,7 @@ FLUX1 = Family(
     ),
     attention_backend=attention_backend,
     attention_kernel=attention_kernel,
+    requests=Requests(read=read_request, deliver=deliver_image),
 )
 
 
