@@ -86,17 +86,11 @@ class Outcome(NamedTuple):
 
 
 def requests(count: int, *, is_troubled: bool) -> list[Asked]:
-    """At random, always the same; of troubled ones 10 % are cancelled and 5 % fail."""
+    """At random, always the same; of troubled ones every tenth is cancelled, and every twentieth fails."""
     chance = random.Random(0)
-    fates = ["drawn"] * 85 + ["cancelled"] * 10 + ["failing"] * 5
+    fates = {3: "cancelled", 13: "cancelled", 7: "failing"} if is_troubled else {}
     return [
-        Asked(
-            number,
-            chance.choice(_STEPS),
-            chance.choice(_TOLERANCES),
-            chance.random() < 0.5,
-            chance.choice(fates) if is_troubled else "drawn",
-        )
+        Asked(number, chance.choice(_STEPS), chance.choice(_TOLERANCES), chance.random() < 0.5, fates.get(number % 20, "drawn"))
         for number in range(count)
     ]
 
