@@ -181,7 +181,6 @@ class Batcher:
             if request is None:
                 return False
             self._dropped.append(number)
-            self._departures.pop(number, None)
             self._forget(request)
             self._metrics.cancelled += 1
             request.future.cancel()
@@ -190,6 +189,7 @@ class Batcher:
 
     def _forget(self, request: _Request) -> None:
         del self._known[request.number]
+        self._departures.pop(request.number, None)
         self._places.release()
 
     def _take_in(self, request: _Request) -> None:
@@ -266,8 +266,9 @@ class Batcher:
 
     def _deliver(self, request: _Request, arrived: Arrived) -> None:
         """In the delivery's thread: the image of the latents."""
-        departure = self._departures.pop(request.number, None)
+        departure = self._departures.get(request.number)
         if departure is None or arrived.latents is None:
+            # Cancelled in the meantime.
             return
         try:
             image = self._requests.deliver(self._pipe, departure.branches[0], arrived.latents, departure.output_type)

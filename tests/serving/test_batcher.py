@@ -100,6 +100,7 @@ def test_who_fails_fails_alone(pipe, monkeypatch):
         with pytest.raises(RuntimeError, match="out of luck"):
             unlucky.result(PATIENT)
         metrics = batcher.metrics()
+        assert not batcher._departures
     assert (metrics["requests_finished"], metrics["requests_failed"]) == (3, 2)
 
 
