@@ -149,12 +149,14 @@ class Requests(NamedTuple):
     """How requests of several callers become trajectories of one batch, and their latents images.
 
     Attributes:
+        pipelines: names of the classes that do nothing between steps but step.
         read: `(arguments of a call of the transformer) -> inputs`; raises NotImplementedError where they hold what a batch of
             requests cannot have.
         deliver: `(pipe, inputs, latents, output_type) -> image` of one request.
 
     """
 
+    pipelines: tuple[str, ...]
     read: Callable[[dict[str, Any]], Any]
     deliver: Callable[[Any, Any, Tensor, str], Any]
 

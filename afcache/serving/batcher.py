@@ -15,7 +15,7 @@ from afcache._checks import check_integer, check_number
 from afcache.runtime.compiled import CompiledStep, CompileOptions
 from afcache.serving.engine import Arrived, Engine
 from afcache.serving.handle import Handle, Served
-from afcache.serving.intake import Departure, depart, requests_of
+from afcache.serving.intake import Departure, copied, depart, requests_of
 from afcache.serving.metrics import Metrics, prometheus_text
 from afcache.settings.changes import at_tolerance
 from afcache.settings.config import CacheConfig
@@ -106,14 +106,17 @@ class Batcher:
         self._thread = threading.Thread(target=self._run, name="afcache-batcher", daemon=True)
         self._thread.start()
 
-    def submit(self, *, tolerance: float | None = None, priority: float = 0.0, wait: bool = True, **arguments: Any) -> Handle:
+    def submit(
+        self, prompt: Any = None, *, tolerance: float | None = None, priority: float = 0.0, wait: bool = True, **arguments: Any
+    ) -> Handle:
         """Hand over what `pipe(...)` would be called with, for one image.
 
         Args:
-            tolerance: of this request; None takes the batcher's.
+            prompt: of the pipeline; None where `arguments` has embeddings.
+            tolerance: of this request, under error control; None takes the batcher's.
             priority: those of a higher one are computed first, but nobody waits for more than a bounded number of ticks.
             wait: until there is room; else it is refused where there is none.
-            arguments: of the pipeline.
+            arguments: of the pipeline. Generators and tensors are copied: they may be used again at once.
 
         Raises:
             BusyError: no room, and `wait` is False.
@@ -122,13 +125,20 @@ class Batcher:
 
         """
         check_number("priority", priority, -1e9, 1e9)
+        if tolerance is not None and not self._settings.rule.is_error_controlled:
+            raise ValueError(
+                f"tolerance must be None under policy {self._settings.policy!r}, whose refreshes are known beforehand, got "
+                f"{tolerance!r}. Make the Batcher with policy 'adaptive'."
+            )
         config = self._settings if tolerance is None else at_tolerance(self._settings, tolerance)
+        given = {name: copied(value) for name, value in arguments.items()} | ({} if prompt is None else {"prompt": prompt})
         if not self._places.acquire(blocking=wait):
             raise BusyError(
                 f"{self._max_requests} requests are on their way, which is max_requests. Submit again later, with wait=True, "
                 "or make the Batcher with more."
             )
-        request = _Request(next(self._numbers), arguments, config, -priority, Future(), time.monotonic())
+        number, future = next(self._numbers), Future()
+        request = _Request(number, given, config, -priority, future, time.monotonic())
         with self._changed:
             if self._is_closing:
                 self._places.release()
@@ -136,9 +146,9 @@ class Batcher:
             self._metrics.submitted += 1
             self._known[request.number] = request
             self._intake.submit(self._take_in, request)
-        return Handle(
-            request.number, request.future, lambda: self._progress(request.number), lambda: self._cancel(request.number)
-        )
+        # Whoever cancels the future itself, as asyncio does, gives the request up, too.
+        future.add_done_callback(lambda done: self._cancel(number) if done.cancelled() else None)
+        return Handle(number, future, lambda: self._progress(number), lambda: self._cancel(number))
 
     def metrics(self) -> dict[str, float]:
         """What it has done so far: requests, refreshes saved, how full calls were, latencies, memory of states."""
@@ -146,7 +156,7 @@ class Batcher:
             running = len(self._engine)
             return self._metrics.to_dict(
                 running=running,
-                waiting=len(self._known) - running,
+                waiting=max(0, len(self._known) - running),
                 state_bytes=self._engine.state_bytes,
                 max_batch=self._max_batch,
             )
@@ -198,7 +208,7 @@ class Batcher:
             return
         try:
             departure = depart(self._pipe, request.arguments)
-        except Exception as error:
+        except BaseException as error:  # Whatever a tokenizer raises: nobody waits for ever.
             self._fail(request, error)
             return
         with self._changed:
@@ -207,7 +217,7 @@ class Batcher:
                 self._ready.append(request.number)
                 self._changed.notify_all()
 
-    def _fail(self, request: _Request, error: Exception) -> None:
+    def _fail(self, request: _Request, error: BaseException) -> None:
         with self._changed:
             if request.number not in self._known:
                 return
@@ -227,6 +237,8 @@ class Batcher:
             for request in left:
                 self._fail(request, RuntimeError(f"the batcher ended: {type(error).__name__}: {error}"))
             raise
+        finally:
+            self._engine.clear()
 
     def _tick_until_closed(self) -> None:
         """Ticks while there is something to do."""
@@ -272,7 +284,7 @@ class Batcher:
             return
         try:
             image = self._requests.deliver(self._pipe, departure.branches[0], arrived.latents, departure.output_type)
-        except Exception as error:
+        except BaseException as error:
             self._fail(request, error)
             return
         seconds = time.monotonic() - request.started

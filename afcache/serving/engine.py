@@ -5,10 +5,9 @@ which step it is due. A tick computes as many that are due as fit into one call,
 forecasts all others until every one is due: their steps cost almost nothing, and the next tick has all to choose from.
 """
 
-import dataclasses
 import itertools
 import types
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -23,55 +22,15 @@ from afcache.functional.plans import stack_steps
 from afcache.functional.state import CacheState, StepSchedule
 from afcache.sampling.loop import prepare
 from afcache.serving.intake import Departure
+from afcache.serving.running import Running, before_first, steps_from
 from afcache.serving.steps import served_step
-from afcache.serving.together import Together, kind_of
+from afcache.serving.together import Together, digest_of, kind_of
 from afcache.settings.config import CacheConfig
 
+# Forecast samples of a call, for each that a computed one may have.
+_FORECASTS = 4
 # (inputs, latents, states, schedule, guidance scale) -> (latents, states).
 Step = Callable[..., tuple[Tensor, tuple[CacheState, ...]]]
-
-
-@dataclasses.dataclass(eq=False)
-class Running:
-    """A request on its way.
-
-    Attributes:
-        number: by which it is known.
-        rank: those of a lower one are computed first, among those that have not waited for long.
-        kind: requests of one kind can share a call.
-        inputs: of each guidance branch; one sample.
-        steps: of its schedule; every field has a leading axis of steps.
-        scale: of guidance, `[1]`.
-        latents, states: where it is.
-        position: of the next step.
-        due: the step that it must compute next; the number of steps where none is left.
-        since: the tick from which it has been due.
-        pattern: F for a step that was computed, . for one that was forecast.
-
-    """
-
-    number: int
-    rank: float
-    kind: Hashable
-    inputs: tuple[Any, ...]
-    steps: StepSchedule
-    scale: Tensor
-    latents: Tensor
-    states: tuple[CacheState, ...]
-    position: int = 0
-    due: int = 0
-    since: int = 0
-    pattern: str = ""
-
-    @property
-    def count(self) -> int:
-        """Of steps."""
-        return len(self.steps.sigma)
-
-    @property
-    def is_due(self) -> bool:
-        """Whether its next step must be computed."""
-        return self.position == self.due < self.count
 
 
 class Arrived(NamedTuple):
@@ -122,7 +81,7 @@ class Engine:
         self._max_batch = max_batch
         self._patience = patience
         self._running: dict[int, Running] = {}
-        # Of each kind how inputs, and how states, become a batch.
+        # Of each kind of shapes how inputs, and how states, become a batch.
         self._kinds: dict[Hashable, tuple[Together, Together]] = {}
         self._model: Model | None = None
 
@@ -157,13 +116,13 @@ class Engine:
             is_kept=False,
         )
         self._model = journey.model
-        kind = kind_of(journey.branches)
-        if kind not in self._kinds:
-            self._kinds[kind] = Together(journey.branches), Together(journey.start.states)
+        shapes = kind_of(journey.branches)
+        if shapes not in self._kinds:
+            self._kinds[shapes] = Together(journey.branches), Together(journey.start.states)
         self._running[number] = Running(
             number,
             rank,
-            kind,
+            (shapes, digest_of(journey.branches)),
             journey.branches,
             stack_steps(journey.schedule),
             journey.guidance_scale,
@@ -171,6 +130,10 @@ class Engine:
             journey.start.states,
             since=self.ticks,
         )
+
+    def clear(self) -> None:
+        """Forget all requests."""
+        self._running.clear()
 
     def drop(self, number: int) -> bool:
         """Forget a request, and free its state; whether it was here."""
@@ -185,9 +148,12 @@ class Engine:
         """
         self.ticks += 1
         arrived = self._advance(self._choose(), is_computed=True)
+        most = _FORECASTS * self._max_batch
         while ready := [each for each in self._running.values() if each.position < each.due]:
             for _, group in itertools.groupby(sorted(ready, key=lambda each: hash(each.kind)), key=lambda each: each.kind):
-                arrived += self._advance(list(group), is_computed=False)
+                members = list(group)
+                for first in range(0, len(members), most):
+                    arrived += self._advance(members[first : first + most], is_computed=False)
         return arrived
 
     def _choose(self) -> list[Running]:
@@ -204,14 +170,18 @@ class Engine:
         if not requests:
             return []
         count = 1 if is_computed else min(each.due - each.position for each in requests)
+        failure = None
         try:
             latents, states = self._call(requests, count, is_computed=is_computed)
             due = self._foresee(requests, states) if is_computed else [each.due for each in requests]
         except Exception as error:
+            failure = error.with_traceback(None)
+        if failure is not None:
+            # Not within the except clause, which keeps the memory of the call that failed.
             if len(requests) > 1:
                 return [arrived for each in requests for arrived in self._advance([each], is_computed=is_computed)]
-            return [self._end(requests[0], error)]
-        apart = self._kinds[requests[0].kind][1].split(states, len(requests))
+            return [self._end(requests[0], failure)]
+        apart = self._kinds[requests[0].kind[0]][1].split(states, len(requests))
         for place, request in enumerate(requests):
             request.latents = latents[place : place + 1].clone()
             request.states = apart[place]
@@ -230,14 +200,14 @@ class Engine:
     def _call(self, requests: Sequence[Running], count: int, *, is_computed: bool) -> tuple[Tensor, tuple[CacheState, ...]]:
         """So many steps of all of them."""
         filled = [*requests, *[requests[0]] * self._missing(len(requests))]
-        of_inputs, of_states = self._kinds[requests[0].kind]
+        of_inputs, of_states = self._kinds[requests[0].kind[0]]
         inputs, states = (
             of_inputs.stack([each.inputs for each in filled]),
             of_states.stack([each.states for each in filled]),
         )
         latents, scale = (torch.cat(column) for column in zip(*((each.latents, each.scale) for each in filled), strict=True))
-        schedules = _steps_from(filled, count)
-        step = self._step_of(requests[0].kind, len(filled), is_computed=is_computed)
+        schedules = steps_from(filled, count)
+        step = self._step_of(requests[0].kind[0], len(filled), is_computed=is_computed)
         for index in range(count):
             fields: list[Any] = [None if field is None else field[index].clone() for field in schedules]
             latents, states = step(inputs, latents, states, StepSchedule(*fields), scale)
@@ -245,7 +215,10 @@ class Engine:
 
     def _missing(self, count: int) -> int:
         """To the next power of two, where calls are compiled."""
-        return 0 if self._compiled is None else (1 << (count - 1).bit_length()) - count
+        if self._compiled is None:
+            return 0
+        power = 1 << (count - 1).bit_length()
+        return (power if count > self._max_batch else min(power, self._max_batch)) - count
 
     def _step_of(self, kind: Hashable, size: int, *, is_computed: bool) -> Step:
         key = (kind, size, is_computed)
@@ -265,31 +238,14 @@ class Engine:
         """At which step each of them is due after the computed one: one wait for the device."""
         left = [each.count - each.position - 1 for each in requests]
         filled = [*requests, *[requests[0]] * self._missing(len(requests))]
-        steps = _steps_from(filled, max(1, *left), offset=1)
+        steps = steps_from(filled, max(1, *left), offset=1)
         scale = torch.cat([each.scale for each in filled])
         leader, *others = states
         ones = torch.ones_like(scale)
         weights = weigh(scale, config=self.config) if others else (ones, ones)
-        flags = foresee(leader, tuple(others), steps, *weights, config=self.config)[:, : len(requests)]
-        cached = [_before_first(column[:count]) for column, count in zip(flags.T.tolist(), left, strict=True)]
+        if self.config.rule.is_error_controlled:
+            flags = foresee(leader, tuple(others), steps, *weights, config=self.config)[:, : len(requests)]
+        else:
+            flags = steps.is_forced[:, : len(requests)]
+        cached = [before_first(column[:count]) for column, count in zip(flags.T.tolist(), left, strict=True)]
         return [each.position + 1 + count for each, count in zip(requests, cached, strict=True)]
-
-
-def _before_first(flags: list[bool]) -> int:
-    """How many of them come before the first that is true."""
-    return flags.index(True) if True in flags else len(flags)
-
-
-def _steps_from(requests: Iterable[Running], count: int, *, offset: int = 0) -> StepSchedule:
-    """The next steps of all of them, `[count, batch]`; who has fewer left, or none, stays at the last one."""
-    columns = [
-        [None if field is None else _part(field, each.position + offset, count) for field in each.steps] for each in requests
-    ]
-    fields: list[Any] = [None if column[0] is None else torch.stack(column, -1) for column in zip(*columns, strict=True)]
-    return StepSchedule(*fields)
-
-
-def _part(values: Any, first: int, count: int) -> Tensor:
-    """So many of them from the first one on, the last one again and again where there are fewer."""
-    part = values[min(first, len(values) - 1) :][:count]
-    return part if len(part) == count else torch.cat([part, part[-1:].expand(count - len(part))])

@@ -63,13 +63,19 @@ def depart(pipe: Any, arguments: dict[str, Any]) -> Departure:
         arguments: of its call, for one image.
 
     Raises:
-        NotImplementedError: it steps otherwise, or its transformer is called with what a batch of requests cannot have.
+        NotImplementedError: it steps otherwise, or its transformer is called with what a batch of requests cannot have, or
+            something is to be called between its steps.
         ValueError: it would draw several images.
         Exception: what the pipeline itself raises of its arguments.
 
     """
     given = inspect.signature(type(pipe).__call__).bind(pipe, **arguments)
     given.apply_defaults()
+    if given.arguments.get("callback_on_step_end") is not None:
+        raise NotImplementedError(
+            "callback_on_step_end must be None in a request that shares calls: its steps are not the pipeline's own. "
+            "Handle.progress() tells how far it is."
+        )
     listener, scheduler = _Listener(pipe.transformer), copy.deepcopy(pipe.scheduler)
     _check_scheduler(scheduler)
     own = copy.copy(pipe)
@@ -92,8 +98,9 @@ def depart(pipe: Any, arguments: dict[str, Any]) -> Departure:
         raise ValueError(f"a request draws one image, got {count}: submit one for each, with a seed of its own.")
     branches = tuple(map(requests_of(pipe).read, listener.calls))
     sigmas = scheduler.sigmas[first:].to(torch.float32).cpu()
-    scale, kind = given.arguments.get("true_cfg_scale", 1.0), given.arguments["output_type"]
-    return Departure(branches, sigmas, float(scale), str(kind))
+    # Without a negative prompt the pipeline leaves its scale out of account.
+    scale = given.arguments.get("true_cfg_scale", 1.0) if len(branches) > 1 else 1.0
+    return Departure(branches, sigmas, float(scale), str(given.arguments["output_type"]))
 
 
 def requests_of(pipe: Any) -> Requests:
@@ -103,10 +110,11 @@ def requests_of(pipe: Any) -> Requests:
         NotImplementedError: its family's cannot.
 
     """
-    family = family_of(pipe.transformer)
-    if family is None or family.requests is None:
+    transformer, name = getattr(pipe, "transformer", None), type(pipe).__name__
+    family = None if transformer is None else family_of(transformer)
+    if family is None or family.requests is None or name not in family.requests.pipelines:
         raise NotImplementedError(
-            f"requests for {type(pipe.transformer).__name__} cannot share calls of it so far. Draw them one by one, with "
+            f"requests of {name} with {type(transformer).__name__} cannot share calls of it so far. Draw them one by one, with "
             "afcache.compile_pipeline."
         )
     return family.requests
@@ -119,3 +127,12 @@ def _check_scheduler(scheduler: Any) -> None:
             f"requests that share a call take Euler's steps, and {type(scheduler).__name__} takes others. Set "
             "pipe.scheduler = FlowMatchEulerDiscreteScheduler.from_config(pipe.scheduler.config, stochastic_sampling=False)."
         )
+
+
+def copied(value: Any) -> Any:
+    """A generator or tensor of nobody else's; a list of them, too."""
+    if isinstance(value, torch.Generator):
+        return value.clone_state()
+    if isinstance(value, torch.Tensor):
+        return value.detach().clone()
+    return [copied(each) for each in value] if isinstance(value, list) else value

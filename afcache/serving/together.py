@@ -16,6 +16,19 @@ def kind_of(branches: tuple[Any, ...]) -> Hashable:
     return str(structure), tuple((tuple(leaf.shape), leaf.dtype) if isinstance(leaf, Tensor) else leaf for leaf in leaves)
 
 
+def digest_of(branches: tuple[Any, ...]) -> Hashable:
+    """The values of what samples of one batch share, such as positions: pictures of other sides can have as many of them.
+
+    Cost:
+        waits for the device.
+
+    """
+    tensors = [leaf for leaf in pytree.tree_leaves(branches) if isinstance(leaf, Tensor)]
+    axes = [axis for each in branches for axis in sample_axes(each)]
+    shared = [tensor for tensor, axis in zip(tensors, axes, strict=True) if axis is None]
+    return tuple(hash(tensor.to("cpu", torch.float64).numpy().tobytes()) for tensor in shared)
+
+
 class Together:
     """Values of one kind: NamedTuples of guidance branches, all of one sample.
 

@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import DPMSolverMultistepScheduler
+from diffusers import DPMSolverMultistepScheduler, FluxInpaintPipeline
 
 import afcache
+from afcache.serving import batcher as batcher_module
 from afcache.serving import engine as engine_module
 from afcache.serving.batcher import Batcher
 from afcache.serving.engine import Engine
@@ -62,6 +63,59 @@ def test_requests_are_what_they_are_alone(pipe, short, is_compiled: bool):
     # Two kinds of requests, so that calls are shared by half of them at most.
     assert 1 / 4 < metrics["batch_fill"] <= 1
     assert metrics["state_bytes"] == 0
+
+
+def test_pictures_of_other_sides_keep_their_positions(pipe):
+    """As many tokens, at other places: they share no call."""
+    wide, high = arguments(0, height=32, width=64), arguments(0, height=64, width=32)
+    expected = [pipe(**sides).images[0] for sides in (wide, high)]
+    with Batcher(pipe, tolerance=0.0) as batcher:
+        handles = [batcher.submit(**arguments(0, height=height, width=96 - height)) for height in (32, 64)]
+        served = [handle.result(PATIENT).image for handle in handles]
+    assert largest_difference(expected[0].numpy(), expected[1].numpy()) > 0.1
+    for mine, theirs in zip(served, expected, strict=True):
+        assert largest_difference(mine.numpy(), theirs.numpy()) < 1e-4
+
+
+PLANS = [
+    afcache.policy("fixed", interval=4),
+    afcache.CacheConfig(policy="planned", refresh_steps=(6,), warmup_steps=2),
+    afcache.CacheConfig(policy="growing", interval=2, interval_growth=0.5),
+    afcache.CacheConfig(policy="none"),
+]
+
+
+@pytest.mark.parametrize("config", PLANS, ids=lambda config: config.policy)
+def test_plans_are_kept(pipe, config: afcache.CacheConfig):
+    afcache.compile_pipeline(pipe, config, compile=False)
+    expected = pipe(**arguments(1)).images[0]
+    pattern = afcache.report(pipe).pattern()
+    afcache.restore_pipeline(pipe)
+    with Batcher(pipe, config=config) as batcher:
+        served = batcher.submit(**arguments(1)).result(PATIENT)
+        with pytest.raises(ValueError, match="known beforehand"):
+            batcher.submit(tolerance=0.01, **arguments(1))
+    assert served.pattern == pattern
+    assert largest_difference(served.image.numpy(), expected.numpy()) < 1e-4
+
+
+def test_generators_may_be_used_again_at_once(pipe):
+    expected = [pipe(**arguments(number)).images[0] for number in (0, 3)]
+    generator = torch.Generator()
+    with Batcher(pipe, tolerance=0.0) as batcher:
+        handles = [batcher.submit(**arguments(number, generator=generator.manual_seed(number))) for number in (0, 3)]
+        served = [handle.result(PATIENT).image for handle in handles]
+    for mine, theirs in zip(served, expected, strict=True):
+        assert largest_difference(mine.numpy(), theirs.numpy()) < 1e-4
+
+
+def test_a_scale_without_a_negative_prompt_counts_for_nothing(pipe):
+    expected = pipe(**arguments(0)).images[0]
+    with Batcher(pipe, tolerance=0.0) as batcher:
+        others = arguments(0, true_cfg_scale=2.0)
+        # The prompt may be given by place, as to the pipeline.
+        served = batcher.submit(others.pop("prompt"), **others).result(PATIENT)
+    assert largest_difference(served.image.numpy(), expected.numpy()) < 1e-4
 
 
 def test_images_are_decoded_as_the_pipeline_does_it(pipe):
@@ -126,6 +180,37 @@ def test_requests_can_be_awaited(pipe):
         assert [len(pattern) for pattern in asyncio.run(draw_two(batcher))] == [9, 14]
 
 
+def test_who_stops_awaiting_gives_up(pipe):
+    async def hurry(batcher: Batcher) -> None:
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(_result(batcher.submit(**arguments(0, num_inference_steps=900))), 0.2)
+
+    with Batcher(pipe, max_requests=1) as batcher:
+        asyncio.run(hurry(batcher))
+        # Its place is free.
+        assert batcher.submit(**arguments(1)).result(PATIENT).pattern
+        metrics = batcher.metrics()
+    assert (metrics["requests_cancelled"], metrics["requests_finished"]) == (1, 1)
+
+
+async def _result(handle: Any) -> Any:
+    return await handle
+
+
+def test_whatever_stops_the_intake_is_told(pipe, monkeypatch):
+    class PanicError(BaseException):
+        """As those of other languages."""
+
+    def panic(*_: Any) -> None:
+        raise PanicError("no tokens")
+
+    monkeypatch.setattr(batcher_module, "depart", panic)
+    with Batcher(pipe) as batcher:
+        with pytest.raises(PanicError):
+            batcher.submit(**arguments(0)).result(PATIENT)
+        assert batcher.metrics()["requests_failed"] == 1
+
+
 def test_there_is_room_for_so_many(pipe):
     with Batcher(pipe, max_requests=1) as batcher:
         first = batcher.submit(**arguments(0, num_inference_steps=40))
@@ -141,8 +226,17 @@ def test_there_is_room_for_so_many(pipe):
 
 def test_other_families_are_refused_by_name():
     pipe = qwen_image.make("QwenImagePipeline")
-    with pytest.raises(NotImplementedError, match="QwenImageTransformer2DModel cannot share calls"):
+    with pytest.raises(NotImplementedError, match="QwenImagePipeline with QwenImageTransformer2DModel cannot share calls"):
         Batcher(pipe)
+
+
+def test_pipelines_that_do_more_than_step_are_refused_by_name(pipe):
+    with pytest.raises(NotImplementedError, match="FluxInpaintPipeline"):
+        Batcher(FluxInpaintPipeline.from_pipe(pipe))
+    with pytest.raises(NotImplementedError, match="NoneType"):
+        Batcher(object())
+    with pytest.raises(NotImplementedError, match="callback_on_step_end must be None"):
+        depart(pipe, arguments(0, callback_on_step_end=lambda *_: {}))
 
 
 REFUSED: list[tuple[Callable[[Any], Any], str]] = [

@@ -30,7 +30,7 @@ FLUX1 = Family(
     ),
     attention_backend=attention_backend,
     attention_kernel=attention_kernel,
-    requests=Requests(read=read_request, deliver=deliver_image),
+    requests=Requests(("FluxPipeline", "FluxImg2ImgPipeline"), read_request, deliver_image),
 )
 
 

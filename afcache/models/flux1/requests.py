@@ -17,11 +17,13 @@ def read_request(arguments: dict[str, Any]) -> FluxInputs:
 
     """
     given = {name: value for name, value in arguments.items() if value is not None and name != "return_dict"}
-    if unknown := [name for name, value in given.items() if name not in FluxInputs._fields and value != {}]:
+    alike = [name for name in FluxInputs._fields if not name.startswith("controlnet")]
+    # An empty dictionary of options says nothing.
+    if unknown := [name for name, value in given.items() if name not in alike and value != {}]:
         raise NotImplementedError(
             f"requests that share a call cannot have {', '.join(sorted(unknown))}: draw this one with afcache.compile_pipeline."
         )
-    known = {name: value for name, value in given.items() if name in FluxInputs._fields}
+    known = {name: value for name, value in given.items() if name in alike}
     return take_samples(FluxInputs(**{"guidance": None, **known}), range(len(known["hidden_states"])))
 
 
