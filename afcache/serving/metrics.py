@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import importlib
 import time
 
 import numpy as np
@@ -76,10 +77,10 @@ def prometheus_text(metrics: dict[str, float]) -> str:
 
     """
     try:
-        from prometheus_client import CollectorRegistry, Gauge, generate_latest  # pyright: ignore[reportMissingImports]
+        client = importlib.import_module("prometheus_client")
     except ImportError as error:
         raise ImportError("metrics as Prometheus text need prometheus_client: pip install prometheus_client") from error
-    registry = CollectorRegistry()
+    registry = client.CollectorRegistry()
     for name, value in metrics.items():
-        Gauge(f"afcache_{name}", name.replace("_", " "), registry=registry).set(value)
-    return generate_latest(registry).decode()
+        client.Gauge(f"afcache_{name}", name.replace("_", " "), registry=registry).set(value)
+    return client.generate_latest(registry).decode()
