@@ -64,9 +64,23 @@ def euler_step(
     """
     coupling = lead(tuple(each.state for each in branches), schedule, guidance_scale, config=config)
     taken = take(model, branches, schedule, coupling, config=config)
+    return move(latents, taken, schedule, guidance_scale), taken
+
+
+@typed
+def move(latents: Velocity, taken: tuple[Taken, ...], schedule: StepSchedule, guidance_scale: PerSample) -> Velocity:
+    """x_{i+1} by Euler's step along the guided velocity, in the dtype of the latents.
+
+    Args:
+        latents: x_i.
+        taken: the branches after the step.
+        schedule: where the step stands.
+        guidance_scale: s per sample; unused without a second branch.
+
+    """
     velocity = guide(tuple(each.velocity for each in taken), guidance_scale)
     stepped = latents.to(torch.float32) + per_sample(schedule.sigma_next - schedule.sigma, velocity) * velocity
-    return stepped.to(latents.dtype), taken
+    return stepped.to(latents.dtype)
 
 
 @typed

@@ -224,12 +224,11 @@ class Engine:
         key = (kind, size, is_computed)
         if key not in self._steps:
             assert self._model is not None
-            fixed = {"architecture": self._model.architecture, "kernel": self._model.kernel, "config": self.config}
-            transformer = self._transformer
+            model, config = self._model, self.config
 
             def step(inputs: Any, latents: Any, states: Any, schedule: Any, guidance_scale: Any) -> Any:
-                known: dict[str, Any] = {**fixed, "is_computed": is_computed}
-                return served_step(transformer, inputs, latents, states, schedule, guidance_scale, **known)
+                known: dict[str, Any] = {"config": config, "is_computed": is_computed}
+                return served_step(model, inputs, latents, states, schedule, guidance_scale, **known)
 
             self._steps[key] = step if self._compiled is None else self._compiled(step)
         return self._steps[key]
