@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from afcache.calibration.magnitudes import calibrate_magnitudes, measure_noise
     from afcache.calibration.metrics import psnr, ssim
     from afcache.calibration.tolerance import calibrate
-    from afcache.functional.samples import stack_samples, stack_schedules, take_samples
+    from afcache.functional.samples import move_samples, stack_samples, stack_schedules, take_samples
     from afcache.functional.state import CacheState
     from afcache.models.flux1.inputs import FluxInputs
     from afcache.parallel.config import ParallelConfig
@@ -67,6 +67,7 @@ _HOMES = {
     "measure_noise": "calibration.magnitudes",
     "mini_flux_folder": "assets",
     "mini_wan_folder": "assets",
+    "move_samples": "functional.samples",
     "policy": "settings.policies",
     "psnr": "calibration.metrics",
     "recommended_settings": "assets",
@@ -111,6 +112,7 @@ __all__ = [
     "measure_noise",
     "mini_flux_folder",
     "mini_wan_folder",
+    "move_samples",
     "policy",
     "psnr",
     "recommended_settings",

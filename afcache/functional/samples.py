@@ -70,6 +70,23 @@ def take_samples(value: T, samples: Sequence[int]) -> T:
     return _join([value], type(value), choose, type(value).__name__)
 
 
+def move_samples(value: T, device: torch.device | str) -> T:
+    """The same samples elsewhere: states of requests that wait can lie in the host's memory, and come back bit by bit.
+
+    Args:
+        value: a NamedTuple as of `stack_samples`.
+        device: where its tensors go; those that are there already stay the same tensors.
+
+    Raises:
+        RuntimeError: torch knows no such device.
+    Cost:
+        one copy; on its way to the host, a host synchronisation.
+
+    """
+    place = torch.device(device)
+    return _join([value], type(value), lambda tensors, axis, name: tensors[0].to(place), type(value).__name__)
+
+
 def sample_axes(value: Any) -> tuple[int | None, ...]:
     """Where each tensor of a NamedTuple has its samples, in the order of its leaves; None where it has none."""
     found: list[int | None] = []

@@ -1,9 +1,7 @@
 """A trajectory on disk: latents, states and records, in one safetensors file."""
 
-import json
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Any, get_args
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -14,6 +12,7 @@ from afcache._checks import check_choice, show
 from afcache._version import __version__
 from afcache.functional.state import CacheState, StepRecord
 from afcache.sampling.origin import Origin
+from afcache.sampling.parts import build, flatten, items, read_origin, unflatten, write_origin
 from afcache.sampling.result import Denoised
 from afcache.settings.config import Target
 
@@ -41,10 +40,10 @@ def save_checkpoint(trajectory: Denoised, path: str | Path) -> None:
     if not Path(path).parent.is_dir() or Path(path).is_dir():
         raise OSError(f"path must be a file in a folder that exists, got {str(path)!r}. Make the folder first.")
     parts = {name: getattr(trajectory, name) for name in _PARTS}
-    tensors = {name: tensor.detach().cpu().clone() for key, part in parts.items() for name, tensor in _flatten(key, part)}
+    tensors = {name: tensor.detach().cpu().clone() for key, part in parts.items() for name, tensor in flatten(key, part)}
     metadata = {"format": _FORMAT, "afcache": __version__, "target": trajectory.target}
     if trajectory.origin is not None:
-        metadata["origin"] = json.dumps(trajectory.origin._asdict())
+        metadata["origin"] = write_origin(trajectory.origin)
     try:
         save_file(tensors, path, metadata=metadata)
     except SafetensorError as error:
@@ -103,73 +102,16 @@ def load_checkpoint(path: str | Path, *, device: torch.device | str = "cpu") -> 
             "versions do not say what they are of: compute them again."
         )
     try:
-        tree = _unflatten(tensors)
+        tree = unflatten(tensors)
         if not set(tree) <= set(_PARTS):
             raise KeyError(f"{sorted(set(tree) - set(_PARTS))}, which no trajectory has")
-        states = tuple(_build(CacheState, state) for state in _items(tree.get("states", {})))
-        records = [tuple(_build(StepRecord, record) for record in _items(step)) for step in _items(tree.get("records", {}))]
+        states = tuple(build(CacheState, state) for state in items(tree.get("states", {})))
+        records = [tuple(build(StepRecord, record) for record in items(step)) for step in items(tree.get("records", {}))]
         target: Any = metadata["target"]
-        trajectory = Denoised(tree["latents"], states, records, target, _read_origin(metadata.get("origin")))
+        trajectory = Denoised(tree["latents"], states, records, target, read_origin(metadata.get("origin")))
         _check_trajectory(trajectory)
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(
             f"{path} does not hold the parts of a trajectory: {error}. afcache.save_checkpoint writes all of them, and no more."
         ) from error
     return trajectory
-
-
-def _read_origin(text: str | None) -> Origin | None:
-    if text is None:
-        return None
-    values: dict[str, Any] = {name: tuple(each) if isinstance(each, list) else each for name, each in json.loads(text).items()}
-    return Origin(**values)
-
-
-def _flatten(name: str, value: Any) -> Iterator[tuple[str, Tensor]]:
-    """Tensors of nested tuples by their paths, such as "states.0.history"."""
-    if isinstance(value, Tensor):
-        yield name, value
-    if value is None or isinstance(value, Tensor):
-        return
-    for key, item in zip(getattr(value, "_fields", range(len(value))), value, strict=True):
-        yield from _flatten(f"{name}.{key}" if name else str(key), item)
-
-
-def _unflatten(tensors: dict[str, Any]) -> dict[str, Any]:
-    tree: dict[str, Any] = {}
-    for name, tensor in tensors.items():
-        *folders, leaf = name.split(".")
-        place = tree
-        for folder in folders:
-            place = place.setdefault(folder, {})
-            if not isinstance(place, dict):
-                raise KeyError(f"{name!r} is below a tensor")
-        if leaf in place:
-            raise KeyError(f"{name!r} is a tensor and holds others")
-        place[leaf] = tensor
-    return tree
-
-
-def _items(numbered: Any) -> list[Any]:
-    """The entries 0, 1, ... of a level of the tree."""
-    if not isinstance(numbered, dict) or set(numbered) != {str(index) for index in range(len(numbered))}:
-        found = sorted(numbered) if isinstance(numbered, dict) else "a tensor"
-        raise KeyError(f"entries must be numbered from 0, got {found}")
-    return [numbered[str(index)] for index in range(len(numbered))]
-
-
-def _build(kind: type[Any], values: Any) -> Any:
-    """A named tuple; what it holds of others is known by the annotations of its fields."""
-    if not isinstance(values, dict):
-        raise KeyError(f"{kind.__name__} must hold tensors by their names, got a tensor")
-    hints = get_type_hints(kind)
-    return kind(**{name: _build_part(hints.get(name), value) for name, value in values.items()})
-
-
-def _build_part(hint: Any, value: Any) -> Any:
-    """A field of a named tuple: a tensor, or a named tuple of its own."""
-    if not isinstance(value, dict):
-        return value
-    kinds = (each for each in (hint, *get_args(hint)) if isinstance(each, type) and hasattr(each, "_fields"))
-    kind = next(kinds, None)
-    return tuple(_items(value)) if kind is None else _build(kind, value)

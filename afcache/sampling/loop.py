@@ -105,7 +105,7 @@ def denoise(
     journey = prepare(transformer, (inputs, negative), sigmas, guidance_scale=guidance_scale, config=config, parts=parts)
     model, settings = journey.model, journey.config
     if start is not None:
-        shapes = [_shape(model, branch, settings) for branch in journey.branches]
+        shapes = [branch_shape(model, branch, settings) for branch in journey.branches]
         check_start(start, journey.start, sigmas, shapes, settings)
     latents, states, records, target, origin = start or journey.start
     records = list(records)
@@ -157,7 +157,7 @@ def prepare(
     branches = _detach(tuple(each for each in given if each is not None))
     latents = branches[0].hidden_states
     states = tuple(
-        empty_state(_shape(model, branch, settings), config=settings, dtype=latents.dtype, device=latents.device)
+        empty_state(branch_shape(model, branch, settings), config=settings, dtype=latents.dtype, device=latents.device)
         for branch in branches
     )
     scale = torch.full((latents.shape[0],), guidance_scale, dtype=torch.float32, device=latents.device)
@@ -188,8 +188,8 @@ def _model(
     return model_of(transformer, family.architecture, kernel or family.attention_kernel(transformer))
 
 
-def _shape(model: Model, inputs: Any, config: CacheConfig) -> StateShape:
-    """What a branch's state is made for."""
+def branch_shape(model: Model, inputs: Any, config: CacheConfig) -> StateShape:
+    """What the state of a guidance branch with these inputs is made for."""
     parts = model.architecture.parts
     prefix_length = 0 if parts is None else parts.prefix_length(inputs)
     return shape_of(model.sizes, model.architecture.latents(inputs).shape, prefix_length, config=config)

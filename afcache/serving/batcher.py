@@ -7,32 +7,24 @@ import itertools
 import threading
 import time
 from concurrent.futures import Future, InvalidStateError, ThreadPoolExecutor
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
 from afcache._checks import check_integer, check_number
 from afcache.runtime.compiled import CompiledStep, CompileOptions
+from afcache.serving.checkpoint import read_request
 from afcache.serving.engine import Arrived, Engine
-from afcache.serving.handle import Handle, Served
+from afcache.serving.handle import Handle, Request, Served
 from afcache.serving.intake import Departure, copied, depart, requests_of
 from afcache.serving.metrics import Metrics, prometheus_text
-from afcache.settings.changes import at_tolerance
+from afcache.serving.settings import check_foreseeable, settings_of
 from afcache.settings.config import CacheConfig
 from afcache.settings.presets import resolve_config
 
 
 class BusyError(RuntimeError):
     """There are as many requests as the batcher takes."""
-
-
-class _Request(NamedTuple):
-    number: int
-    arguments: dict[str, Any]
-    config: CacheConfig
-    rank: float
-    future: "Future[Served]"
-    started: float
 
 
 class Batcher:
@@ -77,12 +69,7 @@ class Batcher:
         check_integer("max_batch", max_batch, 1, 1024)
         check_integer("max_requests", max_requests, 1, None)
         settings = resolve_config(config, preset=preset, tolerance=tolerance)
-        if settings.rule.is_gated or settings.layerwise is not None or settings.batch_decisions != "independent":
-            raise NotImplementedError(
-                f"a Batcher must know before a step which requests compute it, and policy {settings.policy!r} with "
-                f"layerwise={settings.layerwise!r} and batch_decisions={settings.batch_decisions!r} does not tell. Use "
-                "'adaptive', 'fixed', 'growing' or 'planned', decided for each image by itself."
-            )
+        check_foreseeable(settings)
         options = CompileOptions(backend=backend, dynamic=False)
         compiled = functools.partial(CompiledStep, compiler=torch.compile, options=options) if compile else None
         self._pipe = pipe
@@ -96,7 +83,7 @@ class Batcher:
         self._metrics = Metrics()
         # Guards all below; the engine belongs to its own thread.
         self._changed = threading.Condition()
-        self._known: dict[int, _Request] = {}
+        self._known: dict[int, Request] = {}
         self._departures: dict[int, Departure] = {}
         self._ready: collections.deque[int] = collections.deque()
         self._dropped: list[int] = []
@@ -107,7 +94,14 @@ class Batcher:
         self._thread.start()
 
     def submit(
-        self, prompt: Any = None, *, tolerance: float | None = None, priority: float = 0.0, wait: bool = True, **arguments: Any
+        self,
+        prompt: Any = None,
+        *,
+        tolerance: float | None = None,
+        priority: float = 0.0,
+        wait: bool = True,
+        start: bytes | None = None,
+        **arguments: Any,
     ) -> Handle:
         """Hand over what `pipe(...)` would be called with, for one image.
 
@@ -116,21 +110,19 @@ class Batcher:
             tolerance: of this request, under error control; None takes the batcher's.
             priority: those of a higher one are computed first, but nobody waits for more than a bounded number of ticks.
             wait: until there is room; else it is refused where there is none.
+            start: `Handle.checkpoint()` of the same request, with which it goes on.
             arguments: of the pipeline. Generators and tensors are copied: they may be used again at once.
 
         Raises:
             BusyError: no room, and `wait` is False.
             RuntimeError: the batcher was closed.
-            ValueError: a tolerance or priority out of its range.
+            TypeError, ValueError: a tolerance or priority out of its range, or a start that is no checkpoint. One that is of
+                another request comes from `Handle.result()`.
 
         """
         check_number("priority", priority, -1e9, 1e9)
-        if tolerance is not None and not self._settings.rule.is_error_controlled:
-            raise ValueError(
-                f"tolerance must be None under policy {self._settings.policy!r}, whose refreshes are known beforehand, got "
-                f"{tolerance!r}. Make the Batcher with policy 'adaptive'."
-            )
-        config = self._settings if tolerance is None else at_tolerance(self._settings, tolerance)
+        config = settings_of(self._settings, tolerance)
+        kept = None if start is None else read_request(start)
         given = {name: copied(value) for name, value in arguments.items()} | ({} if prompt is None else {"prompt": prompt})
         if not self._places.acquire(blocking=wait):
             raise BusyError(
@@ -138,7 +130,7 @@ class Batcher:
                 "or make the Batcher with more."
             )
         number, future = next(self._numbers), Future()
-        request = _Request(number, given, config, -priority, future, time.monotonic())
+        request = Request(number, given, config, -priority, kept, future, time.monotonic())
         with self._changed:
             if self._is_closing:
                 self._places.release()
@@ -148,7 +140,13 @@ class Batcher:
             self._intake.submit(self._take_in, request)
         # Whoever cancels the future itself, as asyncio does, gives the request up, too.
         future.add_done_callback(lambda done: self._cancel(number) if done.cancelled() else None)
-        return Handle(number, future, lambda: self._progress(number), lambda: self._cancel(number))
+        return Handle(
+            number,
+            future,
+            progress=lambda: self._engine.progress(number),
+            checkpoint=lambda: self._engine.checkpoint(number),
+            cancel=lambda: self._cancel(number),
+        )
 
     def metrics(self) -> dict[str, float]:
         """What it has done so far: requests, refreshes saved, how full calls were, latencies, memory of states."""
@@ -182,9 +180,6 @@ class Batcher:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _progress(self, number: int) -> tuple[int, int]:
-        return self._engine.progress(number) or (0, 0)
-
     def _cancel(self, number: int) -> bool:
         with self._changed:
             request = self._known.get(number)
@@ -197,12 +192,12 @@ class Batcher:
             self._changed.notify_all()
             return True
 
-    def _forget(self, request: _Request) -> None:
+    def _forget(self, request: Request) -> None:
         del self._known[request.number]
         self._departures.pop(request.number, None)
         self._places.release()
 
-    def _take_in(self, request: _Request) -> None:
+    def _take_in(self, request: Request) -> None:
         """In the intake's thread: prompts and noise."""
         if request.number not in self._known:
             return
@@ -217,7 +212,7 @@ class Batcher:
                 self._ready.append(request.number)
                 self._changed.notify_all()
 
-    def _fail(self, request: _Request, error: BaseException) -> None:
+    def _fail(self, request: Request, error: BaseException) -> None:
         with self._changed:
             if request.number not in self._known:
                 return
@@ -260,9 +255,9 @@ class Batcher:
             self._metrics.calls += len(calls)
             self._metrics.samples += sum(calls)
 
-    def _admit(self, request: _Request, departure: Departure) -> None:
+    def _admit(self, request: Request, departure: Departure) -> None:
         try:
-            self._engine.admit(request.number, departure, request.config, request.rank)
+            self._engine.admit(request.number, departure, request.config, request.rank, start=request.start)
         except Exception as error:
             self._fail(request, error)
 
@@ -276,7 +271,7 @@ class Batcher:
             return
         self._delivery.submit(self._deliver, request, arrived)
 
-    def _deliver(self, request: _Request, arrived: Arrived) -> None:
+    def _deliver(self, request: Request, arrived: Arrived) -> None:
         """In the delivery's thread: the image of the latents."""
         departure = self._departures.get(request.number)
         if departure is None or arrived.latents is None:

@@ -21,8 +21,10 @@ from afcache.functional.model import Model
 from afcache.functional.plans import stack_steps
 from afcache.functional.state import CacheState, StepSchedule
 from afcache.sampling.loop import prepare
+from afcache.sampling.origin import origin_of
+from afcache.serving.checkpoint import Kept, resume, write_request
 from afcache.serving.intake import Departure
-from afcache.serving.running import Running, before_first, steps_from
+from afcache.serving.running import Progress, Running, Standing, before_first, steps_from
 from afcache.serving.steps import served_step
 from afcache.serving.together import Together, digest_of, kind_of
 from afcache.settings.config import CacheConfig
@@ -91,15 +93,27 @@ class Engine:
     @property
     def state_bytes(self) -> int:
         """Memory of all states."""
-        return sum(state_bytes(state) for request in list(self._running.values()) for state in request.states)
+        return sum(state_bytes(state) for request in list(self._running.values()) for state in request.standing.states)
 
-    def progress(self, number: int) -> tuple[int, int] | None:
-        """Steps that a request has behind it, and all of its steps; None of one that is not here."""
+    def progress(self, number: int) -> Progress:
+        """How far a request is, from any thread; none of its steps where it is not here."""
         request = self._running.get(number)
-        return None if request is None else (request.position, request.count)
+        return Progress() if request is None else request.progress
 
-    def admit(self, number: int, departure: Departure, config: CacheConfig, rank: float = 0.0) -> None:
-        """Take a request in; its first step is due at once.
+    def checkpoint(self, number: int) -> bytes | None:
+        """A request that is here as bytes, with which `admit` goes on; from any thread."""
+        request = self._running.get(number)
+        if request is None or self._model is None:
+            return None
+        origin = origin_of(
+            self._model, request.inputs, request.sigmas, guidance_scale=float(request.scale), config=request.config
+        )
+        return write_request(request.standing, target=request.config.target, origin=origin)
+
+    def admit(
+        self, number: int, departure: Departure, config: CacheConfig, rank: float = 0.0, *, start: Kept | None = None
+    ) -> None:
+        """Take a request in; its first step is due at once, or it goes on where a checkpoint left it.
 
         Raises:
             TypeError, ValueError, NotImplementedError: what `afcache.denoise` raises of its arguments.
@@ -113,9 +127,10 @@ class Engine:
             departure.sigmas.to(device),
             guidance_scale=departure.guidance_scale,
             config=config,
-            is_kept=False,
+            is_kept=start is not None,
         )
         self._model = journey.model
+        standing = Standing(journey.start.latents, journey.start.states) if start is None else resume(start, journey)
         shapes = kind_of(journey.branches)
         if shapes not in self._kinds:
             self._kinds[shapes] = Together(journey.branches), Together(journey.start.states)
@@ -124,10 +139,11 @@ class Engine:
             rank,
             (shapes, digest_of(journey.branches)),
             journey.branches,
+            departure.sigmas,
             stack_steps(journey.schedule),
             journey.guidance_scale,
-            journey.start.latents,
-            journey.start.states,
+            journey.config,
+            standing,
             since=self.ticks,
         )
 
@@ -183,19 +199,17 @@ class Engine:
             return [self._end(requests[0], failure)]
         apart = self._kinds[requests[0].kind[0]][1].split(states, len(requests))
         for place, request in enumerate(requests):
-            request.latents = latents[place : place + 1].clone()
-            request.states = apart[place]
-            request.position += count
-            request.due = due[place]
+            pattern = request.standing.pattern + ("F" if is_computed else "." * count)
+            request.standing = Standing(latents[place : place + 1].clone(), apart[place], pattern, due[place])
             request.since = self.ticks
-            request.pattern += "F" if is_computed else "." * count
         if is_computed:
             self.computed.append(len(requests))
         return [self._end(each) for each in requests if each.position == each.count]
 
     def _end(self, request: Running, failure: Exception | None = None) -> Arrived:
         del self._running[request.number]
-        return Arrived(request.number, request.latents if failure is None else None, request.pattern, failure)
+        standing = request.standing
+        return Arrived(request.number, standing.latents if failure is None else None, standing.pattern, failure)
 
     def _call(self, requests: Sequence[Running], count: int, *, is_computed: bool) -> tuple[Tensor, tuple[CacheState, ...]]:
         """So many steps of all of them."""
@@ -203,9 +217,10 @@ class Engine:
         of_inputs, of_states = self._kinds[requests[0].kind[0]]
         inputs, states = (
             of_inputs.stack([each.inputs for each in filled]),
-            of_states.stack([each.states for each in filled]),
+            of_states.stack([each.standing.states for each in filled]),
         )
-        latents, scale = (torch.cat(column) for column in zip(*((each.latents, each.scale) for each in filled), strict=True))
+        latents = torch.cat([each.standing.latents for each in filled])
+        scale = torch.cat([each.scale for each in filled])
         schedules = steps_from(filled, count)
         step = self._step_of(requests[0].kind[0], len(filled), is_computed=is_computed)
         for index in range(count):

@@ -2,12 +2,44 @@
 
 import dataclasses
 from collections.abc import Hashable, Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from afcache.functional.state import CacheState, StepSchedule
+from afcache.settings.config import CacheConfig
+
+
+class Progress(NamedTuple):
+    """How far a request is.
+
+    Attributes:
+        done: steps behind it; steps: all of them; both 0 while it waits for its turn.
+        pattern: F for each step that was computed, . for one that was forecast.
+
+    """
+
+    done: int = 0
+    steps: int = 0
+    pattern: str = ""
+
+
+class Standing(NamedTuple):
+    """Where a request is between two ticks.
+
+    Attributes:
+        latents: of one sample.
+        states: of each guidance branch.
+        pattern: F for a step that was computed, . for one that was forecast.
+        due: the step that it must compute next; the number of steps where none is left.
+
+    """
+
+    latents: Tensor
+    states: tuple[CacheState, ...]
+    pattern: str = ""
+    due: int = 0
 
 
 @dataclasses.dataclass(eq=False)
@@ -19,13 +51,12 @@ class Running:
         rank: those of a lower one are computed first, among those that have not waited for long.
         kind: shapes of its inputs, and what of them all samples share: requests of one kind can share a call.
         inputs: of each guidance branch; one sample.
+        sigmas: noise levels of its schedule, one more than steps.
         steps: of its schedule; every field has a leading axis of steps.
         scale: of guidance, `[1]`.
-        latents, states: where it is.
-        position: of the next step.
-        due: the step that it must compute next; the number of steps where none is left.
+        config: its settings.
+        standing: where it is; replaced as a whole, so that other threads may read it at any time.
         since: the tick from which it has been due.
-        pattern: F for a step that was computed, . for one that was forecast.
 
     """
 
@@ -33,19 +64,32 @@ class Running:
     rank: float
     kind: tuple[Hashable, Hashable]
     inputs: tuple[Any, ...]
+    sigmas: Tensor
     steps: StepSchedule
     scale: Tensor
-    latents: Tensor
-    states: tuple[CacheState, ...]
-    position: int = 0
-    due: int = 0
+    config: CacheConfig
+    standing: Standing
     since: int = 0
-    pattern: str = ""
+
+    @property
+    def position(self) -> int:
+        """Of the next step."""
+        return len(self.standing.pattern)
+
+    @property
+    def due(self) -> int:
+        """The step that it must compute next."""
+        return self.standing.due
 
     @property
     def count(self) -> int:
         """Of steps."""
         return len(self.steps.sigma)
+
+    @property
+    def progress(self) -> Progress:
+        """How far it is."""
+        return Progress(self.position, self.count, self.standing.pattern)
 
     @property
     def is_due(self) -> bool:

@@ -12,7 +12,7 @@ import afcache
 from afcache import CacheConfig, Layerwise
 from afcache.functional.plans import schedule_steps
 from afcache.functional.process import Process, direction, moved
-from afcache.functional.samples import stack_samples, stack_schedules, take_samples
+from afcache.functional.samples import move_samples, stack_samples, stack_schedules, take_samples
 from afcache.functional.solver_response import respond
 from afcache.functional.state import CacheState, SolverState, Trail
 from afcache.functional.target import keep_output, release_output
@@ -232,3 +232,15 @@ def test_a_process_moves_each_sample_by_its_own_numbers():
 def test_parts_of_states_are_values_too():
     trail = Trail(torch.randn(2, 6, 4), torch.ones(2), torch.ones(2))
     assert same(take_samples(trail, [1, 0]).latents, trail.latents.flip(0))
+
+
+@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
+def test_states_come_back_from_elsewhere(config: CacheConfig):
+    """Meta stands for a device that is not here: what goes there has its shapes, and nothing stays behind."""
+    state = filled(config, 2, seed=0)
+    away = move_samples(state, "meta")
+    assert type(away) is CacheState
+    assert [(leaf.shape, leaf.dtype, leaf.device.type) for leaf in tensors(away)] == [
+        (leaf.shape, leaf.dtype, "meta") for leaf in tensors(state)
+    ]
+    assert same(move_samples(state, torch.device("cpu")), state)

@@ -219,7 +219,7 @@ def test_there_is_room_for_so_many(pipe):
         # It waits for its place.
         assert batcher.submit(**arguments(1)).result(PATIENT).pattern
         assert first.done()
-        assert first.progress() == (0, 0)
+        assert first.progress() == (0, 0, "")
     with pytest.raises(RuntimeError, match="closed"):
         batcher.submit(**arguments(0))
 
@@ -275,7 +275,7 @@ def test_nobody_waits_for_ever(pipe):
     departure = depart(pipe, arguments(0))
     engine.admit(0, departure, config, rank=1.0)
     waited, longest, count = 0, 0, 0
-    while (before := engine.progress(0)) is not None:
+    while (before := engine.progress(0)).steps:
         while len(engine) < 3:
             count += 1
             engine.admit(count, departure, config, rank=0.0)

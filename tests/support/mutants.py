@@ -215,8 +215,8 @@ MUTANTS = (
     Mutant(
         "a checkpoint without the lag",
         "sampling/checkpoint.py",
-        "for name, tensor in _flatten(key, part)}",
-        'for name, tensor in _flatten(key, part) if not name.endswith(".lag")}',
+        "for name, tensor in flatten(key, part)}",
+        'for name, tensor in flatten(key, part) if not name.endswith(".lag")}',
         "sampling/test_checkpoint.py",
         "never_stopped",
     ),
