@@ -70,8 +70,15 @@ class Users(RuleBasedStateMachine):
         for pipe in (self.cached, self.inner[True]):
             afcache.compile_pipeline(pipe, compile=False, **self.settings)
 
-    def _both(self, what: str, act: Callable[[Any], Tensor]) -> None:
-        """Do the same with both, and compare: equal within the bound, or an error that says what is wrong."""
+    def _both(self, what: str, act: Callable[[Any], Tensor], **undisturbed: Any) -> None:
+        """Do the same with both, and compare: equal within the bound, or an error that says what is wrong.
+
+        Args:
+            what: it is, to be counted.
+            act: to be done.
+            undisturbed: steps, guidance and size of an image to which nothing is done, where they are not the usual ones.
+
+        """
         RAN["actions"] += 1
         RAN[what] += 1
         self.side_images = {False: [], True: []}
@@ -102,20 +109,20 @@ class Users(RuleBasedStateMachine):
             found = quality(ours, right)
             RAN["images"] += 1
             bound = BOUND if report.config["policy"] == "adaptive" else LOOSE_BOUND
-            assert found > bound or found > self._undisturbed() - LOSS, f"{what}: {found:.1f} dB; {report}"
+            assert found > bound or found > self._undisturbed(undisturbed) - LOSS, f"{what}: {found:.1f} dB; {report}"
 
-    def _undisturbed(self) -> float:
+    def _undisturbed(self, options: dict[str, Any]) -> float:
         """dB of the worst image to which nothing is done, by new pipelines: weights and solver may be hard to forecast."""
         RAN["settings are hard"] += 1
         fresh = copy.deepcopy(self.plain)
-        expected = [self._draw_undisturbed(fresh, seed) for seed in UNDISTURBED_SEEDS]
+        expected = [self._draw_undisturbed(fresh, seed, options) for seed in UNDISTURBED_SEEDS]
         afcache.compile_pipeline(fresh, compile=False, **self.settings)
-        got = [self._draw_undisturbed(fresh, seed) for seed in UNDISTURBED_SEEDS]
+        got = [self._draw_undisturbed(fresh, seed, options) for seed in UNDISTURBED_SEEDS]
         return min(quality(ours, right) for ours, right in zip(got, expected, strict=True))
 
-    def _draw_undisturbed(self, pipe: Any, seed: int) -> Tensor:
+    def _draw_undisturbed(self, pipe: Any, seed: int, options: dict[str, Any]) -> Tensor:
         with self.context():
-            return torch.from_numpy(sample(pipe, seed, steps=12, output_type="latent", prompt=PROMPTS[0]))
+            return torch.from_numpy(sample(pipe, seed, **{"steps": 12, "prompt": PROMPTS[0], **options}, output_type="latent"))
 
     @rule(
         event=st.sampled_from(sorted(EVENTS)),
@@ -140,7 +147,7 @@ class Users(RuleBasedStateMachine):
             latents = sample(pipe, list(range(seed, seed + batch)), steps=steps, cfg=cfg, prompt=PROMPTS[:batch], **options)
             return torch.from_numpy(latents)
 
-        self._both(event, act)
+        self._both(event, act, steps=steps, cfg=cfg, height=size, width=size)
 
     @rule(settings=st.sampled_from(sorted(SETTINGS)))
     def compile_with(self, settings: str) -> None:
