@@ -32,7 +32,8 @@ if TYPE_CHECKING:
     from afcache.sampling.loop import denoise
     from afcache.sampling.primitives import cached_forward, check_state, denoising_step, init_state
     from afcache.sampling.result import Denoised
-    from afcache.serving.batcher import Batcher, BusyError
+    from afcache.serving.batcher import Batcher
+    from afcache.serving.handle import BusyError
     from afcache.settings.config import CacheConfig, Layerwise
     from afcache.settings.policies import POLICIES, policy
     from afcache.settings.presets import PRESETS
@@ -42,7 +43,7 @@ _HOMES = {
     "POLICIES": "settings.policies",
     "PRESETS": "settings.presets",
     "Batcher": "serving.batcher",
-    "BusyError": "serving.batcher",
+    "BusyError": "serving.handle",
     "CacheConfig": "settings.config",
     "CacheState": "functional.state",
     "ClipQuality": "calibration.clips",

@@ -14,7 +14,10 @@ _GENERATE = """Draw pictures or videos of prompts, with the cache. Several proce
 torchrun --nproc-per-node 2 -m afcache generate ...; degrees that are not given are chosen."""
 _CALIBRATE = """Draw every prompt uncached and at one tolerance after another, until a speed or a quality is met; write the
 settings and the curve to a file for 'afcache generate --config'."""
+_SERVE = """Draw what is asked for over HTTP, many requests at once, in replicas that Ray Serve starts, scales and starts again.
+What was accepted is written down, and drawn whatever becomes of them. Needs pip install 'afcache[serve]'."""
 _DTYPES = ("float32", "bfloat16", "float16")
+_PRESETS = ("quality", "balanced", "fast")
 ERROR_STATUS = 2
 _MAX_STEPS = 1000
 _MAX_PIXELS = 8192
@@ -98,7 +101,7 @@ def build_parser() -> argparse.ArgumentParser:
     add = generate.add_argument
     add("--num-images", type=_images, default=1, help="images per prompt, with seeds counting up (default 1)")
     careful = generate.add_mutually_exclusive_group()
-    careful.add_argument("--preset", choices=("quality", "balanced", "fast"), help="how careful (default balanced)")
+    careful.add_argument("--preset", choices=_PRESETS, help="how careful (default balanced)")
     careful.add_argument("--tolerance", type=float, help="error budget between refreshes; 0 computes every step")
     careful.add_argument("--policy", choices=tuple(POLICIES), metavar="NAME", help=f"another policy: {', '.join(POLICIES)}")
     careful.add_argument("--config", type=Path, metavar="FILE", help="settings that 'afcache calibrate' wrote")
@@ -120,10 +123,50 @@ def build_parser() -> argparse.ArgumentParser:
     add = calibrate.add_argument
     add("--num-images", type=_images, default=4, help="images per prompt, with seeds counting up (default 4)")
     add("--output", type=Path, default=Path("afcache.json"), metavar="FILE", help="where to write (default afcache.json)")
+    _add_serving(commands.add_parser("serve", help="draw over HTTP", description=_SERVE))
     info = commands.add_parser("info", help="show versions and what can be used here, or what is known of a model")
     info.add_argument("--model", metavar="FOLDER_OR_HUB_ID", help="say what this pipeline is, and whether it is cached")
     info.set_defaults(dtype=None)
     return parser
+
+
+def _replicas(text: str) -> tuple[int, int]:
+    least, dash, most = text.partition("-")
+    found = _positive_int(least), _positive_int(most if dash else least)
+    if found[0] > found[1]:
+        raise argparse.ArgumentTypeError(f"must be N, or from a number to one that is no less, such as 1-4, got {text!r}")
+    return found
+
+
+def _seconds(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 < value <= 86_400:
+        raise argparse.ArgumentTypeError(f"must be a number of seconds above 0 and at most a day, got {text!r}")
+    return value
+
+
+def _add_serving(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--model", metavar="FOLDER_OR_HUB_ID", help="whose requests can share calls (default mini-flux, which is built in)")
+    add("--host", default="127.0.0.1", help="address to listen at (default 127.0.0.1; 0.0.0.0 is all of them)")
+    add("--port", type=_at_most(65535), default=8000, help="port to listen at (default 8000)")
+    add("--replicas", type=_replicas, default=(1, 1), metavar="N[-M]", help="processes that draw, or from N to M (default 1)")
+    add("--max-batch", type=_at_most(1024), default=8, help="samples of one computed call (default 8)")
+    add("--max-requests", type=_positive_int, help="that a replica draws at once (default four times --max-batch)")
+    careful = parser.add_mutually_exclusive_group()
+    careful.add_argument("--preset", choices=_PRESETS, help="of requests that ask for none (default balanced)")
+    careful.add_argument("--tolerance", type=float, help="of requests that ask for none; 0 computes every step")
+    add("--compile", action="store_true", help="make a graph of every shape and size of a call")
+    add("--folder", type=Path, default=Path("served"), metavar="DIR", help="keeps what was accepted (default served)")
+    add("--checkpoint-seconds", type=_seconds, default=2.0, metavar="S", help="of work are lost with a replica (default 2)")
+    add(
+        "--drain-seconds", type=_seconds, default=60.0, metavar="S", help="to finish in, for a replica that leaves (default 60)"
+    )
+    add("--dtype", choices=_DTYPES, help="default: bfloat16 on CUDA, float32 elsewhere and for mini-FLUX")
+    add("--device", help="cpu or cuda (default: cuda if there is one)")
 
 
 def _add_drawing(parser: argparse.ArgumentParser) -> None:

@@ -52,6 +52,11 @@ def make_jobs(arguments: argparse.Namespace) -> list[Job]:
     return [Job(prompt, seed, stem) for (prompt, seed), stem in zip(pairs, stems, strict=True)]
 
 
+def example_of(model: str) -> str:
+    """A prompt for a model that is built in; none for others."""
+    return _PROMPTS.get(model, ("",))[0]
+
+
 def _name(prompt: str) -> str:
     """A prompt as a file name: its words, and where these leave something out, a mark that tells it from all others."""
     words = "".join(letter if letter.isalnum() else "_" for letter in prompt.lower())[:40].strip("_")

@@ -1,4 +1,4 @@
-"""The command line: `afcache generate`, `afcache calibrate` and `afcache info`.
+"""The command line: `afcache generate`, `afcache calibrate`, `afcache serve` and `afcache info`.
 
 What is heavy to import is imported by the command that needs it, after its arguments have been checked: help and errors
 come at once. Next to nothing is imported before `main` is called, so that Ctrl-C meets it from the start.
@@ -47,6 +47,10 @@ def _run(argv: list[str] | None) -> int:
                 from afcache.cli import calibration
 
                 calibration.run(arguments)
+            elif arguments.command == "serve":
+                from afcache.cli import serve
+
+                serve.run(arguments)
             else:
                 from afcache.cli import generate
 

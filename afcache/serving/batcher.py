@@ -15,16 +15,12 @@ from afcache._checks import check_integer, check_number
 from afcache.runtime.compiled import CompiledStep, CompileOptions
 from afcache.serving.checkpoint import read_request
 from afcache.serving.engine import Arrived, Engine
-from afcache.serving.handle import Handle, Request, Served
+from afcache.serving.handle import BusyError, EndedError, Handle, Request, Served
 from afcache.serving.intake import Departure, copied, depart, requests_of
 from afcache.serving.metrics import Metrics, prometheus_text
 from afcache.serving.settings import check_foreseeable, settings_of
 from afcache.settings.config import CacheConfig
 from afcache.settings.presets import resolve_config
-
-
-class BusyError(RuntimeError):
-    """There are as many requests as the batcher takes."""
 
 
 class Batcher:
@@ -115,7 +111,7 @@ class Batcher:
 
         Raises:
             BusyError: no room, and `wait` is False.
-            RuntimeError: the batcher was closed.
+            EndedError: the batcher was closed.
             TypeError, ValueError: a tolerance or priority out of its range, or a start that is no checkpoint. One that is of
                 another request comes from `Handle.result()`.
 
@@ -134,7 +130,7 @@ class Batcher:
         with self._changed:
             if self._is_closing:
                 self._places.release()
-                raise RuntimeError("the batcher was closed: make another one.")
+                raise EndedError("the batcher was closed: make another one.")
             self._metrics.submitted += 1
             self._known[request.number] = request
             self._intake.submit(self._take_in, request)
@@ -162,6 +158,10 @@ class Batcher:
     def prometheus(self) -> str:
         """The same as Prometheus text; needs prometheus_client."""
         return prometheus_text(self.metrics())
+
+    def is_running(self) -> bool:
+        """Whether it draws: false after `close`, and where its thread has died."""
+        return self._thread.is_alive()
 
     def close(self) -> None:
         """Finish what was accepted, and take nothing more in."""
@@ -230,7 +230,7 @@ class Batcher:
             with self._changed:
                 self._is_closing, left = True, list(self._known.values())
             for request in left:
-                self._fail(request, RuntimeError(f"the batcher ended: {type(error).__name__}: {error}"))
+                self._fail(request, EndedError(f"the batcher ended: {type(error).__name__}: {error}"))
             raise
         finally:
             self._engine.clear()

@@ -10,6 +10,14 @@ from afcache.serving.running import Progress
 from afcache.settings.config import CacheConfig
 
 
+class BusyError(RuntimeError):
+    """There are as many requests as the batcher takes."""
+
+
+class EndedError(RuntimeError):
+    """The batcher was closed, or its thread has died: no request's fault."""
+
+
 class Served(NamedTuple):
     """A request's result.
 
