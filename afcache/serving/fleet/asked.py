@@ -16,16 +16,16 @@ class Asked(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     prompt: str = Field(min_length=1, max_length=_TEXT)
-    negative_prompt: str | None = Field(None, max_length=_TEXT)
-    steps: int | None = Field(None, ge=1, le=1000)
-    seed: int = Field(0, ge=0, lt=2**63)
-    width: int | None = Field(None, ge=8, le=8192)
-    height: int | None = Field(None, ge=8, le=8192)
-    guidance_scale: float | None = Field(None, ge=0, le=100)
-    true_cfg_scale: float | None = Field(None, ge=1, le=100)
+    negative_prompt: str | None = Field(default=None, max_length=_TEXT)
+    steps: int | None = Field(default=None, ge=1, le=1000)
+    seed: int = Field(default=0, ge=0, lt=2**63)
+    width: int | None = Field(default=None, ge=8, le=8192)
+    height: int | None = Field(default=None, ge=8, le=8192)
+    guidance_scale: float | None = Field(default=None, ge=0, le=100)
+    true_cfg_scale: float | None = Field(default=None, ge=1, le=100)
     preset: Literal["quality", "balanced", "fast"] | None = None
-    tolerance: float | None = Field(None, ge=0, le=1)
-    priority: float = Field(0.0, ge=-1e6, le=1e6)
+    tolerance: float | None = Field(default=None, ge=0, le=1)
+    priority: float = Field(default=0.0, ge=-1e6, le=1e6)
 
     def budget(self) -> float | None:
         """The tolerance that was asked for, by its number or by a preset's name."""
@@ -117,6 +117,6 @@ class Seen(BaseModel):
     steps: int = 0
     pattern: str = ""
     replica: str | None = None
-    moved: int = Field(0, description="replicas that died under it")
-    seconds: float | None = Field(None, description="from acceptance to the image")
+    moved: int = Field(default=0, description="replicas that died under it")
+    seconds: float | None = Field(default=None, description="from acceptance to the image")
     error: str | None = None
