@@ -1,11 +1,11 @@
 # Sourced by run_afcache.sh and run_tests.sh: makes the virtual environment .venv once, then reuses it.
-# Usage: make_environment EXTRAS, where EXTRAS is "" or e.g. "[test,bench]".
+# Usage: make_environment EXTRAS, where EXTRAS is "" or e.g. "[serve]".
 
 make_environment() {
     local extras="$1"
     local stamp=".venv/.installed${extras//[^a-z]/_}"
     # A change of what is declared installs again; a second run with nothing new starts at once.
-    if [ -f "$stamp" ] && [ "$stamp" -nt pyproject.toml ] && [ "$stamp" -nt constraints.txt ]; then
+    if [ -f "$stamp" ] && [ "$stamp" -nt pyproject.toml ] && [ "$stamp" -nt constraints.txt ] && [ "$stamp" -nt constraints-serve.txt ]; then
         return
     fi
     local python="${PYTHON:-python3}"
@@ -15,6 +15,7 @@ make_environment() {
     }
     echo "Setting up .venv (once; torch is a large download) ..."
     [ -x .venv/bin/python ] || "$python" -m venv .venv
-    .venv/bin/python -m pip install --quiet --quiet --disable-pip-version-check --constraint constraints.txt --editable ".$extras"
+    .venv/bin/python -m pip install --quiet --quiet --disable-pip-version-check \
+        --constraint constraints.txt --constraint constraints-serve.txt --editable ".$extras"
     touch "$stamp"
 }

@@ -1,10 +1,16 @@
 #!/usr/bin/env bash
 # The main job on a fresh clone: draws with and without the cache, and shows both.
 # Arguments are passed on, e.g. ./run_afcache.sh --prompt "a handwritten two on a palace" --seed 3
+# ./run_afcache.sh serve, with the options of 'afcache serve', draws over HTTP instead.
 # --nproc N starts N processes, one for each GPU, that draw together: ./run_afcache.sh --nproc 2 --ring 2
 set -euo pipefail
 cd "$(dirname "$0")"
 source environment.sh
+
+if [ "${1:-}" = serve ]; then
+    make_environment "[serve]"
+    exec .venv/bin/python -m afcache "$@"
+fi
 
 processes=""
 arguments=()

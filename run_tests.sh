@@ -13,7 +13,7 @@ for argument in "$@"; do
     elif [ "$argument" = "--slow" ]; then chosen="not contract"
     else arguments+=("$argument"); fi
 done
-make_environment "[test,bench]"
+make_environment "[test,bench,serve]"
 .venv/bin/ruff check .
 .venv/bin/ruff format --check .
 # Beside the tests: by itself it would leave all processors but one without work.

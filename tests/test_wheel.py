@@ -70,21 +70,32 @@ def test_the_wheel_draws_from_an_empty_environment(wheel: Path, tmp_path: Path):
     assert str(site) in where.stdout
 
 
+# What an extra is for; all else must do without it.
+OF_EXTRAS = {"afcache/serving/fleet/": "serve", "afcache/cli/serve.py": "serve"}
+
+
 def test_every_import_is_declared(wheel: Path):
     """The empty environment borrows this one's dependencies, so what is imported is checked against what is declared."""
     archive = zipfile.ZipFile(wheel)
     metadata = archive.read(next(name for name in archive.namelist() if name.endswith("METADATA"))).decode()
-    requirements = re.findall(r"^Requires-Dist: ([A-Za-z0-9_-]+)(?!.*extra ==)", metadata, re.MULTILINE)
-    declared = {name.lower() for name in requirements}
+    requirements = re.findall(r"^Requires-Dist: ([A-Za-z0-9_-]+)(?:.*extra == ['\"](\w+))?", metadata, re.MULTILINE)
     distributions = packages_distributions()
-    imported = set()
+    needed: dict[str, set[str]] = {}
     for name in archive.namelist():
         if name.startswith("afcache/") and name.endswith(".py"):
-            for node in ast.walk(ast.parse(archive.read(name))):
-                modules = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
-                modules += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
-                imported |= {module.split(".")[0] for module in modules}
-    third_party = imported - set(sys.stdlib_module_names) - {"afcache"}
-    needed = {distributions[module][0].lower() for module in third_party}
-    assert {"torch", "diffusers", "einops"} <= needed
-    assert needed <= declared
+            modules = {module.split(".")[0] for module in _imported(archive.read(name))}
+            third_party = modules - set(sys.stdlib_module_names) - {"afcache"}
+            extra = next((extra for start, extra in OF_EXTRAS.items() if name.startswith(start)), "")
+            needed.setdefault(extra, set()).update(distributions[module][0].lower() for module in third_party)
+    assert {"torch", "diffusers", "einops"} <= needed[""]
+    assert {"ray", "fastapi"} <= needed["serve"]
+    for extra, names in needed.items():
+        assert names <= {name.lower() for name, of in requirements if of in ("", extra)}
+
+
+def _imported(source: bytes) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(source)):
+        found |= {alias.name for alias in node.names} if isinstance(node, ast.Import) else set()
+        found |= {node.module or ""} if isinstance(node, ast.ImportFrom) else set()
+    return found

@@ -1,11 +1,13 @@
 """`afcache serve`: everything that can be wrong is found out, then a fleet is started, and serves until it is told to stop."""
 
 import argparse
+import errno
 import functools
 import importlib
 import logging
 import os
 import signal
+import socket
 import sqlite3
 import threading
 from pathlib import Path
@@ -50,6 +52,7 @@ def run(arguments: argparse.Namespace) -> None:
 
     found = outline(model)
     requests_of(found.pipe)
+    _check_address(arguments.host, arguments.port)
     defaults = {
         name: value
         for option, value in recommended_settings(Path(model.name)).items()
@@ -76,6 +79,23 @@ def run(arguments: argparse.Namespace) -> None:
         ),
         arguments,
     )
+
+
+def _check_address(host: str, port: int) -> None:
+    """Raise where nobody can listen at an address: Ray would say so in a file.
+
+    Raises:
+        ValueError: it is taken, or none of this machine's.
+
+    """
+    try:
+        with socket.socket() as place:
+            place.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            place.bind((host, port))
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            raise ValueError(f"--port {port} is taken at {host}: choose another one.") from error
+        raise ValueError(f"--host {host!r} and --port {port} cannot be listened at: {error.strerror or error}.") from error
 
 
 def _check_installed() -> None:
