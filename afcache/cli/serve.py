@@ -147,9 +147,10 @@ def _serve(plan: "Plan", arguments: argparse.Namespace) -> None:
     least, most = plan.replicas
     processors = max(most, os.cpu_count() or 1)
     print(f"starting {least} replica{'s' if least > 1 else ''} of {plan.title} ...", flush=True)
-    ray.init(
-        include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR, num_cpus=processors, configure_logging=False
-    )
+    # A cluster of somebody's own counts its processors itself, and stays when the fleet goes.
+    is_joined = "RAY_ADDRESS" in os.environ
+    options: dict[str, Any] = {} if is_joined else {"num_cpus": processors, "include_dashboard": False}
+    ray.init(log_to_driver=False, logging_level=logging.ERROR, configure_logging=False, **options)
     try:
         serve.start(http_options={"host": arguments.host, "port": arguments.port})
         serve.run(make_fleet(plan), name=NAME, route_prefix="/")
@@ -160,5 +161,5 @@ def _serve(plan: "Plan", arguments: argparse.Namespace) -> None:
         stop.wait()
         print("stopping: what is not drawn goes on at the next start", flush=True)
     finally:
-        serve.shutdown()
+        serve.delete(NAME) if is_joined else serve.shutdown()
         ray.shutdown()

@@ -13,15 +13,16 @@ from bench.record.render import table
 
 def main() -> None:
     """Print the tables: equal quality, costs on a larger model, beside forced refreshes; FLUX.1-dev's steps and messages."""
-    names = ("mini", "random_medium", "random_small", "random_qwen_image_small")
-    mini, medium, small, qwen_image = (_rows(name) for name in names)
+    names = ("mini", "random_medium", "random_small", "random_qwen_image_small", "random_wan_small")
+    mini, medium, small, qwen_image, wan = (_rows(name) for name in names)
     print(table([shown_quality(row) for row in quality_rows(mini)]))
     print()
     print(table([{**_cost(facts, facts["contender"]), "PSNR on mini-FLUX": _quality(facts)} for facts in _by_quality(medium)]))
     print()
     print(table([_cost(facts, facts["family"]) for facts in _by_efficiency(small)]))
-    print()
-    print(table([_cost(facts, facts["contender"]) for facts in _by_efficiency(qwen_image)]))
+    for rows in (qwen_image, wan):
+        print()
+        print(table([_cost(facts, facts["contender"]) for facts in _by_efficiency(rows)]))
     shapes = json.loads(newest_result("full_size_fake_flux1", kind=None).read_text())["rows"]
     print()
     print(table([_step(facts) for facts in shapes if "TFLOP" in facts]))

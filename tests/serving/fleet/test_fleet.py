@@ -128,6 +128,7 @@ def test_the_ledger_dies_and_every_image_comes(fleet: Fleet):
     assert len({image.tobytes() for image in images(fleet.client, names)}) == COUNT
 
 
+@pytest.mark.slow
 def test_what_was_accepted_is_drawn_after_the_fleet_was_stopped(fleet: Fleet, folder: Path):
     names = submit(fleet.client)
     until_drawing(fleet.client, names)
