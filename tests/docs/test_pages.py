@@ -116,6 +116,8 @@ def takes(words: list[str], monkeypatch: pytest.MonkeyPatch) -> bool:
         return installs(arguments)
     if program == "./run_afcache.sh":
         source = (ROOT / "run_afcache.sh").read_text()
+        if arguments[:1] == ["serve"]:
+            return '"${1:-}" = serve' in source and bool(build_parser().parse_args(arguments).command)
         if arguments[:1] == ["--nproc"]:
             assert "--nproc)" in source
             arguments = arguments[2:]
