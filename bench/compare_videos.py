@@ -10,6 +10,7 @@ measured again: ours by its settings, others by name.
 """
 
 import argparse
+import dataclasses
 import json
 import multiprocessing
 import statistics
@@ -40,6 +41,8 @@ FIRST_SEED = 16000
 QUALITIES = (40, 35)
 TOLERANCES = (0.002, 0.004, 0.008, 0.012, 0.016, 0.024, 0.032, 0.045, 0.064)
 OURS, FEWER = "AFCache", "fewer steps"
+# The first steps choose the background: how much does computing one more of them gain?
+WARM, WARM_TOLERANCES = "AFCache, warmup_steps=3", (0.016, 0.024, 0.032, 0.045, 0.064)
 
 
 class Job(NamedTuple):
@@ -65,7 +68,8 @@ def racing(task: Task) -> list[Contender]:
     # The race's own tolerances are among these.
     known = [c for c in known if "tolerance" not in c.name]
     tolerances = [_ours(f"{OURS} tolerance {value:g}", OURS, tuned(value)) for value in TOLERANCES]
-    return [*tolerances, *known, *_fewer(task)]
+    warm = [_ours(f"{WARM}, {value:g}", WARM, dataclasses.replace(tuned(value), warmup_steps=3)) for value in WARM_TOLERANCES]
+    return [*tolerances, *warm, *known, *_fewer(task)]
 
 
 def forecasting(task: Task) -> list[Contender]:
