@@ -1,11 +1,13 @@
 """A request on its way as bytes: another batcher of the same model goes on with it where it was."""
 
+import hashlib
 import json
 from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
+from torch import Tensor
 
 from afcache._version import __version__
 from afcache.functional.samples import move_samples
@@ -28,21 +30,29 @@ class Kept(NamedTuple):
         standing: where it was; on the CPU.
         target: what its histories keep.
         origin: what it is of.
+        noise: digest of the latents that it began with.
 
     """
 
     standing: Standing
     target: Target
     origin: Origin
+    noise: str
 
 
-def write_request(standing: Standing, *, target: Target, origin: Origin) -> bytes:
+def digest_of_latents(branches: tuple[Any, ...]) -> str:
+    """Of what a request begins with: noise, or a picture with noise."""
+    return _digest([branches[0].hidden_states])
+
+
+def write_request(standing: Standing, *, target: Target, origin: Origin, noise: str) -> bytes:
     """A request between two of its steps.
 
     Args:
         standing: where it is.
         target: what its histories keep.
         origin: what it is of.
+        noise: digest of the latents that it began with.
     Cost:
         as many bytes as the states; waits for the device.
 
@@ -56,6 +66,8 @@ def write_request(standing: Standing, *, target: Target, origin: Origin) -> byte
         "pattern": standing.pattern,
         "due": str(standing.due),
         "origin": write_origin(origin),
+        "noise": noise,
+        "digest": _digest([tensors[name] for name in sorted(tensors)]),
     }
     return save(tensors, metadata)
 
@@ -75,14 +87,16 @@ def read_request(data: bytes) -> Kept:
         metadata = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")]).get("__metadata__", {})
         if metadata.get("format") != _FORMAT:
             raise ValueError(f"its format is {metadata.get('format')!r}, not {_FORMAT!r}")
+        if metadata["digest"] != _digest([tensors[name] for name in sorted(tensors)]):
+            raise ValueError("its tensors are not those that were written")
         tree = unflatten(tensors)
         states = tuple(build(CacheState, state) for state in items(tree["states"]))
         origin = read_origin(metadata["origin"])
         assert origin is not None
         standing = Standing(tree["latents"], states, metadata["pattern"], int(metadata["due"]))
-    except (SafetensorError, KeyError, TypeError, ValueError) as error:
+    except (SafetensorError, KeyError, TypeError, ValueError, AttributeError, AssertionError) as error:
         raise ValueError(f"start must be the bytes of Handle.checkpoint(), of this version and whole: {error}.") from error
-    return Kept(standing, metadata["target"], origin)
+    return Kept(standing, metadata["target"], origin, metadata["noise"])
 
 
 def resume(kept: Kept, journey: Journey) -> Standing:
@@ -96,7 +110,8 @@ def resume(kept: Kept, journey: Journey) -> Standing:
         on the journey's device.
 
     Raises:
-        ValueError: the checkpoint is of another model, prompt, schedule, guidance or other settings, or of another shape.
+        ValueError: the checkpoint is of another model, prompt, noise, schedule, guidance or other settings, or of another
+            shape.
 
     """
     own = journey.start
@@ -112,4 +127,15 @@ def resume(kept: Kept, journey: Journey) -> Standing:
     start = Denoised(standing.latents.to(device), states, [()] * len(standing.pattern), kept.target, kept.origin)
     shapes = [branch_shape(journey.model, branch, journey.config) for branch in journey.branches]
     check_start(start, own, torch.tensor(own.origin.sigmas), shapes, journey.config)
-    return standing._replace(latents=start.latents, states=states)
+    if kept.noise != digest_of_latents(journey.branches):
+        raise ValueError("start must have begun with the latents of this request: pass the generator, and image, of before.")
+    # What was foreseen holds for the tolerance of before.
+    due = standing.due if kept.origin.settings == own.origin.settings else len(standing.pattern)
+    return standing._replace(latents=start.latents, states=states, due=due)
+
+
+def _digest(tensors: list[Tensor]) -> str:
+    found = hashlib.blake2b(digest_size=16)
+    for tensor in tensors:
+        found.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return found.hexdigest()

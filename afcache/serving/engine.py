@@ -22,7 +22,7 @@ from afcache.functional.plans import stack_steps
 from afcache.functional.state import CacheState, StepSchedule
 from afcache.sampling.loop import prepare
 from afcache.sampling.origin import origin_of
-from afcache.serving.checkpoint import Kept, resume, write_request
+from afcache.serving.checkpoint import Kept, digest_of_latents, resume, write_request
 from afcache.serving.intake import Departure
 from afcache.serving.running import Progress, Running, Standing, before_first, steps_from
 from afcache.serving.steps import served_step
@@ -105,10 +105,11 @@ class Engine:
         request = self._running.get(number)
         if request is None or self._model is None:
             return None
-        origin = origin_of(
-            self._model, request.inputs, request.sigmas, guidance_scale=float(request.scale), config=request.config
-        )
-        return write_request(request.standing, target=request.config.target, origin=origin)
+        if request.origin is None:
+            told = {"guidance_scale": request.guidance_scale, "config": request.config}
+            request.origin = origin_of(self._model, request.inputs, request.sigmas, **told)
+        noise = digest_of_latents(request.inputs)
+        return write_request(request.standing, target=request.config.target, origin=request.origin, noise=noise)
 
     def admit(
         self, number: int, departure: Departure, config: CacheConfig, rank: float = 0.0, *, start: Kept | None = None
@@ -142,6 +143,7 @@ class Engine:
             departure.sigmas,
             stack_steps(journey.schedule),
             journey.guidance_scale,
+            departure.guidance_scale,
             journey.config,
             standing,
             since=self.ticks,

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from afcache.functional.state import CacheState, StepSchedule
+from afcache.sampling.origin import Origin
 from afcache.settings.config import CacheConfig
 
 
@@ -15,7 +16,7 @@ class Progress(NamedTuple):
     """How far a request is.
 
     Attributes:
-        done: steps behind it; steps: all of them; both 0 while it waits for its turn.
+        done: steps behind it; steps: all of them; both 0 before its first step and after its last.
         pattern: F for each step that was computed, . for one that was forecast.
 
     """
@@ -54,9 +55,11 @@ class Running:
         sigmas: noise levels of its schedule, one more than steps.
         steps: of its schedule; every field has a leading axis of steps.
         scale: of guidance, `[1]`.
+        guidance_scale: the same, as it was given.
         config: its settings.
         standing: where it is; replaced as a whole, so that other threads may read it at any time.
         since: the tick from which it has been due.
+        origin: what it is of, once a checkpoint has asked.
 
     """
 
@@ -67,9 +70,11 @@ class Running:
     sigmas: Tensor
     steps: StepSchedule
     scale: Tensor
+    guidance_scale: float
     config: CacheConfig
     standing: Standing
     since: int = 0
+    origin: Origin | None = None
 
     @property
     def position(self) -> int:

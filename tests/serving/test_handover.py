@@ -20,10 +20,10 @@ pytestmark = pytest.mark.host
 CONFIG = afcache.PRESETS["balanced"]
 
 
-def half_way(pipe: Any, number: int, *, ticks: int, config: afcache.CacheConfig = CONFIG) -> tuple[bytes, str]:
+def half_way(pipe: Any, number: int, *, ticks: int, config: afcache.CacheConfig = CONFIG, **changes: Any) -> tuple[bytes, str]:
     """A request's checkpoint after so many ticks, and what its steps did."""
     engine = Engine(pipe.transformer, config=config, max_batch=4)
-    engine.admit(number, depart(pipe, arguments(number)), config)
+    engine.admit(number, depart(pipe, arguments(number, **changes)), config)
     for _ in range(ticks):
         engine.tick()
     data = engine.checkpoint(number)
@@ -32,13 +32,13 @@ def half_way(pipe: Any, number: int, *, ticks: int, config: afcache.CacheConfig 
 
 
 @pytest.mark.parametrize("ticks", [0, 1, 4])
-@pytest.mark.parametrize("number", [0, 1], ids=["one branch", "guided"])
-def test_another_batcher_goes_on_bit_by_bit(pipe, number: int, ticks: int):
+@pytest.mark.parametrize(("number", "changes"), [(0, {}), (1, {"true_cfg_scale": 2.3})], ids=["one branch", "guided"])
+def test_another_batcher_goes_on_bit_by_bit(pipe, number: int, changes: dict[str, Any], ticks: int):
     with Batcher(pipe, config=CONFIG) as batcher:
-        expected = batcher.submit(**arguments(number)).result(PATIENT)
-    data, done = half_way(pipe, number, ticks=ticks)
+        expected = batcher.submit(**arguments(number, **changes)).result(PATIENT)
+    data, done = half_way(pipe, number, ticks=ticks, **changes)
     with Batcher(pipe, config=CONFIG) as batcher:
-        resumed = batcher.submit(start=data, **arguments(number)).result(PATIENT)
+        resumed = batcher.submit(start=data, **arguments(number, **changes)).result(PATIENT)
         metrics = batcher.metrics()
     assert resumed.pattern == expected.pattern
     assert resumed.pattern.startswith(done)
@@ -71,7 +71,8 @@ def test_checkpoints_are_taken_while_it_draws(pipe):
 def test_a_place_that_no_request_can_be_at_is_refused(pipe, pattern: str, due: int):
     """Nobody would ever be due there, and nobody would ever have the image."""
     kept = read_request(half_way(pipe, 0, ticks=1)[0])
-    wrong = write_request(kept.standing._replace(pattern=pattern, due=due), target=kept.target, origin=kept.origin)
+    standing = kept.standing._replace(pattern=pattern, due=due)
+    wrong = write_request(standing, target=kept.target, origin=kept.origin, noise=kept.noise)
     with Batcher(pipe, config=CONFIG) as batcher:
         handle = batcher.submit(start=wrong, **arguments(0))
         with pytest.raises(ValueError, match="must have some of its 9 steps before it"):
@@ -82,11 +83,12 @@ REFUSED = [
     ({"prompt": "a handwritten nine on a flower"}, {}, "inputs must be what start was computed with"),
     ({"num_inference_steps": 10}, {}, "sigmas must be what start was computed over"),
     ({"true_cfg_scale": 2.0, "negative_prompt": ""}, {}, "a state for each guidance branch, 2, got 1"),
+    ({"generator": torch.Generator().manual_seed(7)}, {}, "must have begun with the latents of this request"),
     ({}, {"config": dataclasses.replace(CONFIG, warmup_steps=3)}, "warmup_steps=3"),
 ]
 
 
-@pytest.mark.parametrize(("changes", "settings", "message"), REFUSED, ids=["prompt", "steps", "guidance", "settings"])
+@pytest.mark.parametrize(("changes", "settings", "message"), REFUSED, ids=["prompt", "steps", "guidance", "seed", "settings"])
 def test_a_checkpoint_of_another_request_is_refused(pipe, changes: dict[str, Any], settings: dict[str, Any], message: str):
     data, _ = half_way(pipe, 0, ticks=2)
     with Batcher(pipe, **{"config": CONFIG, **settings}) as batcher:
@@ -95,6 +97,29 @@ def test_a_checkpoint_of_another_request_is_refused(pipe, changes: dict[str, Any
             handle.result(PATIENT)
         # Nobody else is hurt.
         assert batcher.submit(**arguments(0)).result(PATIENT).pattern
+
+
+def test_another_tolerance_holds_from_the_next_step_on(pipe):
+    kept, done = read_request(half_way(pipe, 0, ticks=3)[0]), "FFF."
+    assert kept.standing.pattern == done
+    # As within a tick, where the next step is to be forecast.
+    standing = kept.standing._replace(due=6)
+    data = write_request(standing, target=kept.target, origin=kept.origin, noise=kept.noise)
+    with Batcher(pipe, config=CONFIG) as batcher:
+        assert batcher.submit(start=data, **arguments(0)).result(PATIENT).pattern.startswith("FFF...")
+    with Batcher(pipe, config=CONFIG) as batcher:
+        resumed = batcher.submit(start=data, tolerance=0.0, **arguments(0)).result(PATIENT)
+    assert resumed.pattern == done + "F" * (9 - len(done))
+
+
+def test_a_damaged_checkpoint_is_refused(pipe):
+    data, _ = half_way(pipe, 0, ticks=2)
+    assert read_request(data).standing.pattern
+    for place in (len(data) // 2, len(data) - 3):
+        with pytest.raises(ValueError, match="not those that were written"):
+            read_request(data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :])
+    with pytest.raises(ValueError, match="of this version and whole"):
+        read_request(data.replace(b'"origin":"{', b'"origin":"[', 1))
 
 
 def test_what_is_no_checkpoint_is_refused_at_once(pipe, tmp_path):
