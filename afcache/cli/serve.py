@@ -1,7 +1,9 @@
 """`afcache serve`: everything that can be wrong is found out, then a fleet is started, and serves until it is told to stop."""
 
 import argparse
+import contextlib
 import errno
+import fcntl
 import functools
 import importlib
 import logging
@@ -10,6 +12,7 @@ import signal
 import socket
 import sqlite3
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +31,8 @@ if TYPE_CHECKING:
 
 _BOOK = "requests.sqlite"
 _REQUESTS_PER_BATCH = 4
+# Seconds to wait for the ledger to let go of its replicas.
+_PATIENCE = 10.0
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -59,26 +64,34 @@ def run(arguments: argparse.Namespace) -> None:
         for name in NAMES.get(option, ())
         if name in found.call
     }
+    _check_gpus(arguments.replicas[1], device)
     if defaults.get("true_cfg_scale", 1.0) > 1:
         defaults["negative_prompt"] = ""
     title = arguments.model or "mini-flux"
-    _serve(
-        Plan(
-            load=functools.partial(_load, arguments.model, arguments, device),
-            title=title,
-            defaults=defaults,
-            book=_book(arguments.folder),
-            replicas=arguments.replicas,
-            gpus=float(device.type == "cuda"),
-            max_batch=arguments.max_batch,
-            max_requests=arguments.max_requests or _REQUESTS_PER_BATCH * arguments.max_batch,
-            checkpoint_seconds=arguments.checkpoint_seconds,
-            drain_seconds=arguments.drain_seconds,
-            settings={"preset": arguments.preset, "tolerance": arguments.tolerance, "compile": arguments.compile},
-            example=example_of(title),
-        ),
-        arguments,
+    plan = Plan(
+        load=functools.partial(_load, arguments.model, arguments, device),
+        title=title,
+        defaults=defaults,
+        book=_book(arguments.folder, title),
+        replicas=arguments.replicas,
+        gpus=float(device.type == "cuda"),
+        max_batch=arguments.max_batch,
+        max_requests=arguments.max_requests or _REQUESTS_PER_BATCH * arguments.max_batch,
+        checkpoint_seconds=arguments.checkpoint_seconds,
+        drain_seconds=arguments.drain_seconds,
+        settings={"preset": arguments.preset, "tolerance": arguments.tolerance, "compile": arguments.compile},
+        example=example_of(title),
     )
+    with _held(plan.book.parent):
+        _serve(plan, arguments)
+
+
+def _check_gpus(replicas: int, device: "torch.device") -> None:
+    """Raise where a replica would wait for a GPU for ever."""
+    import torch
+
+    if device.type == "cuda" and replicas > torch.cuda.device_count():
+        raise ValueError(f"--replicas {replicas} take a GPU each, and there are {torch.cuda.device_count()}: ask for fewer.")
 
 
 def _check_address(host: str, port: int) -> None:
@@ -89,9 +102,10 @@ def _check_address(host: str, port: int) -> None:
 
     """
     try:
-        with socket.socket() as place:
-            place.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            place.bind((host, port))
+        family, kind, *_, place = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind) as listener:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(place)
     except OSError as error:
         if error.errno == errno.EADDRINUSE:
             raise ValueError(f"--port {port} is taken at {host}: choose another one.") from error
@@ -106,11 +120,11 @@ def _check_installed() -> None:
             raise OSError(f"'afcache serve' needs {name}, which is not installed: pip install 'afcache[serve]'.") from error
 
 
-def _book(folder: Path) -> Path:
+def _book(folder: Path, title: str) -> Path:
     """The file of accepted requests, in a folder that is made now.
 
     Raises:
-        ValueError: there cannot be such a folder, or the file is of something else.
+        ValueError: there cannot be such a folder, or the file is of something else, or holds requests for another model.
 
     """
     path = folder.resolve() / _BOOK
@@ -118,9 +132,15 @@ def _book(folder: Path) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         from afcache.serving.fleet.book import Book
 
-        Book(path).close()
+        with contextlib.closing(Book(path)) as book:
+            model = book.model(title)
     except (OSError, sqlite3.Error) as error:
         raise ValueError(f"--folder {str(folder)!r} must be a folder or a place for one, to write to: {error}.") from error
+    if model != title:
+        raise ValueError(
+            f"--folder {str(folder)!r} keeps requests for --model {model} that are not drawn yet, got {title}. Serve that "
+            "model, or take another folder."
+        )
     return path
 
 
@@ -129,6 +149,22 @@ def _load(name: str | None, arguments: argparse.Namespace, device: "torch.device
     from afcache.cli.outline import outline
 
     return load_pipeline(outline(resolve_model(name)), arguments, device)
+
+
+@contextlib.contextmanager
+def _held(folder: Path) -> Iterator[None]:
+    """Nobody else serves from a folder: what was accepted would be drawn twice.
+
+    Raises:
+        ValueError: somebody does.
+
+    """
+    with (folder / "lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise ValueError(f"--folder {str(folder)!r} is served from by another process: take another one.") from error
+        yield
 
 
 def _serve(plan: "Plan", arguments: argparse.Namespace) -> None:
@@ -141,25 +177,34 @@ def _serve(plan: "Plan", arguments: argparse.Namespace) -> None:
 
         from afcache.serving.fleet.app import NAME, make_fleet
 
-    stop = threading.Event()
-    for each in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(each, lambda *_: stop.set())
     least, most = plan.replicas
-    processors = max(most, os.cpu_count() or 1)
     print(f"starting {least} replica{'s' if least > 1 else ''} of {plan.title} ...", flush=True)
-    # A cluster of somebody's own counts its processors itself, and stays when the fleet goes.
-    is_joined = "RAY_ADDRESS" in os.environ
-    options: dict[str, Any] = {} if is_joined else {"num_cpus": processors, "include_dashboard": False}
-    ray.init(log_to_driver=False, logging_level=logging.ERROR, configure_logging=False, **options)
+    quietly: dict[str, Any] = {"include_dashboard": False, "log_to_driver": False, "configure_logging": False}
+    ray.init("local", num_cpus=max(most, os.cpu_count() or 1), logging_level=logging.ERROR, **quietly)
+    # Ray has handlers of its own.
+    for each in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(each, signal.default_int_handler)
     try:
         serve.start(http_options={"host": arguments.host, "port": arguments.port})
         serve.run(make_fleet(plan), name=NAME, route_prefix="/")
-        print(
-            f"serving at http://{arguments.host}:{arguments.port} (Ctrl-C stops; {plan.book} keeps what was accepted)",
-            flush=True,
-        )
-        stop.wait()
+        where = f"http://{arguments.host}:{arguments.port}"
+        print(f"serving at {where} (Ctrl-C stops; {plan.book} keeps what was accepted)", flush=True)
+        with contextlib.suppress(KeyboardInterrupt):
+            threading.Event().wait()
         print("stopping: what is not drawn goes on at the next start", flush=True)
+        _close_ledger()
     finally:
-        serve.delete(NAME) if is_joined else serve.shutdown()
+        serve.shutdown()
         ray.shutdown()
+
+
+def _close_ledger() -> None:
+    """So that no replica draws on for nobody."""
+    from ray import serve
+
+    from afcache.serving.fleet.app import LEDGER, NAME
+
+    try:
+        serve.get_deployment_handle(LEDGER, app_name=NAME).close.remote().result(timeout_s=_PATIENCE)
+    except Exception as error:
+        logging.getLogger(__name__).warning("the ledger was not closed in peace: %s", error)

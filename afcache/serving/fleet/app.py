@@ -1,6 +1,7 @@
 """The fleet as an application of Ray Serve: an entrance, a ledger, and replicas that draw."""
 
 import asyncio
+import inspect
 import time
 from collections.abc import AsyncGenerator, Callable
 from pathlib import Path
@@ -16,10 +17,10 @@ from afcache.serving.fleet.asked import Asked, Event, Seen
 from afcache.serving.fleet.book import Book
 from afcache.serving.fleet.drawer import Drawer
 from afcache.serving.fleet.front import make_front
-from afcache.serving.fleet.ledger import FullError, Ledger
+from afcache.serving.fleet.ledger import Answer, Ledger
 
 NAME = "afcache"
-_LEDGER = "Ledger"
+LEDGER = "Ledger"
 # Seconds for which a ledger that has died is waited for, and between two tries.
 _PATIENCE = 60.0
 _PAUSE = 0.2
@@ -62,32 +63,32 @@ class Plan(NamedTuple):
 class RemoteDesk:
     """The ledger, from another process. It may die, and be started again: whatever it is asked may be asked twice."""
 
-    async def accept(self, name: str, asked: Asked) -> bool:
-        """Take a request; False where there is no room."""
+    async def accept(self, name: str, asked: Asked) -> Answer:
+        """As of `Ledger.accept`."""
         return await self._ask("accept", name, asked)
 
     async def look(self, name: str) -> Seen | None:
-        """What is known of it."""
+        """As of `Ledger.look`."""
         return await self._ask("look", name)
 
     async def image(self, name: str) -> bytes | None:
-        """Its PNG."""
+        """As of `Ledger.image`."""
         return await self._ask("image", name)
 
     async def cancel(self, name: str) -> bool:
-        """Give it up."""
+        """As of `Ledger.cancel`."""
         return await self._ask("cancel", name)
 
     async def status(self) -> dict[str, dict[str, float]]:
-        """Of the fleet."""
+        """As of `Ledger.status`."""
         return await self._ask("status")
 
     async def _ask(self, what: str, *given: Any) -> Any:
-        ledger = serve.get_deployment_handle(_LEDGER, app_name=NAME)
+        ledger = serve.get_deployment_handle(LEDGER, app_name=NAME)
         until = time.monotonic() + _PATIENCE
         while True:
             try:
-                return await getattr(ledger, what).remote(*given)
+                return await ledger.ask.remote(what, *given)
             except (RayActorError, ReplicaUnavailableError):
                 if time.monotonic() > until:
                     raise
@@ -107,47 +108,39 @@ class RayLedger:
         self._drawers = drawers
         self._plan = plan
         self._ledger = Ledger(Book(plan.book), self._draw)
-        self._has_resumed = False
+        self._begun = asyncio.Lock()
+        self._has_begun = False
+        self._is_closed = False
 
     async def check_health(self) -> None:
-        """Ray asks from time to time; the first time within the loop, where tasks can begin."""
-        self._resume()
+        """Ray asks from time to time, and so begins what was accepted before this process."""
+        await self._begin()
 
-    async def accept(self, name: str, asked: Asked) -> bool:
-        """As of `Ledger.accept`."""
-        self._resume()
-        try:
-            self._ledger.accept(name, asked)
-        except FullError:
-            return False
-        return True
+    async def ask(self, what: str, *given: Any) -> Any:
+        """What `Ledger` does under a name."""
+        await self._begin()
+        found = getattr(self._ledger, what)(*given)
+        return await found if inspect.isawaitable(found) else found
 
-    async def look(self, name: str) -> Seen | None:
-        """As of `Ledger.look`."""
-        self._resume()
-        return self._ledger.look(name)
+    async def close(self) -> None:
+        """Stop listening to replicas, which give up what they draw; all of it stays in the book."""
+        self._is_closed = True
+        await self._ledger.close()
 
-    async def image(self, name: str) -> bytes | None:
-        """As of `Ledger.image`."""
-        return self._ledger.image(name)
-
-    async def cancel(self, name: str) -> bool:
-        """As of `Ledger.cancel`."""
-        return await self._ledger.cancel(name)
-
-    async def status(self) -> dict[str, dict[str, float]]:
-        """As of `Ledger.status`."""
-        return self._ledger.status()
-
-    def _resume(self) -> None:
-        if not self._has_resumed:
-            self._has_resumed = True
-            self._ledger.resume()
+    async def _begin(self) -> None:
+        """Once, within the loop, where tasks can begin; what replicas drew for a ledger that has died is given up."""
+        async with self._begun:
+            if not self._has_begun and not self._is_closed:
+                await asyncio.to_thread(self._drawers.broadcast("drop").results)
+                self._ledger.resume()
+                self._has_begun = True
 
     async def _draw(self, asked: Asked, start: bytes | None) -> AsyncGenerator[Event, None]:
-        """By a replica that has drawn such shapes before, if one has room."""
-        shape = asked.shape(self._plan.defaults)
-        stream: Any = self._drawers.options(stream=True, multiplexed_model_id=shape).draw.remote(asked, start)
+        """By the replica that has least to do, or, where shapes have graphs, one that has drawn such a shape and has room."""
+        options: dict[str, Any] = {"stream": True}
+        if self._plan.settings.get("compile"):
+            options["multiplexed_model_id"] = asked.shape(self._plan.defaults)
+        stream: Any = self._drawers.options(**options).draw.remote(asked, start)
         try:
             async for event in stream:
                 yield event
@@ -179,6 +172,10 @@ class RayDrawer:
         """As of `Drawer.check_health`: Ray starts a replica again that raises here."""
         self._drawer.check_health()
 
+    def drop(self) -> None:
+        """As of `Drawer.drop`."""
+        self._drawer.drop()
+
     @serve.multiplexed(max_num_models_per_replica=16)
     async def shape(self, name: str) -> str:
         """Nothing is loaded: it tells Ray which shapes were drawn here."""
@@ -186,7 +183,8 @@ class RayDrawer:
 
     async def draw(self, asked: Asked, start: bytes | None) -> AsyncGenerator[Event, None]:
         """As of `Drawer.draw`."""
-        await self.shape(serve.get_multiplexed_model_id())  # pyright: ignore[reportCallIssue]
+        if shape := serve.get_multiplexed_model_id():
+            await self.shape(shape)  # pyright: ignore[reportCallIssue]
         async for event in self._drawer.draw(asked, start):
             yield event
 
@@ -200,18 +198,19 @@ def make_fleet(plan: Plan) -> serve.Application:
     """
     least, most = plan.replicas
     # A tick fills its call from those that are due, which are a few of all: so more of them are on their way than fit into it.
+    # Ray takes as many again in, which wait within the replica: what a ledger that has died left there must not bar the way.
     scaling = {"min_replicas": least, "max_replicas": most, "target_ongoing_requests": max(1, plan.max_requests // 2)}
     count: dict[str, Any] = {"num_replicas": least} if least == most else {"autoscaling_config": scaling}
     drawers = serve.deployment(
         RayDrawer,
         name="Drawer",
-        max_ongoing_requests=plan.max_requests,
+        max_ongoing_requests=2 * plan.max_requests,
         graceful_shutdown_timeout_s=plan.drain_seconds,
         ray_actor_options={"num_cpus": 1, "num_gpus": plan.gpus},
         **count,
     ).bind(plan)
     light = {"ray_actor_options": {"num_cpus": 0}, "max_ongoing_requests": 1000}
-    ledger = serve.deployment(RayLedger, name=_LEDGER, **light).bind(drawers, plan)
+    ledger = serve.deployment(RayLedger, name=LEDGER, **light).bind(drawers, plan)
 
     def build() -> FastAPI:
         return make_front(RemoteDesk(), title=plan.title, defaults=plan.defaults, example=plan.example)

@@ -2,7 +2,7 @@
 
 from typing import Any, Literal, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from afcache.settings.presets import PRESETS
 
@@ -19,13 +19,18 @@ class Asked(BaseModel):
     negative_prompt: str | None = Field(default=None, max_length=_TEXT)
     steps: int | None = Field(default=None, ge=1, le=1000)
     seed: int = Field(default=0, ge=0, lt=2**63)
-    width: int | None = Field(default=None, ge=8, le=8192)
-    height: int | None = Field(default=None, ge=8, le=8192)
+    width: int | None = Field(default=None, ge=8, le=4096)
+    height: int | None = Field(default=None, ge=8, le=4096)
     guidance_scale: float | None = Field(default=None, ge=0, le=100)
     true_cfg_scale: float | None = Field(default=None, ge=1, le=100)
     preset: Literal["quality", "balanced", "fast"] | None = None
     tolerance: float | None = Field(default=None, ge=0, le=1)
-    priority: float = Field(default=0.0, ge=-1e6, le=1e6)
+
+    @model_validator(mode="after")
+    def _careful_once(self) -> "Asked":
+        if self.preset is not None and self.tolerance is not None:
+            raise ValueError("preset and tolerance exclude each other: a preset is a tolerance by its name")
+        return self
 
     def budget(self) -> float | None:
         """The tolerance that was asked for, by its number or by a preset's name."""
@@ -118,5 +123,6 @@ class Seen(BaseModel):
     pattern: str = ""
     replica: str | None = None
     moved: int = Field(default=0, description="replicas that died under it")
+    resumed: int | None = Field(default=None, description="steps that were not done again when it moved last")
     seconds: float | None = Field(default=None, description="from acceptance to the image")
     error: str | None = None

@@ -35,6 +35,7 @@ class Drawer:
         self._name = name
         self._defaults = defaults
         self._checkpoint_seconds = checkpoint_seconds
+        self._handles: dict[int, Handle] = {}
 
     async def draw(self, asked: Asked, start: bytes | None = None) -> AsyncGenerator[Event, None]:
         """A request's way to its image; who stops listening gives it up.
@@ -44,24 +45,31 @@ class Drawer:
             start: a checkpoint with which it goes on, or None.
 
         Raises:
-            EndedError: the batcher has ended, which is not the request's fault.
+            EndedError, MemoryError, torch.OutOfMemoryError: what is not the request's fault, as far as anybody knows.
 
         """
         handle = None
         try:
             handle = await self._submit(asked, start)
+            self._handles[handle.number] = handle
             async for event in self._watch(handle):
                 yield event
             served = handle.result(0)
             image = await asyncio.to_thread(_png, served)
             yield Drawn(image, served.pattern, self._name, self._batcher.metrics())
-        except EndedError:
+        except (EndedError, MemoryError, torch.OutOfMemoryError):
             raise
         except Exception as error:
             yield Failed(f"{type(error).__name__}: {' '.join(str(error).split())}")
         finally:
             if handle is not None:
+                self._handles.pop(handle.number, None)
                 handle.cancel()
+
+    def drop(self) -> None:
+        """Give up whatever is drawn: those who asked for it are gone."""
+        for handle in list(self._handles.values()):
+            handle.cancel()
 
     def check_health(self) -> None:
         """Raise where the replica should be started again.
@@ -83,9 +91,7 @@ class Drawer:
         arguments = {**asked.arguments(self._defaults), "generator": generator}
         while True:
             try:
-                return self._batcher.submit(
-                    tolerance=asked.budget(), priority=asked.priority, start=start, wait=False, **arguments
-                )
+                return self._batcher.submit(tolerance=asked.budget(), start=start, wait=False, **arguments)
             except BusyError:
                 await asyncio.sleep(_LOOK)
 

@@ -4,10 +4,12 @@ import uuid
 from pathlib import Path
 from typing import Annotated, Any, Protocol
 
-from fastapi import FastAPI, Header, HTTPException, Response
-from fastapi.responses import HTMLResponse, PlainTextResponse
+from fastapi import FastAPI, Header, HTTPException, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse
 
 from afcache.serving.fleet.asked import Asked, Seen
+from afcache.serving.fleet.ledger import Answer
 from afcache.serving.fleet.text import fleet_text
 
 _PAGE = Path(__file__).with_name("page.html")
@@ -18,8 +20,8 @@ _NAME = r"^[A-Za-z0-9_-]{1,64}$"
 class Desk(Protocol):
     """Where requests are accepted: the ledger, here or in another process."""
 
-    async def accept(self, name: str, asked: Asked) -> bool:
-        """Take a request; False where there is no room."""
+    async def accept(self, name: str, asked: Asked) -> Answer:
+        """Take a request."""
         ...
 
     async def look(self, name: str) -> Seen | None:
@@ -60,14 +62,23 @@ def make_front(desk: Desk, *, title: str = "AFCache", defaults: dict[str, Any] |
         """Which model draws, and what it does where a request leaves something out."""
         return {"title": title, "defaults": defaults or {}, "example": example}
 
-    @app.post("/requests", status_code=202, responses={503: {"description": "no room"}})
+    @app.exception_handler(RequestValidationError)
+    async def refuse(request: Request, error: RequestValidationError) -> JSONResponse:
+        """Without what was given, which need not be JSON."""
+        del request
+        return JSONResponse({"detail": [{key: each[key] for key in ("loc", "msg", "type")} for each in error.errors()]}, 422)
+
+    @app.post("/requests", status_code=202, responses={409: {"description": "another key"}, 503: {"description": "no room"}})
     async def accept(
         asked: Asked, response: Response, idempotency_key: Annotated[str | None, Header(pattern=_NAME)] = None
     ) -> Seen:
         """Accept a request. It will be drawn, whatever becomes of the replicas. One key is accepted once."""
         name = idempotency_key or uuid.uuid4().hex
-        if not await desk.accept(name, asked):
+        answer = await desk.accept(name, asked)
+        if answer == "full":
             raise HTTPException(503, "as many requests are on their way as are accepted; ask again later", {"Retry-After": "5"})
+        if answer == "other":
+            raise HTTPException(409, f"something else was accepted under the key {name}: take another one")
         response.headers["Location"] = f"/requests/{name}"
         return await _found(name)
 

@@ -17,7 +17,7 @@ from afcache.serving.fleet.asked import Asked, Seen
 from afcache.serving.fleet.book import Book
 from afcache.serving.fleet.drawer import Drawer
 from afcache.serving.fleet.front import make_front
-from afcache.serving.fleet.ledger import FullError, Ledger
+from afcache.serving.fleet.ledger import Answer, Ledger
 from tests.support.mini_flux import fresh_mini_flux
 
 DEFAULTS = {"height": 32, "width": 32, "max_sequence_length": 16, "true_cfg_scale": 2.0, "negative_prompt": ""}
@@ -33,10 +33,12 @@ class Client:
     def ask(self, path: str, *, method: str = "GET", body: Any = None, **headers: str) -> tuple[int, bytes]:
         """Status and what came."""
         data = None if body is None else json.dumps(body).encode()
-        named = {name.replace("_", "-"): value for name, value in headers.items()}
-        request = urllib.request.Request(
-            f"{self.url}{path}", data, {"Content-Type": "application/json", **named}, method=method
-        )
+        return self.send(path, data, method=method, **headers)
+
+    def send(self, path: str, data: bytes | None, *, method: str = "POST", **headers: str) -> tuple[int, bytes]:
+        """The same, of what need not be JSON."""
+        named = {name.replace("_", "-"): value for name, value in {"Content_Type": "application/json", **headers}.items()}
+        request = urllib.request.Request(f"{self.url}{path}", data, named, method=method)
         try:
             with urllib.request.urlopen(request, timeout=60) as response:
                 return response.status, response.read()
@@ -53,6 +55,10 @@ class Client:
         """What is known of it."""
         return json.loads(self.ask(f"/requests/{name}")[1])
 
+    def status(self) -> dict[str, dict[str, float]]:
+        """Of the fleet."""
+        return json.loads(self.ask("/status")[1])
+
     def wait(self, name: str, *, seconds: float = 60.0) -> dict[str, Any]:
         """Until it is done."""
         until = time.monotonic() + seconds
@@ -68,12 +74,8 @@ class LocalDesk:
     def __init__(self, ledger: Ledger) -> None:
         self.ledger = ledger
 
-    async def accept(self, name: str, asked: Asked) -> bool:
-        try:
-            self.ledger.accept(name, asked)
-        except FullError:
-            return False
-        return True
+    async def accept(self, name: str, asked: Asked) -> Answer:
+        return self.ledger.accept(name, asked)
 
     async def look(self, name: str) -> Seen | None:
         return self.ledger.look(name)

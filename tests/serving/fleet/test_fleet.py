@@ -1,13 +1,13 @@
 """The whole fleet under Ray Serve: replicas and the ledger are killed in the middle, and every accepted image comes."""
 
 import io
-import json
 import os
 import signal
 import socket
 import subprocess
 import sys
 import time
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from tests.serving.fleet.conftest import Client
 
 pytestmark = [pytest.mark.dist, pytest.mark.xdist_group("fleet")]
 STEPS = 150
+_MARK = "AFCACHE_FLEET"
 COUNT = 6
 
 
@@ -36,7 +37,11 @@ class Fleet:
     def __init__(self, folder: Path, *options: str) -> None:
         port = free_port()
         command = [sys.executable, "-m", "afcache", "serve", "--port", str(port), "--folder", str(folder), *options]
-        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        # Ray's workers are nobody's children, but they inherit this.
+        self.mark = uuid.uuid4().hex
+        self.process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env={**os.environ, _MARK: self.mark}
+        )
         self.client = Client(f"http://127.0.0.1:{port}")
         assert self.process.stdout is not None
         self.lines: list[str] = []
@@ -46,24 +51,22 @@ class Fleet:
                 return
         raise AssertionError("".join(self.lines))
 
-    def stop(self) -> str:
+    def stop(self, how: signal.Signals = signal.SIGINT) -> str:
         """As Ctrl-C does; what it said."""
-        self.process.send_signal(signal.SIGINT)
+        self.process.send_signal(how)
         said, _ = self.process.communicate(timeout=60)
         assert self.process.returncode == 0, said
         return said
 
     def members(self, kind: str) -> list[int]:
         """Processes of a deployment, of this fleet."""
-        # Ray's workers leave the process that began them: they are known by the file that they keep.
-        return [process.pid for process in psutil.process_iter() if f"ServeReplica:afcache:{kind}" in _title(process)]
+        return [process.pid for process in psutil.process_iter() if self._is_one(process, f"ServeReplica:afcache:{kind}")]
 
-
-def _title(process: psutil.Process) -> str:
-    try:
-        return " ".join(process.cmdline())
-    except psutil.Error:
-        return ""
+    def _is_one(self, process: psutil.Process, title: str) -> bool:
+        try:
+            return title in " ".join(process.cmdline()) and process.environ().get(_MARK) == self.mark
+        except psutil.Error:
+            return False
 
 
 @pytest.fixture(scope="module")
@@ -111,6 +114,8 @@ def test_a_replica_dies_and_every_image_comes(fleet: Fleet):
     seen = [fleet.client.wait(name) for name in names]
     assert [each["state"] for each in seen] == ["drawn"] * COUNT
     assert sorted({each["moved"] for each in seen}) == [0, 1], "those of the other one were not disturbed"
+    # A checkpoint is a fifth of a second old at most, and what was behind it was not done again.
+    assert all(each["resumed"] > 0 for each in seen if each["moved"])
     # Sums of calls of other sizes round otherwise.
     assert np.abs(images(fleet.client, names) - images(fleet.client, undisturbed)).max() <= 1
     until = time.monotonic() + 60
@@ -120,24 +125,43 @@ def test_a_replica_dies_and_every_image_comes(fleet: Fleet):
 
 
 def test_the_ledger_dies_and_every_image_comes(fleet: Fleet):
-    names = submit(fleet.client)
+    # Longer than Ray takes to start it again.
+    names = submit(fleet.client, steps=3 * STEPS)
     until_drawing(fleet.client, names)
     (ledger,) = fleet.members("Ledger")
     os.kill(ledger, signal.SIGKILL)
     assert [fleet.client.wait(name)["state"] for name in names] == ["drawn"] * COUNT
     assert len({image.tobytes() for image in images(fleet.client, names)}) == COUNT
+    # What was drawn for the ledger that died was given up, and not drawn to its end for nobody.
+    told = [metrics for name, metrics in fleet.client.status().items() if name != "requests"]
+    assert sum(metrics["requests_cancelled"] for metrics in told) >= 1
+
+
+def test_nobody_else_serves_from_its_folder(fleet: Fleet, folder: Path):
+    command = [sys.executable, "-m", "afcache", "serve", "--port", str(free_port()), "--folder", str(folder)]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert ended.returncode == 2
+    assert "is served from by another process" in ended.stderr
+
+
+def test_it_stops_when_it_is_told_to(fleet: Fleet):
+    """In the middle of its work, as whatever runs services asks for it."""
+    submit(fleet.client)
+    began = time.monotonic()
+    assert "what is not drawn goes on at the next start" in fleet.stop(signal.SIGTERM)
+    assert time.monotonic() - began < 25
+    assert fleet.members("Drawer") == []
 
 
 @pytest.mark.slow
-def test_what_was_accepted_is_drawn_after_the_fleet_was_stopped(fleet: Fleet, folder: Path):
+def test_what_was_accepted_is_drawn_after_the_fleet_was_stopped(tmp_path):
+    fleet = Fleet(tmp_path, "--checkpoint-seconds", "0.2")
     names = submit(fleet.client)
     until_drawing(fleet.client, names)
-    assert "what is not drawn goes on at the next start" in fleet.stop()
-    assert fleet.members("Drawer") == []
-    again = Fleet(folder, "--replicas", "1-2")
+    fleet.stop()
+    again = Fleet(tmp_path, "--replicas", "1-2")
     try:
-        seen = [again.client.wait(name) for name in names]
-        assert [each["state"] for each in seen] == ["drawn"] * COUNT
-        assert json.loads(again.client.ask("/status")[1])["requests"]["drawn"] == 4 * COUNT
+        assert [again.client.wait(name)["state"] for name in names] == ["drawn"] * COUNT
+        assert again.client.status()["requests"]["drawn"] == COUNT
     finally:
         again.stop()

@@ -52,6 +52,8 @@ def test_one_key_is_accepted_once(client: Client):
         for _ in range(2)
     ]
     assert [body["id"] for body in bodies] == ["once", "once"]
+    status, said = client.ask("/requests", method="POST", body={"prompt": PROMPT, "steps": 6}, Idempotency_Key="once")
+    assert (status, json.loads(said)["detail"]) == (409, "something else was accepted under the key once: take another one")
     assert client.wait("once")["state"] == "drawn"
 
 
@@ -71,6 +73,17 @@ def test_wrong_requests_are_refused_by_the_name_of_what_is_wrong(client: Client,
     status, said = client.ask("/requests", method="POST", body=body)
     assert status == 422
     assert [each["loc"][-1] for each in json.loads(said)["detail"]] == [name]
+
+
+def test_a_preset_and_a_tolerance_exclude_each_other(client: Client):
+    status, said = client.ask("/requests", method="POST", body={"prompt": PROMPT, "preset": "fast", "tolerance": 0.1})
+    assert status == 422
+    assert "exclude each other" in json.loads(said)["detail"][0]["msg"]
+
+
+@pytest.mark.parametrize("text", [b'{"prompt": "a", "tolerance": NaN}', b'{"prompt": "\\ud800"}', b"{", b"[]"])
+def test_what_is_no_request_is_refused(client: Client, text: bytes):
+    assert client.send("/requests", text)[0] == 422
 
 
 def test_names_that_are_none_are_refused(client: Client):

@@ -27,6 +27,10 @@ def page(client: Client) -> Iterator[Any]:
         opened = browser.new_page(viewport={"width": 960, "height": 760})
         complaints: list[str] = []
         opened.on("pageerror", lambda error: complaints.append(str(error)))
+        # A request that is refused stands in the console, too.
+        opened.on(
+            "console", lambda said: complaints.append(said.text) if said.type == "error" and " 422 " not in said.text else None
+        )
         opened.set_default_timeout(60 * SECONDS)
         opened.goto(client.url)
         opened.wait_for_function("document.title == 'mini-flux'")
