@@ -42,7 +42,7 @@ QUALITIES = (40, 35)
 TOLERANCES = (0.002, 0.004, 0.008, 0.012, 0.016, 0.024, 0.032, 0.045, 0.064)
 OURS, FEWER = "AFCache", "fewer steps"
 # The first steps choose the background: how much does computing one more of them gain?
-WARM, WARM_TOLERANCES = "AFCache, warmup_steps=3", (0.016, 0.024, 0.032, 0.045, 0.064)
+WARM, WARM_TOLERANCES = "AFCache, warmup_steps=3", (0.016, 0.024, 0.026, 0.032, 0.045, 0.064)
 
 
 class Job(NamedTuple):

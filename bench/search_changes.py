@@ -97,14 +97,17 @@ def _changed(tolerance: float, **changes: Any) -> afcache.CacheConfig:
     return dataclasses.replace(tuned(tolerance), **changes)
 
 
-def draw(job: tuple[Subject, str]) -> Drawn:
-    """All tolerances of a change, each against the uncached pipeline."""
+def uncached(subject: Subject) -> list[np.ndarray]:
+    """What every change is compared with."""
     torch.set_num_threads(1)
-    subject, change = job
-    is_video = subject.model == "mini-wan"
-    pipe = clips.load() if is_video else sampling.load(RECIPES[subject.model])
-    expected = _images(pipe, subject)
-    points, flicker = [], []
+    return _images(_load(subject), subject)
+
+
+def draw(job: tuple[Subject, str, list[np.ndarray]]) -> Drawn:
+    """All tolerances of a change."""
+    torch.set_num_threads(1)
+    subject, change, expected = job
+    pipe, points, flicker = _load(subject), [], []
     for tolerance in subject.tolerances:
         afcache.compile_pipeline(pipe, CHANGES[change](tolerance), compile=False)
         computed: list[float] = []
@@ -113,8 +116,18 @@ def draw(job: tuple[Subject, str]) -> Drawn:
         pairs = list(zip(drawn, expected, strict=True))
         psnr = tuple(min(afcache.psnr(ours, theirs), 150.0) for ours, theirs in pairs)
         points.append(Point(subject.steps / statistics.mean(computed), psnr))
-        flicker.append(statistics.mean(afcache.clip_quality(*pair).flicker for pair in pairs) if is_video else math.nan)
+        flicker.append(
+            statistics.mean(afcache.clip_quality(*pair).flicker for pair in pairs) if _is_video(subject) else math.nan
+        )
     return Drawn(points, flicker)
+
+
+def _is_video(subject: Subject) -> bool:
+    return subject.model == "mini-wan"
+
+
+def _load(subject: Subject) -> Any:
+    return clips.load() if _is_video(subject) else sampling.load(RECIPES[subject.model])
 
 
 def _images(pipe: Any, subject: Subject, computed: list[float] | None = None) -> list[np.ndarray]:
@@ -124,7 +137,7 @@ def _images(pipe: Any, subject: Subject, computed: list[float] | None = None) ->
         if computed is not None:
             computed.extend(_computed(pipe))
 
-    if subject.model == "mini-wan":
+    if _is_video(subject):
         found = []
         for seed in subject.seeds:
             found.append(clips.draw(pipe, seed, steps=subject.steps, guidance_scale=subject.guidance))
@@ -161,8 +174,8 @@ def compared(subjects: Sequence[Subject], drawn: dict[tuple[str, str], Drawn]) -
             for quality in subject.qualities:
                 gain = speed_at(own.points, quality) / speed_at(base.points, quality)
                 row[f"{subject.name}, {quality} dB"] = gain
-                gains[subject.model == "mini-wan"].append(gain)
-            if subject.model == "mini-wan":
+                gains[_is_video(subject)].append(gain)
+            if _is_video(subject):
                 row["flicker, 35 dB"] = _at(own, speed_at(own.points, 35))
         row |= {"images": statistics.geometric_mean(gains[False]), "videos": statistics.geometric_mean(gains[True])}
         rows.append(row)
@@ -184,10 +197,12 @@ def main() -> None:
     subjects = [subject._replace(seeds=subject.seeds[:2]) if arguments.few else subject for subject in SUBJECTS]
     chosen = list(CHANGES)[:2] if arguments.few else list(CHANGES)
     # Videos take longest, and are begun first.
-    jobs = [(subject, change) for subject in reversed(subjects) for change in chosen]
+    last_first = subjects[::-1]
     drawn: dict[tuple[str, str], Drawn] = {}
     with multiprocessing.get_context("forkserver").Pool(arguments.processes, maxtasksperchild=1) as pool:
-        for (subject, change), found in zip(jobs, pool.imap(draw, jobs), strict=True):
+        expected = dict(zip((subject.name for subject in last_first), pool.imap(uncached, last_first), strict=True))
+        jobs = [(subject, change, expected[subject.name]) for subject in last_first for change in chosen]
+        for (subject, change, _), found in zip(jobs, pool.imap(draw, jobs), strict=True):
             drawn[subject.name, change] = found
             print(subject.name, change, *(f"{point.speed:.2f}x {point.mean:.1f} dB" for point in found.points), flush=True)
     rows = compared(subjects, drawn)

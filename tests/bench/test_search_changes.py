@@ -1,0 +1,49 @@
+"""Changes of the presets, compared at equal quality."""
+
+import math
+
+import numpy as np
+import pytest
+
+import afcache
+from bench import search_changes
+from bench.search.curves import Point
+from bench.search_changes import CHANGES, PRESETS, SUBJECTS, Drawn, Subject, compared, draw, uncached
+
+IMAGES = Subject("images", "mini-flux", 4, 1.0, range(2), (0.01,), (45, 40))
+VIDEOS = SUBJECTS[-1]._replace(name="videos")
+
+
+def curve(*points: tuple[float, float], flicker: float = math.nan) -> Drawn:
+    return Drawn([Point(speed, (psnr, psnr)) for speed, psnr in points], [flicker] * len(points))
+
+
+def test_changes_are_ranked_by_speed_at_equal_quality():
+    drawn = {
+        ("images", PRESETS): curve((2.0, 50.0), (4.0, 30.0)),
+        ("videos", PRESETS): curve((2.0, 45.0), (4.0, 25.0), flicker=0.1),
+        ("images", "faster"): curve((4.0, 50.0), (8.0, 30.0)),
+        ("videos", "faster"): curve((2.0, 45.0), (4.0, 25.0), flicker=0.2),
+    }
+    first, second = compared((IMAGES, VIDEOS), drawn)
+    assert (first["change"], second["change"]) == ("faster", PRESETS)
+    assert first["images"] == pytest.approx(2.0)
+    assert first["videos"] == pytest.approx(1.0)
+    assert (first["flicker, 35 dB"], second["flicker, 35 dB"]) == (0.2, 0.1)
+
+
+def test_every_change_is_one():
+    configs = {name: change(0.01) for name, change in CHANGES.items()}
+    assert configs[PRESETS] == afcache.PRESETS["balanced"]
+    assert len({str(config.to_dict()) for config in configs.values()}) == len(CHANGES)
+
+
+@pytest.mark.host
+def test_images_are_drawn_and_counted(monkeypatch):
+    monkeypatch.setitem(search_changes.CHANGES, "no cache", lambda tolerance: afcache.CacheConfig(policy="none"))
+    expected = uncached(IMAGES)
+    assert [image.shape for image in expected] == [(32, 32, 3)] * 2
+    assert not np.allclose(expected[0], expected[1])
+    (point,), (flicker,) = draw((IMAGES, "no cache", expected))
+    assert (point.speed, point.worst) == (1.0, 150.0)
+    assert math.isnan(flicker)
