@@ -126,11 +126,12 @@ def test_tables_of_pages_are_made_of_stored_rows(capsys):
     readme_tables.main()
     rows = json.loads(newest_result("compare_mini").read_text())["rows"]
     fast = next(row for row in rows if row["contender"] == "AFCache fast, compiled")
-    quality, medium, small, qwen_image, steps, messages = capsys.readouterr().out.strip().split("\n\n")
+    quality, medium, small, qwen_image, wan, steps, messages = capsys.readouterr().out.strip().split("\n\n")
     assert f"{fast['speedup_over_compiled']:.2f}x (`AFCache fast`" in quality
     assert "| `AFCache fast` | compiled |" in medium
     assert {"`AFCache` | compiled", "`AFCache` | eager"} <= set(re.findall(r"`AFCache` \| \w+", small))
     text = "\n".join(path.read_text() for path in pages())
     assert qwen_image in text
+    assert wan in text
     assert steps in text
     assert messages in text

@@ -35,7 +35,7 @@ def test_every_result_is_referred_to_by_a_page():
 
 
 def test_results_are_tables_and_pictures_and_caches_lie_where_git_ignores_them():
-    assert {path.suffix for path in RESULTS.iterdir()} == {".json", ".md", ".png"}
+    assert {path.suffix for path in RESULTS.iterdir()} == {".json", ".md", ".png", ".gif"}
     ignored = subprocess.run(["git", "check-ignore", RUNS / "evaluations.jsonl"], cwd=ROOT, capture_output=True, check=False)
     assert ignored.returncode == 0
 

@@ -59,7 +59,7 @@ class Client:
         """Of the fleet."""
         return json.loads(self.ask("/status")[1])
 
-    def wait(self, name: str, *, seconds: float = 60.0) -> dict[str, Any]:
+    def wait(self, name: str, *, seconds: float = 300.0) -> dict[str, Any]:
         """Until it is done."""
         until = time.monotonic() + seconds
         while (seen := self.look(name)).get("state") not in DONE:

@@ -20,7 +20,7 @@ from PIL import Image
 from tests.serving.fleet.conftest import Client
 
 pytestmark = [pytest.mark.dist, pytest.mark.xdist_group("fleet")]
-STEPS = 150
+STEPS = 100
 _MARK = "AFCACHE_FLEET"
 COUNT = 6
 
@@ -54,7 +54,7 @@ class Fleet:
     def stop(self, how: signal.Signals = signal.SIGINT) -> str:
         """As Ctrl-C does; what it said."""
         self.process.send_signal(how)
-        said, _ = self.process.communicate(timeout=60)
+        said, _ = self.process.communicate(timeout=120)
         assert self.process.returncode == 0, said
         return said
 
@@ -90,7 +90,7 @@ def submit(client: Client, **changes: Any) -> list[str]:
 
 def until_drawing(client: Client, names: list[str]) -> list[dict[str, Any]]:
     """Until all are on their way."""
-    until = time.monotonic() + 60
+    until = time.monotonic() + 300
     while not all((seen := client.look(name))["done"] > 10 for name in names):
         assert time.monotonic() < until, seen
         time.sleep(0.05)
@@ -118,12 +118,13 @@ def test_a_replica_dies_and_every_image_comes(fleet: Fleet):
     assert all(each["resumed"] > 0 for each in seen if each["moved"])
     # Sums of calls of other sizes round otherwise.
     assert np.abs(images(fleet.client, names) - images(fleet.client, undisturbed)).max() <= 1
-    until = time.monotonic() + 60
+    until = time.monotonic() + 300
     while len(fleet.members("Drawer")) < 2:
         assert time.monotonic() < until, "Ray starts it again"
         time.sleep(0.1)
 
 
+@pytest.mark.slow
 def test_the_ledger_dies_and_every_image_comes(fleet: Fleet):
     # Longer than Ray takes to start it again.
     names = submit(fleet.client, steps=3 * STEPS)
@@ -147,9 +148,10 @@ def test_nobody_else_serves_from_its_folder(fleet: Fleet, folder: Path):
 def test_it_stops_when_it_is_told_to(fleet: Fleet):
     """In the middle of its work, as whatever runs services asks for it."""
     submit(fleet.client)
-    began = time.monotonic()
-    assert "what is not drawn goes on at the next start" in fleet.stop(signal.SIGTERM)
-    assert time.monotonic() - began < 25
+    said = fleet.stop(signal.SIGTERM)
+    assert "what is not drawn goes on at the next start" in said
+    # So Ray says of those who draw on until they are killed.
+    assert "failed to shut down" not in said
     assert fleet.members("Drawer") == []
 
 
