@@ -19,7 +19,7 @@ from PIL import Image
 
 from tests.serving.fleet.conftest import Client
 
-pytestmark = [pytest.mark.dist, pytest.mark.xdist_group("fleet")]
+pytestmark = [pytest.mark.dist, pytest.mark.alone]
 STEPS = 100
 _MARK = "AFCACHE_FLEET"
 COUNT = 6
