@@ -1,6 +1,7 @@
 """Each setting of the presets changed alone, on images and on videos: is there a change that gains on both?
 
     python -m bench.search_changes               # about half an hour of two cores
+    python -m bench.search_changes --only images # seven minutes of them
     python -m bench.search_changes --few         # two seeds, one change: a look whether it runs
 
 Speed at equal mean PSNR, by sweeping the tolerance, relative to the presets' own rule. Seeds are those that searches may look
@@ -30,6 +31,8 @@ from bench.record.render import table
 from bench.search.curves import Point, speed_at
 
 PRESETS = "the presets"
+# Whether it is videos.
+_KINDS = {"images": False, "videos": True}
 # (tolerance) -> settings.
 CHANGES: dict[str, Callable[[float], afcache.CacheConfig]] = {
     PRESETS: tuned,
@@ -177,9 +180,9 @@ def compared(subjects: Sequence[Subject], drawn: dict[tuple[str, str], Drawn]) -
                 gains[_is_video(subject)].append(gain)
             if _is_video(subject):
                 row["flicker, 35 dB"] = _at(own, speed_at(own.points, 35))
-        row |= {"images": statistics.geometric_mean(gains[False]), "videos": statistics.geometric_mean(gains[True])}
-        rows.append(row)
-    return sorted(rows, key=lambda row: -row["images"] * row["videos"])
+        means = {name: statistics.geometric_mean(gains[kind]) for name, kind in _KINDS.items() if gains[kind]}
+        rows.append(row | means)
+    return sorted(rows, key=lambda row: -math.prod(row[name] for name in _KINDS if name in row))
 
 
 def _at(drawn: Drawn, speed: float) -> float:
@@ -190,11 +193,13 @@ def _at(drawn: Drawn, speed: float) -> float:
 def main() -> None:
     """Draw, compare, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", choices=tuple(_KINDS), help="of these subjects alone")
     parser.add_argument("--few", action="store_true", help="two seeds and one change")
     parser.add_argument("--processes", type=int, default=2, help="changes at a time, each on one thread (default 2)")
     parser.add_argument("--output", type=Path, default=RESULTS, help="folder of the table")
     arguments = parser.parse_args()
     subjects = [subject._replace(seeds=subject.seeds[:2]) if arguments.few else subject for subject in SUBJECTS]
+    subjects = [subject for subject in subjects if arguments.only is None or _is_video(subject) == _KINDS[arguments.only]]
     chosen = list(CHANGES)[:2] if arguments.few else list(CHANGES)
     # Videos take longest, and are begun first.
     last_first = subjects[::-1]
@@ -217,9 +222,8 @@ def main() -> None:
         "",
     ]
     print(table(rows))
-    print(
-        write_result("search_changes", "Each setting of the presets changed alone", rows, notes=notes, folder=arguments.output)
-    )
+    title, part = "Each setting of the presets changed alone", arguments.only or ""
+    print(write_result("search_changes", title, rows, notes=notes, part=part, folder=arguments.output))
 
 
 if __name__ == "__main__":
