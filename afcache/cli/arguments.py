@@ -161,8 +161,8 @@ def _add_serving(parser: argparse.ArgumentParser) -> None:
     careful.add_argument("--tolerance", type=float, help="of requests that ask for none; 0 computes every step")
     add("--compile", action="store_true", help="make a graph of every shape and size of a call")
     add("--folder", type=Path, default=Path("served"), metavar="DIR", help="keeps what was accepted (default served)")
-    add("--checkpoint-seconds", type=_seconds, default=2.0, metavar="S", help="of work are lost with a replica (default 2)")
-    add("--drain-seconds", type=_seconds, default=60.0, metavar="S", help="for a leaving replica has to finish (default 60)")
+    add("--checkpoint-seconds", type=_seconds, default=2.0, metavar="S", help="of work that a replica may lose (default 2)")
+    add("--drain-seconds", type=_seconds, default=60.0, metavar="S", help="that a leaving replica has to finish (default 60)")
     add("--dtype", choices=_DTYPES, help="default: bfloat16 on CUDA, float32 elsewhere and for mini-FLUX")
     add("--device", help="cpu or cuda (default: cuda if there is one)")
 
