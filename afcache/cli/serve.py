@@ -68,26 +68,32 @@ def run(arguments: argparse.Namespace) -> None:
     if defaults.get("true_cfg_scale", 1.0) > 1:
         defaults["negative_prompt"] = ""
     title = arguments.model or "mini-flux"
-    plan = Plan(
-        load=functools.partial(_load, arguments.model, arguments, device),
-        title=title,
-        defaults=defaults,
-        book=_book(arguments.folder, title),
-        replicas=arguments.replicas,
-        gpus=float(device.type == "cuda"),
-        max_batch=arguments.max_batch,
-        max_requests=arguments.max_requests or _REQUESTS_PER_BATCH * arguments.max_batch,
-        checkpoint_seconds=arguments.checkpoint_seconds,
-        drain_seconds=arguments.drain_seconds,
-        settings={"preset": arguments.preset, "tolerance": arguments.tolerance, "compile": arguments.compile},
-        example=example_of(title),
-    )
-    with _held(plan.book.parent):
+    # Held before the book is opened: who finds it taken must not have written into it.
+    with _held(arguments.folder):
+        plan = Plan(
+            load=functools.partial(_load, arguments.model, arguments, device),
+            title=title,
+            defaults=defaults,
+            book=_book(arguments.folder, title),
+            replicas=arguments.replicas,
+            gpus=float(device.type == "cuda"),
+            max_batch=arguments.max_batch,
+            max_requests=arguments.max_requests or _REQUESTS_PER_BATCH * arguments.max_batch,
+            checkpoint_seconds=arguments.checkpoint_seconds,
+            drain_seconds=arguments.drain_seconds,
+            settings={"preset": arguments.preset, "tolerance": arguments.tolerance, "compile": arguments.compile},
+            example=example_of(title),
+        )
         _serve(plan, arguments)
 
 
 def _check_gpus(replicas: int, device: "torch.device") -> None:
-    """Raise where a replica would wait for a GPU for ever."""
+    """Raise where a replica would wait for a GPU for ever.
+
+    Raises:
+        ValueError: there are fewer GPUs than replicas.
+
+    """
     import torch
 
     if device.type == "cuda" and replicas > torch.cuda.device_count():
@@ -121,20 +127,19 @@ def _check_installed() -> None:
 
 
 def _book(folder: Path, title: str) -> Path:
-    """The file of accepted requests, in a folder that is made now.
+    """The file of accepted requests.
 
     Raises:
-        ValueError: there cannot be such a folder, or the file is of something else, or holds requests for another model.
+        ValueError: the file cannot be written, or is of something else, or holds requests for another model.
 
     """
     path = folder.resolve() / _BOOK
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        from afcache.serving.fleet.book import Book
+    from afcache.serving.fleet.book import Book
 
+    try:
         with contextlib.closing(Book(path)) as book:
             model = book.model(title)
-    except (OSError, sqlite3.Error) as error:
+    except sqlite3.Error as error:
         raise ValueError(f"--folder {str(folder)!r} must be a folder or a place for one, to write to: {error}.") from error
     if model != title:
         raise ValueError(
@@ -153,13 +158,18 @@ def _load(name: str | None, arguments: argparse.Namespace, device: "torch.device
 
 @contextlib.contextmanager
 def _held(folder: Path) -> Iterator[None]:
-    """Nobody else serves from a folder: what was accepted would be drawn twice.
+    """Nobody else serves from a folder, which is made now: what was accepted would be drawn twice.
 
     Raises:
-        ValueError: somebody does.
+        ValueError: somebody does, or there cannot be such a folder.
 
     """
-    with (folder / "lock").open("w") as file:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = (folder / "lock").open("w")
+    except OSError as error:
+        raise ValueError(f"--folder {str(folder)!r} must be a folder or a place for one, to write to: {error}.") from error
+    with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:

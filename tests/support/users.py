@@ -24,7 +24,7 @@ from tests.support.pipelines import picture
 from tests.support.sampling import sample, shorten
 
 # Relative to the latents, in dB; policies that measure no error are not held to theirs. From a foreign history it is less.
-# After a leap a damping that is learnt rests on one refresh, and may cost 3 dB of what a fixed one has (26).
+# After a leap a damping that is learnt rests on one refresh: while it was fixed, the bound was 26.
 BOUND, LOOSE_BOUND = 22.0, 20.0
 # What an image may lose, in dB, where settings leave less than that to one to which nothing is done.
 LOSS, UNDISTURBED_SEEDS = 6.0, range(3)
