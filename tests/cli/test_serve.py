@@ -1,5 +1,6 @@
 """`afcache serve`: what is wrong is said in one line, before anything is started."""
 
+import fcntl
 import importlib
 import subprocess
 import sys
@@ -58,6 +59,13 @@ def test_a_place_that_cannot_keep_requests_is_refused(capsys, tmp_path):
     (tmp_path / "served" / "requests.sqlite").write_bytes(b"something else, and long enough to be looked at" * 9)
     message = fail(capsys, "serve", "--folder", str(tmp_path / "served"))
     assert "must be a folder or a place for one, to write to: file is not a database" in message
+
+
+def test_who_finds_a_folder_taken_has_not_written_into_it(capsys, tmp_path):
+    with (tmp_path / "lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        assert "is served from by another process" in fail(capsys, "serve", "--folder", str(tmp_path))
+    assert not (tmp_path / "requests.sqlite").exists()
 
 
 def test_what_is_served_is_what_was_asked_for(monkeypatch, tmp_path):

@@ -36,6 +36,7 @@ class Drawer:
         self._defaults = defaults
         self._checkpoint_seconds = checkpoint_seconds
         self._handles: dict[int, Handle] = {}
+        self._drops = 0
 
     async def draw(self, asked: Asked, start: bytes | None = None) -> AsyncGenerator[Event, None]:
         """A request's way to its image; who stops listening gives it up.
@@ -67,7 +68,8 @@ class Drawer:
                 handle.cancel()
 
     def drop(self) -> None:
-        """Give up whatever is drawn: those who asked for it are gone."""
+        """Give up whatever is drawn, or waits for room: those who asked for it are gone."""
+        self._drops += 1
         for handle in list(self._handles.values()):
             handle.cancel()
 
@@ -89,11 +91,13 @@ class Drawer:
         """Wait for room without keeping others waiting."""
         generator = torch.Generator().manual_seed(asked.seed)
         arguments = {**asked.arguments(self._defaults), "generator": generator}
-        while True:
+        drops = self._drops
+        while drops == self._drops:
             try:
                 return self._batcher.submit(tolerance=asked.budget(), start=start, wait=False, **arguments)
             except BusyError:
                 await asyncio.sleep(_LOOK)
+        raise EndedError("whoever asked for it is gone")
 
     async def _watch(self, handle: Handle) -> AsyncGenerator[Progressed, None]:
         """Tell what has changed, until it is done."""

@@ -76,6 +76,23 @@ def test_who_comes_when_all_places_are_taken_waits(pipe):
     assert all(isinstance(events[-1], Drawn) for events in with_drawer(pipe, both, max_requests=1))
 
 
+def test_what_nobody_waits_for_is_dropped(pipe):
+    """One that is drawn, and one that waits for its place."""
+
+    async def drop(drawer: Drawer) -> list[Any]:
+        drawn, waits = (asyncio.ensure_future(collect(drawer, LONG)) for _ in range(2))
+        await asyncio.sleep(0.2)
+        drawer.drop()
+        found = list(await asyncio.gather(drawn, waits, return_exceptions=True))
+        # There is room again.
+        assert isinstance((await collect(drawer, LONG))[-1], Drawn)
+        return found
+
+    drawn, waits = with_drawer(pipe, drop, max_requests=1)
+    assert isinstance(drawn[-1], Failed)
+    assert isinstance(waits, EndedError)
+
+
 def test_what_cannot_be_drawn_fails_in_the_pipelines_words(pipe):
     (failed,) = with_drawer(pipe, lambda drawer: collect(drawer, LONG), defaults={**DEFAULTS, "max_sequence_length": 600})
     assert isinstance(failed, Failed)
