@@ -127,7 +127,7 @@ def test_a_replica_dies_and_every_image_comes(fleet: Fleet):
 @pytest.mark.slow
 def test_the_ledger_dies_and_every_image_comes(fleet: Fleet):
     # Longer than Ray takes to start it again.
-    names = submit(fleet.client, steps=3 * STEPS)
+    names = submit(fleet.client, steps=9 * STEPS)
     until_drawing(fleet.client, names)
     (ledger,) = fleet.members("Ledger")
     os.kill(ledger, signal.SIGKILL)
