@@ -7,6 +7,9 @@ import numpy as np
 from numpy.typing import ArrayLike
 from skimage.metrics import structural_similarity
 
+# Sides in pixels of what structural similarity looks at.
+_SMALLEST_WINDOW, _WINDOW = 3, 7
+
 
 def as_unit_range(image: ArrayLike) -> np.ndarray:
     """uint8 pictures become [0, 1]; floating ones are taken as [0, 1] already. Always float64: uint8 differences wrap."""
@@ -37,9 +40,19 @@ def psnr(image: ArrayLike, reference: ArrayLike) -> float:
 def ssim(image: ArrayLike, reference: ArrayLike) -> float:
     """Structural similarity of two colour pictures `[height, width, 3]`; 1 for equal ones.
 
+    Raises:
+        ValueError: the shapes differ, or a side is shorter than 3 pixels.
     Reference:
-        Wang et al., 2004, "Image quality assessment"; scikit-image's implementation, window 7, per channel.
+        Wang et al., 2004, "Image quality assessment"; scikit-image's implementation, per channel, in windows of 7 x 7 pixels, or
+        of the largest odd side that a smaller picture holds.
+
     """
     first, second = as_unit_range(image), as_unit_range(reference)
-    value: Any = structural_similarity(first, second, channel_axis=-1, data_range=1.0)
+    if first.shape != second.shape:
+        raise ValueError(f"image has shape {first.shape}, reference {second.shape}; compare pictures of one size.")
+    shortest = min(first.shape[:2])
+    if shortest < _SMALLEST_WINDOW:
+        raise ValueError(f"image must be {_SMALLEST_WINDOW} pixels high and wide or more to have a structure, got {first.shape}.")
+    window = min(_WINDOW, shortest - 1 + shortest % 2)
+    value: Any = structural_similarity(first, second, channel_axis=-1, data_range=1.0, win_size=window)
     return float(value)

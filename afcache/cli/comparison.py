@@ -78,10 +78,9 @@ def _print_comparison(results: list[Comparison], timings: dict[str, tuple[float,
     in_time = f" {'worst frame':>12} {'flicker':>8}" if all(clips) else ""
     print(f"\n{'prompt':<42} {'steps computed (F) or forecast (.)':<36} {'blocks':>7} {'PSNR':>8} {'SSIM':>7}{in_time}")
     for result, clip in zip(results, clips, strict=True):
-        name = f"{result.job.prompt[:34]} #{result.job.seed}"
         in_time = "" if clip is None else f" {clip.worst_frame:9.1f} dB {clip.flicker:8.4f}"
         print(
-            f"{name:<42} {result.report.pattern():<36} {result.report.block_speedup:6.2f}x "
+            f"{result.job.label:<42} {result.report.pattern():<36} {result.report.block_speedup:6.2f}x "
             f"{result.psnr:5.1f} dB {result.ssim:7.4f}{in_time}"
         )
     if all(clips):

@@ -28,6 +28,11 @@ class Job:
     seed: int
     stem: str
 
+    @property
+    def label(self) -> str:
+        """The prompt's beginning and the seed, in one line of a table."""
+        return f"{' '.join(self.prompt.split())[:34]} #{self.seed}"
+
 
 def make_jobs(arguments: argparse.Namespace) -> list[Job]:
     """Every prompt with the same seeds; the default prompts with one seed each, to show different pictures.

@@ -43,3 +43,18 @@ def test_ssim_is_scikit_images():
     reference = reference.astype(np.uint8)
     expected = structural_similarity(image, reference, channel_axis=-1, data_range=255)
     assert ssim(image, reference) == pytest.approx(float(expected), abs=1e-9)  # pyright: ignore[reportArgumentType]
+
+
+def test_ssim_of_small_pictures_looks_at_what_they_hold():
+    image, reference = noise(0)[:6, :9], noise(1)[:6, :9]
+    expected = structural_similarity(image, reference, channel_axis=-1, data_range=255, win_size=5)
+    assert ssim(image, reference) == pytest.approx(float(expected), abs=1e-9)  # pyright: ignore[reportArgumentType]
+    assert ssim(image, image) == pytest.approx(1.0)
+    assert -1 <= ssim(image[:3], reference[:3]) <= 1
+
+
+def test_ssim_refuses_pictures_without_structure_and_of_two_sizes():
+    with pytest.raises(ValueError, match=r"image must be 3 pixels high and wide or more to have a structure, got \(2, 32, 3\)"):
+        ssim(noise(0)[:2], noise(1)[:2])
+    with pytest.raises(ValueError, match=r"image has shape \(32, 32, 3\), reference \(16, 32, 3\)"):
+        ssim(noise(0), noise(1)[:16])

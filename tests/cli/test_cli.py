@@ -171,6 +171,11 @@ def test_files_of_two_prompts_never_share_a_name(first: str, second: str):
     assert all(re.fullmatch(r"\w+_seed0", stem) for stem in stems)
 
 
+def test_a_prompt_of_several_lines_is_one_line_of_a_table():
+    job = make_jobs(Namespace(prompt=["a cat\n on\ta mat, " + "very " * 20], num_images=1, seed=3))[0]
+    assert job.label == "a cat on a mat, very very very ver #3"
+
+
 def test_the_same_prompt_twice_is_two_files_and_a_plain_one_names_them():
     jobs = make_jobs(Namespace(prompt=["a cat", "a cat"], num_images=2, seed=3))
     assert [job.stem for job in jobs] == ["a_cat_seed3", "a_cat_seed4", "a_cat_seed3_2", "a_cat_seed4_3"]
