@@ -43,8 +43,8 @@ def ssim(image: ArrayLike, reference: ArrayLike) -> float:
     Raises:
         ValueError: the shapes differ, or a side is shorter than 3 pixels.
     Reference:
-        Wang et al., 2004, "Image quality assessment"; scikit-image's implementation, per channel, in windows of 7 x 7 pixels, or
-        of the largest odd side that a smaller picture holds.
+        Wang et al., 2004, "Image quality assessment"; scikit-image's implementation, per channel, in windows of 7 x 7
+        pixels, or of the largest odd side that a smaller picture holds.
 
     """
     first, second = as_unit_range(image), as_unit_range(reference)
@@ -52,7 +52,7 @@ def ssim(image: ArrayLike, reference: ArrayLike) -> float:
         raise ValueError(f"image has shape {first.shape}, reference {second.shape}; compare pictures of one size.")
     shortest = min(first.shape[:2])
     if shortest < _SMALLEST_WINDOW:
-        raise ValueError(f"image must be {_SMALLEST_WINDOW} pixels high and wide or more to have a structure, got {first.shape}.")
+        raise ValueError(f"image must be {_SMALLEST_WINDOW} pixels or more on each side to have structure, got {first.shape}.")
     window = min(_WINDOW, shortest - 1 + shortest % 2)
     value: Any = structural_similarity(first, second, channel_axis=-1, data_range=1.0, win_size=window)
     return float(value)

@@ -125,7 +125,8 @@ def build_parser() -> argparse.ArgumentParser:
     add("--output", type=Path, default=Path("afcache.json"), metavar="FILE", help="where to write (default afcache.json)")
     _add_serving(commands.add_parser("serve", help="draw over HTTP", description=_SERVE))
     info = commands.add_parser("info", help="show versions and what can be used here, or what is known of a model")
-    info.add_argument("--model", metavar="FOLDER_OR_HUB_ID", help="say what this pipeline is, and whether it is cached; mini-flux and mini-wan are built in")
+    cached = "say what this pipeline is, and whether it is cached; mini-flux and mini-wan are built in"
+    info.add_argument("--model", metavar="FOLDER_OR_HUB_ID", help=cached)
     info.set_defaults(dtype=None)
     return parser
 

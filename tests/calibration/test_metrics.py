@@ -54,7 +54,7 @@ def test_ssim_of_small_pictures_looks_at_what_they_hold():
 
 
 def test_ssim_refuses_pictures_without_structure_and_of_two_sizes():
-    with pytest.raises(ValueError, match=r"image must be 3 pixels high and wide or more to have a structure, got \(2, 32, 3\)"):
+    with pytest.raises(ValueError, match=r"image must be 3 pixels or more on each side to have structure, got \(2, 32, 3\)"):
         ssim(noise(0)[:2], noise(1)[:2])
     with pytest.raises(ValueError, match=r"image has shape \(32, 32, 3\), reference \(16, 32, 3\)"):
         ssim(noise(0), noise(1)[:16])
