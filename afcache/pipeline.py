@@ -7,7 +7,7 @@ from typing import Any, Literal, TypeVar
 
 import torch
 
-from afcache.models.families import check_pipeline, family_of, transformers_of
+from afcache.models.families import check_pipeline, draws_videos, family_of, transformers_of
 from afcache.models.family import Family
 from afcache.parallel.config import ParallelConfig
 from afcache.parallel.groups import ParallelContext, check_device, check_heads, connect
@@ -50,7 +50,8 @@ def compile_pipeline(
         pipe: a pipeline of a family that is cached (docs/compatibility.md), with a transformer.
         config: complete settings; excludes `tolerance` and `preset`.
         tolerance: error budget between refreshes; 0 computes every step.
-        preset: "quality", "balanced" (default) or "fast".
+        preset: "quality", "balanced" (default) or "fast". Under a preset or a tolerance a pipeline that draws videos computes
+            its first three steps, others two.
         compile: "step" (True): the whole step is one graph, the model's blocks included. "blocks": computed steps are the
             transformer's own forward, whatever has been done to it (`transformer.compile()`, `compile_repeated_blocks`,
             offload, quantisation, attention processors, `enable_parallelism`); if nothing of it is compiled, its
@@ -83,7 +84,7 @@ def compile_pipeline(
     """
     if parallel is not None and not isinstance(parallel, ParallelConfig):
         raise TypeError(f"parallel must be an afcache.ParallelConfig or None, got {parallel!r}.")
-    settings = resolve_config(config, tolerance=tolerance, preset=preset)
+    settings = resolve_config(config, tolerance=tolerance, preset=preset, draws_videos=draws_videos(pipe))
     _check_compile(compile, settings, parallel)
     check_pipeline(pipe)
     options = CompileOptions(enabled=bool(compile), backend=backend, mode=mode, dynamic=dynamic, keeps_host=compile == "blocks")
@@ -95,20 +96,17 @@ def compile_pipeline(
         for transformer in transformers_of(pipe):
             stack.enter_context(set_aside(transformer))
             family = family_of(transformer)
-            own = settings
-            if config is None and family.target is not None:
-                own = dataclasses.replace(settings, target=family.target)
-            mine = choose_mode(options, transformer, family, pipe, asked=compile, forecasts_output=own.forecasts_output)
+            mine = choose_mode(options, transformer, family, pipe, asked=compile, forecasts_output=settings.forecasts_output)
             if mine.dynamic is None and not mine.keeps_host:
                 mine = dataclasses.replace(mine, dynamic=family.dynamic)
             check_model(transformer, family, mine)
-            family.checks.config(transformer, own)
+            family.checks.config(transformer, settings)
             scheduler: Any = pipe.scheduler  # pyright: ignore[reportAttributeAccessIssue]
-            check_scheduler(scheduler, forecasts=own.rule.is_cached, is_flow=family.is_flow)
-            _check_foresight(decide_ahead, own, parallel)
+            check_scheduler(scheduler, forecasts=settings.rule.is_cached, is_flow=family.is_flow)
+            _check_foresight(decide_ahead, settings, parallel)
             _check_options(mine)
             context = None if parallel is None else _connect(parallel, transformer, family)
-            runtime = Runtime(transformer, own, mine, torch.compile, context, decides_ahead=decide_ahead)
+            runtime = Runtime(transformer, settings, mine, torch.compile, context, decides_ahead=decide_ahead)
             check_bindable(transformer, runtime)
             previous = bound_runtime(transformer)
             for served in [*(previous.pipelines.alive() if previous is not None else []), pipe]:

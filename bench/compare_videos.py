@@ -10,7 +10,6 @@ measured again: ours by its settings, others by name.
 """
 
 import argparse
-import dataclasses
 import json
 import multiprocessing
 import statistics
@@ -23,7 +22,7 @@ import numpy as np
 import torch
 
 import afcache
-from afcache.settings.presets import tuned
+from afcache.settings.presets import for_videos, resolve_config, tuned
 from bench.compare_targets import VARIANTS
 from bench.mini_wan.sampling import SCHEDULERS
 from bench.race import contenders as race
@@ -39,10 +38,10 @@ from bench.search.curves import Point, speed_at
 
 FIRST_SEED = 16000
 QUALITIES = (40, 35)
-TOLERANCES = (0.002, 0.004, 0.008, 0.012, 0.016, 0.024, 0.032, 0.045, 0.064)
+TOLERANCES = (0.002, 0.004, 0.008, 0.012, 0.016, 0.024, 0.026, 0.032, 0.045, 0.064)
 OURS, FEWER = "AFCache", "fewer steps"
-# The first steps choose the background: how much does computing one more of them gain?
-WARM, WARM_TOLERANCES = "AFCache, warmup_steps=3", (0.016, 0.024, 0.026, 0.032, 0.045, 0.064)
+# The first steps choose the background: how much does computing a third one of them gain?
+SHORT, SHORT_TOLERANCES = "AFCache, warmup_steps=2", (0.008, 0.012, 0.016, 0.024, 0.032, 0.045)
 
 
 class Job(NamedTuple):
@@ -67,14 +66,16 @@ def racing(task: Task) -> list[Contender]:
     known = [c for c in race.contenders() if c.races(task.model) and not c.is_compiled and c.kind in ("ours", "peer")]
     # The race's own tolerances are among these.
     known = [c for c in known if "tolerance" not in c.name]
-    tolerances = [_ours(f"{OURS} tolerance {value:g}", OURS, tuned(value)) for value in TOLERANCES]
-    warm = [_ours(f"{WARM}, {value:g}", WARM, dataclasses.replace(tuned(value), warmup_steps=3)) for value in WARM_TOLERANCES]
-    return [*tolerances, *warm, *known, *_fewer(task)]
+    tolerances = [
+        _ours(f"{OURS} tolerance {value:g}", OURS, resolve_config(tolerance=value, draws_videos=True)) for value in TOLERANCES
+    ]
+    short = [_ours(f"{SHORT}, {value:g}", SHORT, tuned(value)) for value in SHORT_TOLERANCES]
+    return [*tolerances, *short, *known, *_fewer(task)]
 
 
 def forecasting(task: Task) -> list[Contender]:
     """Every target, with all else the same and with settings of its own."""
-    targets = [_ours(f"{name} {value:g}", name, at(value)) for name, at in VARIANTS.items() for value in TOLERANCES]
+    targets = [_ours(f"{name} {value:g}", name, for_videos(at(value))) for name, at in VARIANTS.items() for value in TOLERANCES]
     return [*targets, *_fewer(task)]
 
 
@@ -174,8 +175,9 @@ def _at(curve: list[dict[str, Any]], quality: float) -> dict[str, float]:
 
 def key_of(contender: Contender, task: Task, seeds: Sequence[int]) -> str:
     """What a row is of, in one line."""
-    settings = getattr(contender.enable, "keywords", {})
-    config = settings.get("config", afcache.PRESETS.get(settings.get("settings", {}).get("preset")))
+    given = getattr(contender.enable, "keywords", {})
+    named = given.get("settings", {})
+    config = given.get("config", resolve_config(**named, draws_videos=True) if named else None)
     facts = {"scheduler": task.scheduler, "steps": task.steps, "seeds": [seeds[0], seeds[-1]], "contender": contender.name}
     return json.dumps(facts | ({} if config is None else {"config": config.to_dict()}), sort_keys=True)
 

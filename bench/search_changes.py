@@ -1,6 +1,6 @@
 """Each setting of the presets changed alone, on images and on videos: is there a change that gains on both?
 
-    python -m bench.search_changes               # about half an hour of two cores
+    python -m bench.search_changes               # about an hour of two cores
     python -m bench.search_changes --only images # seven minutes of them
     python -m bench.search_changes --few         # two seeds, one change: a look whether it runs
 
@@ -13,7 +13,7 @@ import dataclasses
 import math
 import multiprocessing
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 import afcache
-from afcache.settings.presets import tuned
+from afcache.settings.presets import resolve_config
 from bench.mini_flux import sampling
 from bench.mini_flux.recipe import RECIPES
 from bench.mini_wan import sampling as clips
@@ -33,22 +33,24 @@ from bench.search.curves import Point, speed_at
 PRESETS = "the presets"
 # Whether it is videos.
 _KINDS = {"images": False, "videos": True}
-# (tolerance) -> settings.
-CHANGES: dict[str, Callable[[float], afcache.CacheConfig]] = {
-    PRESETS: tuned,
-    "damping as set": lambda tolerance: _changed(tolerance, learns_damping=False),
-    "order 0": lambda tolerance: _changed(tolerance, order=0),
-    "order 2": lambda tolerance: _changed(tolerance, order=2),
-    "error_exponent 1": lambda tolerance: _changed(tolerance, error_exponent=1.0),
-    "error_exponent 2": lambda tolerance: _changed(tolerance, error_exponent=2.0),
-    "error_weight 0": lambda tolerance: _changed(tolerance, error_weight=0.0),
-    "error_weight 1": lambda tolerance: _changed(tolerance, error_weight=1.0),
-    "early_weight 0": lambda tolerance: _changed(tolerance, early_weight=0.0),
-    "early_weight 0.75": lambda tolerance: _changed(tolerance, early_weight=0.75),
-    "warmup_steps 3": lambda tolerance: _changed(tolerance, warmup_steps=3),
-    "warmup_steps 4": lambda tolerance: _changed(tolerance, warmup_steps=4),
-    "refresh_last_step": lambda tolerance: _changed(tolerance, refresh_last_step=True),
-    "no correction": lambda tolerance: _changed(tolerance, correction=False),
+CHANGES: dict[str, dict[str, Any]] = {
+    PRESETS: {},
+    "damping as set": {"learns_damping": False},
+    "order 0": {"order": 0},
+    "order 2": {"order": 2},
+    "error_exponent 1": {"error_exponent": 1.0},
+    "error_exponent 2": {"error_exponent": 2.0},
+    # Videos have 0 and three steps, images 0.5 and two.
+    "error_weight 0": {"error_weight": 0.0},
+    "error_weight 0.5": {"error_weight": 0.5},
+    "error_weight 1": {"error_weight": 1.0},
+    "early_weight 0": {"early_weight": 0.0},
+    "early_weight 0.75": {"early_weight": 0.75},
+    "warmup_steps 2": {"warmup_steps": 2},
+    "warmup_steps 3": {"warmup_steps": 3},
+    "warmup_steps 4": {"warmup_steps": 4},
+    "refresh_last_step": {"refresh_last_step": True},
+    "no correction": {"correction": False},
 }
 
 
@@ -79,7 +81,7 @@ SUBJECTS = (
     Subject("mini-FLUX", "mini-flux", 28, 1.0, **_OF_IMAGES),
     Subject("mini-FLUX, CFG 2", "mini-flux", 28, 2.0, **_OF_IMAGES),
     Subject("strokes", "strokes", 28, 1.0, **_OF_IMAGES),
-    Subject("mini-Wan", "mini-wan", 30, 5.0, range(15000, 15008), (0.008, 0.016, 0.024, 0.036), (40, 35)),
+    Subject("mini-Wan", "mini-wan", 30, 5.0, range(15000, 15024), (0.012, 0.018, 0.026, 0.036, 0.05), (40, 35)),
 )
 
 
@@ -96,8 +98,10 @@ class Drawn(NamedTuple):
     flicker: list[float]
 
 
-def _changed(tolerance: float, **changes: Any) -> afcache.CacheConfig:
-    return dataclasses.replace(tuned(tolerance), **changes)
+def changed(subject: Subject, change: str, tolerance: float) -> afcache.CacheConfig:
+    """The presets' settings for a subject at a tolerance, changed."""
+    config = resolve_config(tolerance=tolerance, draws_videos=_is_video(subject))
+    return dataclasses.replace(config, **CHANGES[change])
 
 
 def uncached(subject: Subject) -> list[np.ndarray]:
@@ -112,7 +116,7 @@ def draw(job: tuple[Subject, str, list[np.ndarray]]) -> Drawn:
     subject, change, expected = job
     pipe, points, flicker = _load(subject), [], []
     for tolerance in subject.tolerances:
-        afcache.compile_pipeline(pipe, CHANGES[change](tolerance), compile=False)
+        afcache.compile_pipeline(pipe, changed(subject, change, tolerance), compile=False)
         computed: list[float] = []
         drawn = _images(pipe, subject, computed)
         afcache.restore_pipeline(pipe)

@@ -12,13 +12,14 @@ from tqdm.auto import tqdm
 
 from afcache._checks import check_flag, check_integer
 from afcache.calibration.metrics import psnr
+from afcache.models.families import draws_videos
 from afcache.pipeline import compile_pipeline, restore_pipeline
 from afcache.reports.records import report
 from afcache.runtime.binding import bound_runtime
 from afcache.settings.changes import at_tolerance
 from afcache.settings.config import CacheConfig
 from afcache.settings.curve import EQUAL_PSNR, Calibration, CurvePoint, check_targets
-from afcache.settings.presets import tuned
+from afcache.settings.presets import resolve_config
 
 SMALLEST, FIRST, LARGEST = 2.0**-14, 2.0**-6, 4.0
 _MOST_POINTS = 12
@@ -87,7 +88,7 @@ def calibrate(
 
         def measure(tolerance: float) -> CurvePoint:
             bar.set_description(f"tolerance {tolerance:.4g}")
-            compile_pipeline(pipe, _at(config, tolerance), compile=False)
+            compile_pipeline(pipe, _at(pipe, config, tolerance), compile=False)
             point = _measure(
                 pipe, tolerance, ((draw(*job), reference) for job, reference in zip(jobs, references, strict=True))
             )
@@ -101,7 +102,7 @@ def calibrate(
                 restore_pipeline(pipe)
     best = choose(curve, target_speedup=target_speedup, target_psnr=target_psnr)
     found = Calibration(target_speedup=target_speedup, target_psnr=target_psnr, images=len(jobs), curve=tuple(curve))
-    return dataclasses.replace(_at(config, best.tolerance), calibration=found)
+    return dataclasses.replace(_at(pipe, config, best.tolerance), calibration=found)
 
 
 def search(
@@ -179,8 +180,10 @@ def _measure(pipe: Any, tolerance: float, pairs: Iterator[tuple[Any, Any]]) -> C
     return CurvePoint(tolerance=tolerance, speedup=uncached / ran, psnr=statistics.mean(quality), worst_psnr=min(quality))
 
 
-def _at(config: CacheConfig | None, tolerance: float) -> CacheConfig:
-    return tuned(tolerance) if config is None else at_tolerance(config, tolerance)
+def _at(pipe: Any, config: CacheConfig | None, tolerance: float) -> CacheConfig:
+    if config is not None:
+        return at_tolerance(config, tolerance)
+    return resolve_config(tolerance=tolerance, draws_videos=draws_videos(pipe))
 
 
 @contextmanager

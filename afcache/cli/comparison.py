@@ -8,6 +8,7 @@ from afcache.cli.drawing import Draw, count_evaluations, say_what_is_missing, ti
 from afcache.cli.jobs import Job
 from afcache.cli.pictures import clear, save
 from afcache.cli.side_by_side import Comparison, show_side_by_side
+from afcache.models.families import draws_videos
 from afcache.parallel.config import ParallelConfig
 from afcache.pipeline import compile_pipeline, uncached
 from afcache.reports.records import report
@@ -56,7 +57,7 @@ def compare(
         save(output / f"{result.job.stem}_uncached", result.uncached)
         write_report(result.report, output, result.job)
     shown = show_side_by_side(results, output)
-    _print_comparison(results, timings, resolve_config(**settings))
+    _print_comparison(results, timings, resolve_config(**settings, draws_videos=draws_videos(draw.pipe)))
     say_what_is_missing(results[-1].cached)
     print(f"side by side: {shown}")
 

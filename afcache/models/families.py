@@ -23,6 +23,11 @@ def transformers_of(pipe: Any) -> list[Any]:
     return [transformer for transformer in found if transformer is not None]
 
 
+def draws_videos(pipe: Any) -> bool:
+    """Whether a pipeline draws videos: diffusers' then have what turns frames into tensors and back, modular ones, too."""
+    return getattr(pipe, "video_processor", None) is not None
+
+
 def family_of(transformer: Any) -> Family:
     """The family of a transformer; its own checks refuse what it cannot take.
 

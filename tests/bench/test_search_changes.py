@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 import afcache
-from bench import search_changes
+from afcache.settings.presets import for_videos
 from bench.search.curves import Point
-from bench.search_changes import CHANGES, PRESETS, SUBJECTS, Drawn, Subject, compared, draw, uncached
+from bench.search_changes import CHANGES, PRESETS, SUBJECTS, Drawn, Subject, changed, compared, draw, uncached
 
 IMAGES = Subject("images", "mini-flux", 4, 1.0, range(2), (0.01,), (45, 40))
 VIDEOS = SUBJECTS[-1]._replace(name="videos")
@@ -32,15 +32,18 @@ def test_changes_are_ranked_by_speed_at_equal_quality():
     assert (first["flicker, 35 dB"], second["flicker, 35 dB"]) == (0.2, 0.1)
 
 
-def test_every_change_is_one():
-    configs = {name: change(0.01) for name, change in CHANGES.items()}
-    assert configs[PRESETS] == afcache.PRESETS["balanced"]
-    assert len({str(config.to_dict()) for config in configs.values()}) == len(CHANGES)
+def test_every_change_is_one_of_the_presets_of_its_subject():
+    assert changed(IMAGES, PRESETS, 0.01) == afcache.PRESETS["balanced"]
+    assert changed(VIDEOS, PRESETS, 0.01) == for_videos(afcache.PRESETS["balanced"])
+    for subject, own in ((IMAGES, ("warmup_steps 2", "error_weight 0.5")), (VIDEOS, ("warmup_steps 3", "error_weight 0"))):
+        configs = {name: str(changed(subject, name, 0.01).to_dict()) for name in CHANGES}
+        assert {configs.pop(name) for name in own} == {configs[PRESETS]}
+        assert len(set(configs.values())) == len(configs)
 
 
 @pytest.mark.host
 def test_images_are_drawn_and_counted(monkeypatch):
-    monkeypatch.setitem(search_changes.CHANGES, "no cache", lambda tolerance: afcache.CacheConfig(policy="none"))
+    monkeypatch.setitem(CHANGES, "no cache", {"policy": "none"})
     expected = uncached(IMAGES)
     assert [image.shape for image in expected] == [(32, 32, 3)] * 2
     assert not np.allclose(expected[0], expected[1])

@@ -4,16 +4,17 @@ import dataclasses
 import json
 import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 import afcache
-from afcache.calibration.tolerance import LARGEST, SMALLEST, choose, search
+from afcache.calibration.tolerance import LARGEST, SMALLEST, _at, choose, search
 from afcache.cli.main import main
 from afcache.settings.config import CacheConfig, Layerwise
 from afcache.settings.curve import Calibration, CurvePoint
-from afcache.settings.presets import tuned
+from afcache.settings.presets import for_videos, tuned
 from bench.mini_flux import sampling
 
 PROMPTS = [sampling.prompt_of(seed) for seed in range(4)]
@@ -84,6 +85,11 @@ def test_a_calibrated_config_meets_its_target_and_draws_what_was_measured(target
         ran += afcache.report(pipe).block_evaluations
         uncached += afcache.report(pipe).block_evaluations_uncached
     assert uncached / ran == pytest.approx(chosen.speedup)
+
+
+def test_what_is_searched_for_videos_are_their_settings():
+    assert _at(SimpleNamespace(video_processor=object()), None, 0.05) == for_videos(tuned(0.05))
+    assert _at(SimpleNamespace(video_processor=None), None, 0.05) == tuned(0.05)
 
 
 def test_other_adaptive_settings_can_be_searched_and_a_failure_leaves_the_pipeline_uncached(monkeypatch):

@@ -1,5 +1,6 @@
 """Every family through diffusers' own pipelines, with tiny random models: exact at tolerance 0, one graph, restored."""
 
+import inspect
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import torch
 from diffusers.utils import logging
 
 import afcache
-from afcache.models.families import KNOWN, family_of, transformers_of
+from afcache.models.families import KNOWN, draws_videos, family_of, transformers_of
 from afcache.models.family import Known
 from afcache.models.flux1.family import KNOWN as KNOWN_FLUX1
 from tests.support.one_graph import counters
@@ -47,6 +48,10 @@ def test_a_pipeline_is_exact_at_tolerance_zero_and_restored(kind: Kind):
     assert difference(draw(pipe, kind, steps=STEPS, **options), expected) <= 1e-4
     report = afcache.report(pipe)
     assert set(report.pattern()) == {"F"}
+    # How much of a modular pipeline there is differs.
+    if "Modular" not in kind.name:
+        says_so = any("video" in name or "frames" in name for name in inspect.signature(type(pipe).__call__).parameters)
+        assert draws_videos(pipe) == says_so == (report.config["warmup_steps"] == 3)
     # The latents of each step are where the convention says that the last one's velocities led.
     if not any(word in kind.name for word in BLENDED) and class_of(kind) not in WITH_MOMENTUM:
         assert [restart for restart in report.restarts if restart.reason == "latents"] == []

@@ -4,8 +4,9 @@ from typing import Any
 
 import pytest
 
+from afcache.settings.changes import at_tolerance
 from afcache.settings.config import CacheConfig, Layerwise
-from afcache.settings.presets import DEFAULT_TARGET, PRESETS, preset_config, resolve_config, tuned
+from afcache.settings.presets import DEFAULT_TARGET, PRESETS, for_videos, preset_config, resolve_config, tuned
 
 
 @pytest.mark.parametrize(
@@ -67,6 +68,16 @@ def test_resolve_config_lets_tolerance_override_the_presets():
     assert resolved == tuned(0.5)
     quality = PRESETS["quality"]
     assert dataclasses.replace(resolved, tolerance=quality.tolerance, max_growth=1.5, damping=0.2) == quality
+
+
+def test_presets_compute_a_third_step_of_videos_and_complete_settings_do_not():
+    for preset, tolerance in (("fast", None), (None, 0.05)):
+        of_images, of_videos = (resolve_config(tolerance=tolerance, preset=preset, draws_videos=each) for each in (False, True))
+        assert (of_images.warmup_steps, of_videos.warmup_steps) == (2, 3)
+        assert dataclasses.replace(of_videos, warmup_steps=2, error_weight=0.5) == of_images
+        # Whatever is asked for later follows, and the third step stays.
+        assert at_tolerance(of_videos, 0.1) == for_videos(tuned(0.1))
+    assert resolve_config(PRESETS["fast"], draws_videos=True) == PRESETS["fast"]
 
 
 def test_resolve_config_passes_a_config_through():
