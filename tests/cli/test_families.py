@@ -97,6 +97,7 @@ def test_a_video_is_compared_frame_by_frame(tmp_path, capsys, monkeypatch):
     generate(WAN, tmp_path, *arguments)
     output = capsys.readouterr().out
     assert "against the uncached videos" in output
+    assert "settings           tolerance 0.02, warmup 3 steps" in output
     assert re.search(r"SSIM +worst frame +flicker\n.*F.* dB +[01]\.\d+ +\d+\.\d dB +\d+\.\d+\n", output)
     assert "flicker: what changes from frame to frame and should not" in output
     assert "no MP4 was written beside the GIF: that needs an encoder, pip install imageio-ffmpeg" in output
