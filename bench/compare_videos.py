@@ -10,6 +10,7 @@ measured again: ours by its settings, others by name.
 """
 
 import argparse
+import itertools
 import json
 import multiprocessing
 import statistics
@@ -34,12 +35,14 @@ from bench.race.turns import is_installed
 from bench.record.naming import RESULTS, RUNS
 from bench.record.recording import write_result
 from bench.record.render import table
-from bench.search.curves import Point, speed_at
 
 FIRST_SEED = 16000
 QUALITIES = (40, 35)
-TOLERANCES = (0.002, 0.004, 0.008, 0.012, 0.016, 0.024, 0.026, 0.032, 0.045, 0.064)
+TOLERANCES = (0.002, 0.004, 0.008, 0.012, 0.016, 0.024, 0.026, 0.032, 0.045, 0.064, 0.09, 0.128)
 OURS, FEWER = "AFCache", "fewer steps"
+SPEED, PSNR = "fewer block evaluations", "PSNR (dB)"
+# What is told of a family at a quality.
+_AT = (SPEED, "flicker", "worst clip")
 # The first steps choose the background: how much does computing a third one of them gain?
 SHORT, SHORT_TOLERANCES = "AFCache, warmup_steps=2", (0.008, 0.012, 0.016, 0.024, 0.032, 0.045)
 
@@ -133,8 +136,8 @@ def measure(job: Job) -> dict[str, Any]:
     quality = [afcache.clip_quality(clip, reference) for clip, reference in zip(clips, job.references, strict=True)]
     psnr = [min(clip.psnr, 150.0) for clip in quality]
     return row | {
-        "fewer block evaluations": job.task.steps / evaluations,
-        "PSNR (dB)": statistics.mean(psnr),
+        SPEED: job.task.steps / evaluations,
+        PSNR: statistics.mean(psnr),
         "worst clip": min(psnr),
         "worst frame": min(min(clip.worst_frame, 150.0) for clip in quality),
         "SSIM": statistics.mean(clip.ssim for clip in quality),
@@ -147,13 +150,13 @@ def at_equal_quality(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """Families that reach a quality: their speed there, linearly between knobs, and flicker and worst clip at that speed."""
     found = []
     for quality in QUALITIES:
-        reached = {name: _at(curve, quality) for name, curve in _curves(rows).items()}
-        reached = {name: facts for name, facts in reached.items() if facts["fewer block evaluations"] > 1}
+        places = {name: _at(curve, quality) for name, curve in _curves(rows).items()}
+        reached = {name: place for name, place in places.items() if place is not None and place[SPEED] > 1}
         peers = {row["family"] for row in rows if row["kind"] == "peer"}
-        best = max((facts["fewer block evaluations"] for name, facts in reached.items() if name in peers), default=None)
-        for name, facts in sorted(reached.items(), key=lambda item: -item[1]["fewer block evaluations"]):
-            over = {"over the fastest peer": facts["fewer block evaluations"] / best if best else "no peer reaches it"}
-            found.append({"family": name, "mean PSNR": f"{quality} dB", **facts, **over})
+        best = max((place[SPEED] for name, place in reached.items() if name in peers), default=None)
+        for name, place in sorted(reached.items(), key=lambda item: -item[1][SPEED]):
+            over = {"over the fastest peer": place[SPEED] / best if best else "no peer reaches it"}
+            found.append({"family": name, "mean PSNR": f"{quality} dB", **place, **over})
     return found
 
 
@@ -165,12 +168,15 @@ def _curves(rows: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
     return curves
 
 
-def _at(curve: list[dict[str, Any]], quality: float) -> dict[str, float]:
-    speed = speed_at([Point(row["fewer block evaluations"], (row["PSNR (dB)"],)) for row in curve], quality)
-    ordered = sorted(curve, key=lambda row: row["fewer block evaluations"])
-    speeds = [row["fewer block evaluations"] for row in ordered]
-    others = {key: float(np.interp(speed, speeds, [row[key] for row in ordered])) for key in ("flicker", "worst clip")}
-    return {"fewer block evaluations": speed, **others}
+def _at(curve: list[dict[str, Any]], quality: float) -> dict[str, float] | None:
+    """Where a family is fastest with a quality, linearly between knobs that are neighbours in speed; None: nowhere."""
+    ordered = sorted(curve, key=lambda row: (row[SPEED], row[PSNR]))
+    places = [{key: row[key] for key in _AT} for row in ordered if row[PSNR] >= quality]
+    for slow, fast in itertools.pairwise(ordered):
+        if slow[PSNR] >= quality > fast[PSNR]:
+            share = (slow[PSNR] - quality) / (slow[PSNR] - fast[PSNR])
+            places.append({key: slow[key] + share * (fast[key] - slow[key]) for key in _AT})
+    return max(places, key=lambda place: (place[SPEED], -place["flicker"]), default=None)
 
 
 def key_of(contender: Contender, task: Task, seeds: Sequence[int]) -> str:
@@ -218,7 +224,7 @@ def _drawn(task: Task, chosen: Sequence[str], seeds: Sequence[int], *, processes
 
 def shown(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """The readable rows: what failed says so where its numbers would stand."""
-    keys = ("fewer block evaluations", "PSNR (dB)", "worst clip", "worst frame", "SSIM", "flicker", "unsteadiness")
+    keys = (SPEED, PSNR, "worst clip", "worst frame", "SSIM", "flicker", "unsteadiness")
     return [
         {"contender": row["contender"], **{key: row.get(key, "") for key in keys}, "failure": row["failure"] or ""}
         for row in rows

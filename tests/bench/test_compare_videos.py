@@ -41,6 +41,13 @@ def test_families_are_compared_where_their_curves_meet_a_quality():
     assert slow["worst clip"] == pytest.approx(35.0)
 
 
+def test_a_family_whose_fastest_knob_is_good_enough_is_told_of_at_that_knob():
+    twice = row("ours", "ours", 4.0, 41.0, 0.03)
+    (ours, *_), quality = at_equal_quality([*ROWS, twice]), 40
+    # Of two with one speed, the better one.
+    assert (ours["mean PSNR"], ours["fewer block evaluations"], ours["flicker"]) == (f"{quality} dB", 4.0, 0.03)
+
+
 def test_without_a_peer_that_is_good_enough_nothing_is_compared():
     assert [r["over the fastest peer"] for r in at_equal_quality(ROWS[:2])] == ["no peer reaches it"] * 2
 
