@@ -43,8 +43,8 @@ OURS, FEWER = "AFCache", "fewer steps"
 SPEED, PSNR = "fewer block evaluations", "PSNR (dB)"
 # What is told of a family at a quality.
 _AT = (SPEED, "flicker", "worst clip")
-# The first steps choose the background: how much does computing a third one of them gain?
-SHORT, SHORT_TOLERANCES = "AFCache, warmup_steps=2", (0.008, 0.012, 0.016, 0.024, 0.032, 0.045)
+# What do videos gain by presets of their own?
+OF_IMAGES, OF_IMAGES_TOLERANCES = "AFCache, presets of images", (0.008, 0.012, 0.016, 0.024, 0.032, 0.045)
 
 
 class Job(NamedTuple):
@@ -72,8 +72,8 @@ def racing(task: Task) -> list[Contender]:
     tolerances = [
         _ours(f"{OURS} tolerance {value:g}", OURS, resolve_config(tolerance=value, draws_videos=True)) for value in TOLERANCES
     ]
-    short = [_ours(f"{SHORT}, {value:g}", SHORT, tuned(value)) for value in SHORT_TOLERANCES]
-    return [*tolerances, *short, *known, *_fewer(task)]
+    of_images = [_ours(f"{OF_IMAGES}, {value:g}", OF_IMAGES, tuned(value)) for value in OF_IMAGES_TOLERANCES]
+    return [*tolerances, *of_images, *known, *_fewer(task)]
 
 
 def forecasting(task: Task) -> list[Contender]:
