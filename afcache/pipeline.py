@@ -51,7 +51,8 @@ def compile_pipeline(
         config: complete settings; excludes `tolerance` and `preset`.
         tolerance: error budget between refreshes; 0 computes every step.
         preset: "quality", "balanced" (default) or "fast". Under a preset or a tolerance a pipeline that draws videos computes
-            its first three steps, others two.
+            its first three steps (others two) and counts late errors in full; of several that share a transformer the one
+            that was passed last decides.
         compile: "step" (True): the whole step is one graph, the model's blocks included. "blocks": computed steps are the
             transformer's own forward, whatever has been done to it (`transformer.compile()`, `compile_repeated_blocks`,
             offload, quantisation, attention processors, `enable_parallelism`); if nothing of it is compiled, its
@@ -96,17 +97,20 @@ def compile_pipeline(
         for transformer in transformers_of(pipe):
             stack.enter_context(set_aside(transformer))
             family = family_of(transformer)
-            mine = choose_mode(options, transformer, family, pipe, asked=compile, forecasts_output=settings.forecasts_output)
+            own = settings
+            if config is None and family.target is not None:
+                own = dataclasses.replace(settings, target=family.target)
+            mine = choose_mode(options, transformer, family, pipe, asked=compile, forecasts_output=own.forecasts_output)
             if mine.dynamic is None and not mine.keeps_host:
                 mine = dataclasses.replace(mine, dynamic=family.dynamic)
             check_model(transformer, family, mine)
-            family.checks.config(transformer, settings)
+            family.checks.config(transformer, own)
             scheduler: Any = pipe.scheduler  # pyright: ignore[reportAttributeAccessIssue]
-            check_scheduler(scheduler, forecasts=settings.rule.is_cached, is_flow=family.is_flow)
-            _check_foresight(decide_ahead, settings, parallel)
+            check_scheduler(scheduler, forecasts=own.rule.is_cached, is_flow=family.is_flow)
+            _check_foresight(decide_ahead, own, parallel)
             _check_options(mine)
             context = None if parallel is None else _connect(parallel, transformer, family)
-            runtime = Runtime(transformer, settings, mine, torch.compile, context, decides_ahead=decide_ahead)
+            runtime = Runtime(transformer, own, mine, torch.compile, context, decides_ahead=decide_ahead)
             check_bindable(transformer, runtime)
             previous = bound_runtime(transformer)
             for served in [*(previous.pipelines.alive() if previous is not None else []), pipe]:

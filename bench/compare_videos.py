@@ -23,7 +23,7 @@ import numpy as np
 import torch
 
 import afcache
-from afcache.settings.presets import for_videos, resolve_config, tuned
+from afcache.settings.presets import resolve_config, tuned
 from bench.compare_targets import VARIANTS
 from bench.mini_wan.sampling import SCHEDULERS
 from bench.race import contenders as race
@@ -78,7 +78,7 @@ def racing(task: Task) -> list[Contender]:
 
 def forecasting(task: Task) -> list[Contender]:
     """Every target, with all else the same and with settings of its own."""
-    targets = [_ours(f"{name} {value:g}", name, for_videos(at(value))) for name, at in VARIANTS.items() for value in TOLERANCES]
+    targets = [_ours(f"{name} {value:g}", name, at(value)) for name, at in VARIANTS.items() for value in TOLERANCES]
     return [*targets, *_fewer(task)]
 
 

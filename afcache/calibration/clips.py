@@ -42,7 +42,7 @@ def clip_quality(clip: ArrayLike, reference: ArrayLike) -> ClipQuality:
         clip, reference: `[frames, height, width, 3]`, two frames or more; uint8, or floating in [0, 1].
 
     Raises:
-        ValueError: the shapes differ, or are no video's.
+        ValueError: the shapes differ, or are no video's, or a side is shorter than 3 pixels.
 
     """
     y, x = as_unit_range(clip), as_unit_range(reference)

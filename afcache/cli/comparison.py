@@ -8,12 +8,10 @@ from afcache.cli.drawing import Draw, count_evaluations, say_what_is_missing, ti
 from afcache.cli.jobs import Job
 from afcache.cli.pictures import clear, save
 from afcache.cli.side_by_side import Comparison, show_side_by_side
-from afcache.models.families import draws_videos
 from afcache.parallel.config import ParallelConfig
 from afcache.pipeline import compile_pipeline, uncached
 from afcache.reports.records import report
-from afcache.settings.config import CacheConfig
-from afcache.settings.presets import resolve_config
+from afcache.settings.rules import RULES
 
 _ROUNDS = 3
 
@@ -57,7 +55,7 @@ def compare(
         save(output / f"{result.job.stem}_uncached", result.uncached)
         write_report(result.report, output, result.job)
     shown = show_side_by_side(results, output)
-    _print_comparison(results, timings, resolve_config(**settings, draws_videos=draws_videos(draw.pipe)))
+    _print_comparison(results, timings)
     say_what_is_missing(results[-1].cached)
     print(f"side by side: {shown}")
 
@@ -73,7 +71,7 @@ def _alternate(draw: Draw, job: Job) -> tuple[float, float]:
     return statistics.median(slow), statistics.median(fast)
 
 
-def _print_comparison(results: list[Comparison], timings: dict[str, tuple[float, float]], settings: CacheConfig) -> None:
+def _print_comparison(results: list[Comparison], timings: dict[str, tuple[float, float]]) -> None:
     noun = "videos" if results[0].cached.is_video else "images"
     clips = [result.clip for result in results]
     in_time = f" {'worst frame':>12} {'flicker':>8}" if all(clips) else ""
@@ -94,5 +92,7 @@ def _print_comparison(results: list[Comparison], timings: dict[str, tuple[float,
         print(f"wall clock         {gain}: {slow:.2f} s uncached (eager), {fast:.2f} s cached ({how})")
     note = "; what the compiler gains is in the first line, too" if len(timings) > 1 else ""
     print(f"                   medians of {_ROUNDS} {noun}, in turns, after warm-up{note}")
-    knob = f"tolerance {settings.tolerance:g}" if settings.rule.is_error_controlled else f"policy {settings.policy}"
-    print(f"settings           {knob}, warmup {settings.warmup_steps} steps")
+    drawn_with = results[-1].report.config
+    is_error_controlled = RULES[drawn_with["policy"]].is_error_controlled
+    knob = f"tolerance {drawn_with['tolerance']:g}" if is_error_controlled else f"policy {drawn_with['policy']}"
+    print(f"settings           {knob}, warmup {drawn_with['warmup_steps']} steps")

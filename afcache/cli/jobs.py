@@ -29,9 +29,14 @@ class Job:
     stem: str
 
     @property
+    def line(self) -> str:
+        """The prompt in one line."""
+        return " ".join(self.prompt.split())
+
+    @property
     def label(self) -> str:
-        """The prompt's beginning and the seed, in one line of a table."""
-        return f"{' '.join(self.prompt.split())[:34]} #{self.seed}"
+        """The prompt's beginning and the seed, as tables name what was drawn."""
+        return f"{self.line[:34]} #{self.seed}"
 
 
 def make_jobs(arguments: argparse.Namespace) -> list[Job]:

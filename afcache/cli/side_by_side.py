@@ -53,7 +53,7 @@ class Comparison:
         difference = np.abs(self.cached.frames.astype(np.float64) - self.uncached.frames)
         gain = amplification(difference)
         return (
-            (self.uncached.frames, f"uncached: {self.job.prompt}"),
+            (self.uncached.frames, f"uncached: {self.job.line}"),
             (self.cached.frames, f"cached, {self.report.block_speedup:.2f}x fewer blocks, {self.psnr:.1f} dB"),
             (np.clip(difference * gain, 0, 1), difference_title(difference, gain)),
         )

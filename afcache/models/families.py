@@ -24,7 +24,7 @@ def transformers_of(pipe: Any) -> list[Any]:
 
 
 def draws_videos(pipe: Any) -> bool:
-    """Whether a pipeline draws videos: diffusers' then have what turns frames into tensors and back, modular ones, too."""
+    """Whether a pipeline draws videos: diffusers' then have what turns tensors into frames, modular ones that decode, too."""
     return getattr(pipe, "video_processor", None) is not None
 
 

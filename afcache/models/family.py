@@ -9,6 +9,7 @@ from torch import Tensor
 from afcache._typing import Flag, HostModule, Latents
 from afcache.functional.model import Architecture, AttentionKernel
 from afcache.functional.state import StepSchedule
+from afcache.settings.config import Target
 
 
 class Clock(NamedTuple):
@@ -175,6 +176,7 @@ class Family(NamedTuple):
         checks: what is refused.
         attention_backend: `(transformer) -> name` of the host's attention kernel; None: torch's own.
         attention_kernel: `(transformer) -> AttentionKernel` of that name.
+        target: what is forecast where nobody asks for anything; None: what the presets say.
         dynamic: torch.compile's dynamic shapes where nobody asks: of a model that runs its own forward, shapes with symbols are
             others than those of its latents, equal only for those who can calculate, and torch.cond takes no two.
         traces: `(transformer) -> bool`: whether a step can be one graph; else computed steps are its own, called.
@@ -189,6 +191,7 @@ class Family(NamedTuple):
     checks: Checks
     attention_backend: Callable[[HostModule], Any]
     attention_kernel: Callable[[HostModule], AttentionKernel]
+    target: Target | None = None
     dynamic: bool | None = None
     traces: Callable[[HostModule], bool] = always
     is_flow: bool | None = True

@@ -120,5 +120,6 @@ def _check_graph(bound: CacheConfig, config: object) -> None:
     if others:
         raise ValueError(
             f"config may differ from what pipe was compiled with in {', '.join(OPEN)} alone, got {', '.join(others)}. Call "
-            "afcache.compile_pipeline(pipe, config), or use dataclasses.replace on the pipeline's own config."
+            "afcache.compile_pipeline(pipe, config), or change the tolerance alone, which max_growth and damping follow: "
+            f"afcache.using(pipe, tolerance={show(config.tolerance)})."
         )

@@ -64,7 +64,7 @@ def policy(name: str, **changes: Any) -> CacheConfig:
 
     | name | refreshes | cached steps | paper |
     |---|---|---|---|
-    | adaptive | error control | the output, forecast in sigma, corrected | ours |
+    | adaptive | error control | the output, forecast in sigma, corrected: the default of images | ours |
     | residual, velocity, noise | error control | the same, of what is named (`CacheConfig.target`) | ours |
     | layerwise | error control | each group by the strategy of its stability | ours |
     | taylorseer | every 6 steps | Taylor in step index, order 1 | arXiv 2503.06923 |

@@ -1,5 +1,6 @@
 """The rows of `bench.compare_videos`."""
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -7,9 +8,24 @@ from typing import Any
 import pytest
 
 import afcache
-from afcache.settings.presets import tuned
+from afcache.settings.presets import for_videos, tuned
 from bench import compare_videos
-from bench.compare_videos import FEWER, Job, at_equal_quality, clips_of, everybody, forecasting, measure, racing, shown
+from bench.compare_videos import (
+    FEWER,
+    OF_IMAGES,
+    OF_IMAGES_TOLERANCES,
+    OURS,
+    TOLERANCES,
+    Job,
+    at_equal_quality,
+    clips_of,
+    everybody,
+    forecasting,
+    key_of,
+    measure,
+    racing,
+    shown,
+)
 from bench.race.subjects import Task
 
 TASK = Task("mini-wan", 6, scheduler="FlowMatchEuler")
@@ -55,6 +71,13 @@ def test_without_a_peer_that_is_good_enough_nothing_is_compared():
 def test_a_failure_is_a_row():
     assert shown(ROWS)[-1]["failure"] == "ValueError: no"
     assert shown(ROWS)[-1]["flicker"] == ""
+
+
+def test_ours_race_with_the_presets_of_videos_and_beside_those_of_images():
+    configs = {c.family: c.enable.keywords["config"] for c in racing(TASK) if "config" in getattr(c.enable, "keywords", {})}
+    assert configs[OURS] == for_videos(tuned(TOLERANCES[-1]))
+    assert configs[OF_IMAGES] == tuned(OF_IMAGES_TOLERANCES[-1])
+    assert json.loads(key_of(everybody(TASK)["AFCache fast"], TASK, (0, 1)))["config"]["warmup_steps"] == 3
 
 
 def test_contenders_have_names_of_their_own():

@@ -8,7 +8,7 @@ import pytest
 import afcache
 from afcache.settings.presets import for_videos
 from bench.search.curves import Point
-from bench.search_changes import CHANGES, PRESETS, SUBJECTS, Drawn, Subject, changed, compared, draw, uncached
+from bench.search_changes import CHANGES, PRESETS, SUBJECTS, Drawn, Subject, changed, compared, draw, is_none, uncached
 
 IMAGES = Subject("images", "mini-flux", 4, 1.0, range(2), (0.01,), (45, 40))
 VIDEOS = SUBJECTS[-1]._replace(name="videos")
@@ -38,6 +38,7 @@ def test_every_change_is_one_of_the_presets_of_its_subject():
     for subject, own in ((IMAGES, ("warmup_steps 2", "error_weight 0.5")), (VIDEOS, ("warmup_steps 3", "error_weight 0"))):
         configs = {name: str(changed(subject, name, 0.01).to_dict()) for name in CHANGES}
         assert {configs.pop(name) for name in own} == {configs[PRESETS]}
+        assert [name for name in CHANGES if is_none(subject, name)] == [name for name in CHANGES if name in (PRESETS, *own)]
         assert len(set(configs.values())) == len(configs)
 
 

@@ -174,6 +174,7 @@ def test_files_of_two_prompts_never_share_a_name(first: str, second: str):
 def test_a_prompt_of_several_lines_is_one_line_of_a_table():
     job = make_jobs(Namespace(prompt=["a cat\n on\ta mat, " + "very " * 20], num_images=1, seed=3))[0]
     assert job.label == "a cat on a mat, very very very ver #3"
+    assert job.line == ("a cat on a mat, " + "very " * 20).strip()
 
 
 def test_the_same_prompt_twice_is_two_files_and_a_plain_one_names_them():

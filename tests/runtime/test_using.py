@@ -228,7 +228,7 @@ REFUSED: list[tuple[CacheConfig, dict[str, Any], type[Exception], str]] = [
         {"config": dataclasses.replace(BOUND, order=2, warmup_steps=5)},
         ValueError,
         r"in tolerance, max_growth, damping alone, got warmup_steps=5 \(compiled: 2\), order=2 \(compiled: 1\)\. Call "
-        r"afcache\.compile_pipeline\(pipe, config\)",
+        r"afcache\.compile_pipeline\(pipe, config\), or change the tolerance alone, .*: afcache\.using\(pipe, tolerance=0\.0",
     ),
     (policy("teacache"), {"tolerance": 0.1}, ValueError, r"policy 'teacache', which has no tolerance.*compile_pipeline"),
     (policy("none"), {"preset": "fast"}, ValueError, r"policy 'none', which has no tolerance"),
