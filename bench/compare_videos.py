@@ -10,7 +10,6 @@ measured again: ours by its settings, others by name.
 """
 
 import argparse
-import itertools
 import json
 import multiprocessing
 import statistics
@@ -29,6 +28,7 @@ from bench.mini_wan.sampling import SCHEDULERS
 from bench.race import contenders as race
 from bench.race.contender import Contender, do_nothing
 from bench.race.contender_process import StepClock, count_evaluations
+from bench.race.equal_videos import OURS, PSNR, SPEED, as_steady, at_equal_quality
 from bench.race.peers import calibrate_magcache
 from bench.race.subjects import Task, draw, load
 from bench.race.turns import is_installed
@@ -37,12 +37,8 @@ from bench.record.recording import write_result
 from bench.record.render import table
 
 FIRST_SEED = 16000
-QUALITIES = (40, 35)
 TOLERANCES = (0.002, 0.004, 0.008, 0.012, 0.016, 0.024, 0.026, 0.032, 0.045, 0.064, 0.09, 0.128)
-OURS, FEWER = "AFCache", "fewer steps"
-SPEED, PSNR = "fewer block evaluations", "PSNR (dB)"
-# What is told of a family at a quality.
-_AT = (SPEED, "flicker", "worst clip")
+FEWER = "fewer steps"
 # What do videos gain by presets of their own?
 OF_IMAGES, OF_IMAGES_TOLERANCES = "AFCache, presets of images", (0.008, 0.012, 0.016, 0.024, 0.032, 0.045)
 
@@ -146,39 +142,6 @@ def measure(job: Job) -> dict[str, Any]:
     }
 
 
-def at_equal_quality(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Families that reach a quality: their speed there, linearly between knobs, and flicker and worst clip at that speed."""
-    found = []
-    for quality in QUALITIES:
-        places = {name: _at(curve, quality) for name, curve in _curves(rows).items()}
-        reached = {name: place for name, place in places.items() if place is not None and place[SPEED] > 1}
-        peers = {row["family"] for row in rows if row["kind"] == "peer"}
-        best = max((place[SPEED] for name, place in reached.items() if name in peers), default=None)
-        for name, place in sorted(reached.items(), key=lambda item: -item[1][SPEED]):
-            over = {"over the fastest peer": place[SPEED] / best if best else "no peer reaches it"}
-            found.append({"family": name, "mean PSNR": f"{quality} dB", **place, **over})
-    return found
-
-
-def _curves(rows: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
-    curves: dict[str, list[dict[str, Any]]] = {}
-    for row in rows:
-        if row["failure"] is None:
-            curves.setdefault(row["family"], []).append(row)
-    return curves
-
-
-def _at(curve: list[dict[str, Any]], quality: float) -> dict[str, float] | None:
-    """Where a family is fastest with a quality, linearly between knobs that are neighbours in speed; None: nowhere."""
-    ordered = sorted(curve, key=lambda row: (row[SPEED], row[PSNR]))
-    places = [{key: row[key] for key in _AT} for row in ordered if row[PSNR] >= quality]
-    for slow, fast in itertools.pairwise(ordered):
-        if slow[PSNR] >= quality > fast[PSNR]:
-            share = (slow[PSNR] - quality) / (slow[PSNR] - fast[PSNR])
-            places.append({key: slow[key] + share * (fast[key] - slow[key]) for key in _AT})
-    return max(places, key=lambda place: (place[SPEED], -place["flicker"]), default=None)
-
-
 def key_of(contender: Contender, task: Task, seeds: Sequence[int]) -> str:
     """What a row is of, in one line."""
     given = getattr(contender.enable, "keywords", {})
@@ -253,7 +216,7 @@ def main() -> None:
     chosen = [name for name in chosen if any(part in name for part in arguments.contenders)]
     seeds = range(FIRST_SEED, FIRST_SEED + arguments.clips)
     rows = run(task, chosen, seeds, processes=arguments.processes, runs=arguments.runs)
-    equal = at_equal_quality(rows)
+    equal, steady = at_equal_quality(rows), as_steady(rows)
     notes = [
         f"mini-Wan, {task.steps} steps, {arguments.scheduler}, guidance as recommended. Seeds {seeds.start} to "
         f"{seeds.stop - 1}, one clip each, float32, nothing compiled; against the uncached clip of the same seed. PSNR in "
@@ -268,13 +231,15 @@ def main() -> None:
         "",
         table(equal),
         "",
+        *(["Ours where it flickers no more than the fastest peer does there:", "", table(steady), ""] if steady else []),
         "All of them:",
         "",
     ]
-    print(table(equal))
+    print(table(equal), *([table(steady)] if steady else []), sep="\n\n")
     part = f"{'targets_' if arguments.targets else ''}{arguments.scheduler.lower()}_{task.steps}"
     title = f"{'What to forecast in videos' if arguments.targets else 'Videos under every cache'}: mini-Wan"
-    print(write_result("videos", title, [*rows, *equal], notes=notes, shown=shown(rows), part=part, folder=arguments.output))
+    everything = [*rows, *equal, *steady]
+    print(write_result("videos", title, everything, notes=notes, shown=shown(rows), part=part, folder=arguments.output))
 
 
 if __name__ == "__main__":

@@ -14,10 +14,8 @@ from bench.compare_videos import (
     FEWER,
     OF_IMAGES,
     OF_IMAGES_TOLERANCES,
-    OURS,
     TOLERANCES,
     Job,
-    at_equal_quality,
     clips_of,
     everybody,
     forecasting,
@@ -26,6 +24,7 @@ from bench.compare_videos import (
     racing,
     shown,
 )
+from bench.race.equal_videos import OURS, as_steady, at_equal_quality
 from bench.race.subjects import Task
 
 TASK = Task("mini-wan", 6, scheduler="FlowMatchEuler")
@@ -62,6 +61,17 @@ def test_a_family_whose_fastest_knob_is_good_enough_is_told_of_at_that_knob():
     (ours, *_), quality = at_equal_quality([*ROWS, twice]), 40
     # Of two with one speed, the better one.
     assert (ours["mean PSNR"], ours["fewer block evaluations"], ours["flicker"]) == (f"{quality} dB", 4.0, 0.03)
+
+
+def test_ours_is_told_of_where_it_flickers_no_more_than_the_fastest_peer():
+    knobs = [row(OURS, "ours", speed, psnr, flicker) for speed, psnr, flicker in ((2.0, 45.0, 0.02), (3.0, 41.0, 0.04))]
+    peer = [row("peer", "peer", 1.5, 42.0, 0.02), row("peer", "peer", 2.5, 32.0, 0.06)]
+    at_40, at_35 = as_steady([*knobs, *peer])
+    # The peer has 0.028 at 40 dB and 1.7, where the faster knob flickers too much, and 0.048 at 35 dB.
+    assert (at_40["contender"], at_40["flicker"], at_40["the fastest peer"]) == (f"{OURS} 2.0", 0.02, "peer")
+    assert at_40["over the fastest peer"] == pytest.approx(2.0 / 1.7)
+    assert (at_35["contender"], at_35["PSNR (dB)"]) == (f"{OURS} 3.0", 41.0)
+    assert as_steady(knobs) == as_steady([*knobs, row("peer", "peer", 1.5, 42.0, 0.001)]) == []
 
 
 def test_without_a_peer_that_is_good_enough_nothing_is_compared():
