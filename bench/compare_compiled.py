@@ -204,7 +204,7 @@ def _compare(arguments: argparse.Namespace, chosen: Sequence[Contender]) -> None
     heading = compare_report.heading(task, count)
     shown = [compare_report.shown(row) for row in rows]
     print(heading, table(shown), *verdict(rows, is_random=task.is_random, is_quick=arguments.quick), sep="\n")
-    model = Path(task.model.replace(":", "_")).name
+    model = Path(task.model.replace(":", "_").replace("-", "_")).name
     subject = f"compare_{model}{'_quick' if arguments.quick else ''}"
     notes = compare_report.notes(task, count, is_quick=arguments.quick)
     measured = [row for row in rows if "seconds" in row]
