@@ -42,6 +42,12 @@ FEWER = "fewer steps"
 # What do videos gain by presets of their own?
 OF_IMAGES, OF_IMAGES_TOLERANCES = "AFCache, presets of images", (0.008, 0.012, 0.016, 0.024, 0.032, 0.045)
 
+# Of peers whose knobs in the race are far apart on videos: ones between these and beyond.
+BETWEEN: dict[str, tuple[tuple[str, Any], ...]] = {
+    "diffusers FirstBlockCache": (("0.08", 0.08),),
+    "diffusers MagCache": (("0.03", (0.03, 2)), ("0.48", (0.48, 8))),
+}
+
 
 class Job(NamedTuple):
     """One contender's clips.
@@ -69,7 +75,7 @@ def racing(task: Task) -> list[Contender]:
         _ours(f"{OURS} tolerance {value:g}", OURS, resolve_config(tolerance=value, draws_videos=True)) for value in TOLERANCES
     ]
     of_images = [_ours(f"{OF_IMAGES}, {value:g}", OF_IMAGES, tuned(value)) for value in OF_IMAGES_TOLERANCES]
-    return [*tolerances, *of_images, *known, *_fewer(task)]
+    return [*tolerances, *of_images, *known, *_between(known), *_fewer(task)]
 
 
 def forecasting(task: Task) -> list[Contender]:
@@ -85,6 +91,15 @@ def _ours(name: str, family: str, config: afcache.CacheConfig) -> Contender:
 def _enable(pipe: Any, task: Task, *, config: afcache.CacheConfig) -> None:
     del task
     afcache.compile_pipeline(pipe, config, compile=False)
+
+
+def _between(known: Sequence[Contender]) -> list[Contender]:
+    first = {contender.family: contender for contender in reversed(known)}
+    return [
+        first[family]._replace(name=f"{family} {label}", enable=partial(first[family].enable.func, knob=knob))
+        for family, knobs in BETWEEN.items()
+        for label, knob in knobs
+    ]
 
 
 def _fewer(task: Task) -> list[Contender]:

@@ -11,6 +11,7 @@ import afcache
 from afcache.settings.presets import for_videos, tuned
 from bench import compare_videos
 from bench.compare_videos import (
+    BETWEEN,
     FEWER,
     OF_IMAGES,
     OF_IMAGES_TOLERANCES,
@@ -88,6 +89,14 @@ def test_ours_race_with_the_presets_of_videos_and_beside_those_of_images():
     assert configs[OURS] == for_videos(tuned(TOLERANCES[-1]))
     assert configs[OF_IMAGES] == tuned(OF_IMAGES_TOLERANCES[-1])
     assert json.loads(key_of(everybody(TASK)["AFCache fast"], TASK, (0, 1)))["config"]["warmup_steps"] == 3
+
+
+def test_peers_have_knobs_between_those_of_the_race():
+    of_peers = {c.name: c for c in racing(TASK) if c.kind == "peer"}
+    for family, knobs in BETWEEN.items():
+        theirs = [c for c in of_peers.values() if c.family == family]
+        assert {f"{family} {label}" for label, _ in knobs} <= {c.name for c in theirs}
+        assert len({str(c.enable.keywords["knob"]) for c in theirs}) == len(theirs) > len(knobs)  # pyright: ignore[reportFunctionMemberAccess]
 
 
 def test_contenders_have_names_of_their_own():
