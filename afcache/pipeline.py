@@ -51,8 +51,8 @@ def compile_pipeline(
         config: complete settings; excludes `tolerance` and `preset`.
         tolerance: error budget between refreshes; 0 computes every step.
         preset: "quality", "balanced" (default) or "fast". Under a preset or a tolerance a pipeline that draws videos computes
-            its first three steps (others two) and weighs late errors down no longer; of several that share a transformer the one
-            that was passed last decides.
+            its first three steps (others two) and weighs late errors down no longer; of several that share a transformer the
+            one that was passed last decides.
         compile: "step" (True): the whole step is one graph, the model's blocks included. "blocks": computed steps are the
             transformer's own forward, whatever has been done to it (`transformer.compile()`, `compile_repeated_blocks`,
             offload, quantisation, attention processors, `enable_parallelism`); if nothing of it is compiled, its
