@@ -59,7 +59,7 @@ def for_videos(config: CacheConfig) -> CacheConfig:
     Under guidance the first steps choose what is behind everything that moves, and the worst of many clips is one whose third
     step was forecast badly. What late steps add is small, and flickers: sigma weighs it no longer. At equal mean quality clips
     mostly take fewer blocks than with the presets of images, by up to an eighth, and the worst of them are mostly better
-    (`bench.compare_videos`). Images are slower with either (`bench.search_changes`).
+    (`bench.compare_videos`). Images are slower with either, in the mean of three settings (`bench.search_changes`).
     """
     return dataclasses.replace(config, warmup_steps=max(config.warmup_steps, 3), error_weight=0.0)
 

@@ -27,10 +27,10 @@ def at_equal_quality(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def as_steady(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """Our fastest knob of a quality that flickers no more than the fastest peer does where it has that quality."""
+    fastest = {place["mean PSNR"]: place for place in at_equal_quality(rows) if place["over the fastest peer"] == 1}
     found = []
     for quality in QUALITIES:
-        places = [place for place in at_equal_quality(rows) if place["mean PSNR"] == f"{quality} dB"]
-        rival = next((place for place in places if place["over the fastest peer"] == 1), None)
+        rival = fastest.get(f"{quality} dB")
         knobs = [row for row in rows if row["family"] == OURS and row["failure"] is None and row[PSNR] >= quality]
         steady = [row for row in knobs if rival is not None and row["flicker"] <= rival["flicker"]]
         if rival is not None and steady:
