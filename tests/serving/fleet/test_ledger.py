@@ -9,6 +9,7 @@ from typing import Any
 from afcache.serving.fleet.asked import Asked, Drawn, Event, Failed, Progressed
 from afcache.serving.fleet.book import Book
 from afcache.serving.fleet.ledger import Ledger
+from tests.support import virtual_time
 
 ASKED = Asked(prompt="a cat", steps=4)
 IMAGE = Drawn(b"png", "F..F", "one", {"steps": 4.0})
@@ -55,7 +56,7 @@ def run(tmp_path: Path, replicas: Replicas, act: Callable[[Ledger], object], **l
         await asyncio.wait_for(asyncio.gather(*ledger._tasks.values()), 10)
         return ledger
 
-    return asyncio.run(go())
+    return virtual_time.run(go())
 
 
 def test_a_request_is_drawn(tmp_path):
@@ -137,7 +138,7 @@ def test_another_ledger_sees_through_what_was_accepted(tmp_path):
         await asyncio.sleep(0.1)
         await ledger.close()
 
-    asyncio.run(die())
+    virtual_time.run(die())
     replicas = Replicas([IMAGE], [IMAGE])
     ledger = run(tmp_path, replicas, lambda ledger: ledger.resume())
     assert sorted(replicas.starts, key=str) == [None, b"two"]
@@ -204,7 +205,7 @@ def test_neighbours_outlive_one_that_kills_its_replica(tmp_path):
         await asyncio.wait_for(asyncio.gather(*ledger._tasks.values()), 30)
         return [seen and seen.state for seen in map(ledger.look, ("poison", *map(str, range(6))))]
 
-    assert asyncio.run(go()) == ["failed", *["drawn"] * 6]
+    assert virtual_time.run(go()) == ["failed", *["drawn"] * 6]
 
 
 def test_a_book_is_of_one_model_while_something_is_to_be_drawn(tmp_path):
