@@ -249,9 +249,15 @@ class Batcher:
                 self._engine.drop(number)
             for request, departure in coming:
                 self._admit(request, departure)
-            for each in self._engine.tick():
+            arrived = self._engine.tick()
+            # Before any image: who has theirs finds the calls that it took.
+            self._count_calls()
+            for each in arrived:
                 self._arrive(each)
-            calls, self._engine.computed = self._engine.computed, []
+
+    def _count_calls(self) -> None:
+        calls, self._engine.computed = self._engine.computed, []
+        with self._changed:
             self._metrics.calls += len(calls)
             self._metrics.samples += sum(calls)
 
