@@ -124,6 +124,12 @@ def test_a_replica_dies_and_every_image_comes(fleet: Fleet):
         time.sleep(0.1)
 
 
+def test_it_yields_to_others_no_more_than_the_command_does(fleet: Fleet):
+    members = [pid for kind in ("Drawer", "Ledger", "Front") for pid in fleet.members(kind)]
+    assert len(members) >= 4
+    assert {os.getpriority(os.PRIO_PROCESS, pid) for pid in members} == {os.getpriority(os.PRIO_PROCESS, fleet.process.pid)}
+
+
 @pytest.mark.slow
 def test_the_ledger_dies_and_every_image_comes(fleet: Fleet):
     # Longer than Ray takes to start it again.
