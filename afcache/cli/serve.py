@@ -181,7 +181,8 @@ def _serve(plan: "Plan", arguments: argparse.Namespace) -> None:
     """Start the fleet, say where it is, wait for a signal, stop it."""
     # Ray's own: it would ask over the network how it is used.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    # Added to this process's own. Ray's default, 15, lets replicas stand still wherever anything else computes.
+    # Added to this process's own. Ray's default, 15, leaves replicas a thirtieth of a processor that others want, too: it keeps
+    # many workers from starving Ray's own processes, which few replicas do not.
     os.environ.setdefault("RAY_worker_niceness", "0")
     with quiet_imports():
         import ray

@@ -1,4 +1,4 @@
-"""Coroutines that sleep in a time of their own, which no other work on the machine and no slow disk stretches."""
+"""Coroutines that sleep in a time of their own, which neither other work on the machine nor a slow disk stretches."""
 
 import asyncio
 import selectors
@@ -9,7 +9,7 @@ Result = TypeVar("Result")
 
 
 class _Selector(selectors.DefaultSelector):
-    """Passes the time for which it is to wait, instead of waiting."""
+    """Lets the time pass for which it is to wait, instead of waiting; where it is to wait for ever, it does."""
 
     now = 0.0
 
@@ -24,15 +24,18 @@ class _Loop(asyncio.SelectorEventLoop):
     def __init__(self) -> None:
         self._virtual = _Selector()
         super().__init__(self._virtual)
+        # asyncio's own, a nanosecond, is nothing beside hours of months, whose sleepers would never wake.
+        self._clock_resolution = 1e-6
 
     def time(self) -> float:
         return self._virtual.now
 
 
 def run(coroutine: Coroutine[Any, Any, Result]) -> Result:
-    """Like `asyncio.run`: what sleeps wakes as soon as nothing else is to be done, and in the order of its hours.
+    """Like `asyncio.run`: what sleeps wakes as soon as nothing else is to be done, the earliest first.
 
-    For coroutines that wait for each other alone: threads and processes take their time, and here none passes for them.
+    For coroutines that wait for each other alone: before a thread or process answers, every time limit has passed. A sleep of
+    no time passes none either: who tries again without a pause does so for ever.
     """
     with asyncio.Runner(loop_factory=_Loop) as runner:
         return runner.run(coroutine)

@@ -39,9 +39,9 @@ class Fleet:
         command = [sys.executable, "-m", "afcache", "serve", "--port", str(port), "--folder", str(folder), *options]
         # Ray's workers are nobody's children, but they inherit this.
         self.mark = uuid.uuid4().hex
-        self.process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env={**os.environ, _MARK: self.mark}
-        )
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+        environment[_MARK] = self.mark
+        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
         self.client = Client(f"http://127.0.0.1:{port}")
         assert self.process.stdout is not None
         self.lines: list[str] = []

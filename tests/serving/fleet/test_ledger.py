@@ -1,11 +1,15 @@
 """Accepted requests are seen through, whatever becomes of those that draw them and of the ledger itself."""
 
 import asyncio
+import random
 import sqlite3
 from collections.abc import AsyncGenerator, Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from afcache.serving.fleet import ledger as ledger_module
 from afcache.serving.fleet.asked import Asked, Drawn, Event, Failed, Progressed
 from afcache.serving.fleet.book import Book
 from afcache.serving.fleet.ledger import Ledger
@@ -49,7 +53,7 @@ def run(tmp_path: Path, replicas: Replicas, act: Callable[[Ledger], object], **l
     """Let a ledger of these replicas do something, within a loop, and wait for what it began."""
 
     async def go() -> Ledger:
-        ledger = Ledger(Book(tmp_path / "book"), replicas.draw, pause=0.0, **limits)
+        ledger = Ledger(Book(tmp_path / "book"), replicas.draw, pause=0.01, **limits)
         found = act(ledger)
         if asyncio.iscoroutine(found):
             await found
@@ -180,8 +184,10 @@ def test_what_cannot_be_read_fails_alone(tmp_path):
     assert seen["a"].error == "it was written by another version: 1 fields are not as they are now"
 
 
-def test_neighbours_outlive_one_that_kills_its_replica(tmp_path):
-    """It takes all with it that are drawn beside it; they come back at other times."""
+@pytest.mark.parametrize("seed", range(40))
+def test_neighbours_outlive_one_that_kills_its_replica(tmp_path, monkeypatch, seed: int):
+    """It takes all with it that are drawn beside it; they come back at other times, whatever the seed."""
+    monkeypatch.setattr(ledger_module, "random", random.Random(seed))
     beside: set[int] = set()
     numbers = iter(range(10_000))
 
