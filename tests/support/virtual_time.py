@@ -24,7 +24,7 @@ class _Loop(asyncio.SelectorEventLoop):
     def __init__(self) -> None:
         self._virtual = _Selector()
         super().__init__(self._virtual)
-        # asyncio's own, a nanosecond, is nothing beside hours of months, whose sleepers would never wake.
+        # asyncio's own, a nanosecond, is lost beside months: who sleeps for so long would never wake.
         self._clock_resolution = 1e-6
 
     def time(self) -> float:
